@@ -1,0 +1,5 @@
+"""All that is one engine's own: where it keeps weights, param groups and the update boundary, a file each."""
+
+from alphadecay_dist.engines.host import Host, host_for
+
+__all__ = ["Host", "host_for"]

@@ -1,0 +1,50 @@
+"""What the controller asks of whatever holds the weights, and which file answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+from alphadecay_dist.sharding.inventory import Matrix
+from alphadecay_dist.sharding.layout import ShardSource
+
+
+class Host(Protocol):
+    """An engine as the controller sees it."""
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """Process group whose ranks hold the pieces; None in a single process."""
+        ...
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups as they are now; never kept, for a load may replace them."""
+        ...
+
+    def at_boundary(self) -> bool:
+        """Whether the next engine step updates the weights."""
+        ...
+
+    def sources(self, matrices: Sequence[Matrix]) -> list[ShardSource]:
+        """The tuned weights as this engine stores them."""
+        ...
+
+
+def host_for(
+    optimizer: torch.optim.Optimizer, engine: Any | None, process_group: dist.ProcessGroup | None
+) -> Host:
+    """The host for a DeepSpeed engine, or for a plain optimizer over whole weights (one process, DDP).
+
+    Raises:
+        UserError: an engine or a setting of it that cannot be served.
+    """
+    if engine is not None:
+        from alphadecay_dist.engines.zero import ZeroHost  # noqa: PLC0415  (loads deepspeed)
+
+        return ZeroHost(engine)
+    from alphadecay_dist.engines.replicated import ReplicatedHost  # noqa: PLC0415
+
+    return ReplicatedHost(optimizer, process_group)

@@ -1,0 +1,76 @@
+"""Whole weights on every rank: a single process, DDP, and DeepSpeed's stages 0 to 2."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from alphadecay_dist.errors import UserError
+from alphadecay_dist.sharding.inventory import Matrix
+from alphadecay_dist.sharding.layout import Flat, Piece, ShardSource
+
+
+class ReplicatedSource:
+    """A weight that every rank holds whole."""
+
+    def __init__(self, matrix: Matrix, world_size: int) -> None:
+        self.name = matrix.module
+        self.shape: tuple[int, ...] = matrix.shape
+        self.dtype = matrix.parameter.dtype
+        self._parameter = matrix.parameter
+        self._holders = tuple(range(world_size))
+
+    def pieces(self) -> list[Piece]:
+        """One piece, everybody's."""
+        return [Piece(self._holders, Flat(0, math.prod(self.shape)))]
+
+    def local(self) -> Tensor:
+        """The whole weight, flattened."""
+        return self._parameter.detach().reshape(-1)
+
+
+class ReplicatedHost:
+    """A plain torch optimizer over whole weights."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, group: dist.ProcessGroup | None) -> None:
+        self._optimizer = optimizer
+        self._group = group or (dist.group.WORLD if dist.is_initialized() else None)
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The given process group, else the default one."""
+        return self._group
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's own."""
+        return self._optimizer.param_groups
+
+    def at_boundary(self) -> bool:
+        """Always: without an engine the caller steps the controller once an update."""
+        return True
+
+    def sources(self, matrices: Sequence[Matrix]) -> list[ShardSource]:
+        """Every weight whole, on every rank.
+
+        Raises:
+            UserError: a weight is sharded.
+        """
+        for matrix in matrices:
+            if isinstance(matrix.parameter, DTensor) or tuple(matrix.parameter.shape) != matrix.shape:
+                raise UserError(
+                    f"{matrix.module}.weight is sharded, expected a whole weight {matrix.shape}; "
+                    "under DeepSpeed give AlphaDecay(..., engine=engine); FSDP is not served yet"
+                )
+        return replicated_sources(matrices, self._group)
+
+
+def replicated_sources(matrices: Sequence[Matrix], group: dist.ProcessGroup | None) -> list[ShardSource]:
+    """Sources of weights that every rank of the group holds whole."""
+    world_size = dist.get_world_size(group) if group else 1
+    return [ReplicatedSource(matrix, world_size) for matrix in matrices]

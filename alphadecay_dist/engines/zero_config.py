@@ -1,0 +1,121 @@
+"""A DeepSpeed JSON and the recipe's numbers -> the config that ``deepspeed.initialize`` gets.
+
+The JSON holds only what is DeepSpeed's. Batch sizes, precision and clipping are "auto" in it and filled from
+the recipe; a number there must be the recipe's. Pure: nothing here loads torch or deepspeed.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alphadecay_dist.errors import UserError
+
+AUTO = "auto"
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """Read a DeepSpeed JSON.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or is no JSON object.
+    """
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"--deepspeed {path}: no such file; ds_configs/ has zero1.json to zero3.json"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--deepspeed {path}: cannot be read: {error}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"--deepspeed {path}: not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"--deepspeed {path}: found a {type(config).__name__}, expected a JSON object")
+    return config
+
+
+def resolve(
+    config: Mapping[str, Any],
+    *,
+    global_batch: int,
+    micro_batch: int,
+    accumulation: int,
+    clip: float,
+    dtype: str,
+) -> dict[str, Any]:
+    """Fill "auto" and missing values from the recipe.
+
+    Args:
+        config: the JSON as read.
+        global_batch: sequences an update, over all ranks.
+        micro_batch: sequences a rank takes at once.
+        accumulation: micro-batches an update.
+        clip: largest global gradient norm; 0 is off.
+        dtype: ``"float32"`` or ``"bfloat16"``.
+
+    Returns:
+        A new config without "auto" in the keys named here.
+
+    Raises:
+        UserError: a section that is not DeepSpeed's to decide, a mode that ignores the decay, or a value
+            other than the recipe's.
+    """
+    refuse(config)
+    resolved = copy.deepcopy(dict(config))
+    fill(resolved, "train_batch_size", global_batch, "train.global_batch")
+    fill(resolved, "train_micro_batch_size_per_gpu", micro_batch, "train.micro_batch over the ranks")
+    fill(resolved, "gradient_accumulation_steps", accumulation, "train.global_batch over the micro-batches")
+    fill(resolved, "gradient_clipping", clip, "train.clip")
+    for section, on in (("bf16", dtype == "bfloat16"), ("fp16", False)):
+        options = resolved.setdefault(section, {})
+        if not isinstance(options, dict):
+            raise UserError(f"DeepSpeed config: {section} is {options!r}, expected an object")
+        fill(options, "enabled", on, f"train.dtype {dtype}", prefix=f"{section}.")
+    # A torch optimizer serves offload too, and needs no compiler.
+    resolved["zero_force_ds_cpu_optimizer"] = False
+    return resolved
+
+
+def fill(options: dict[str, Any], key: str, value: Any, source: str, prefix: str = "") -> None:
+    """Set a value that is missing or "auto"; insist on it otherwise."""
+    found = options.get(key, AUTO)
+    if found != AUTO and (isinstance(found, bool) != isinstance(value, bool) or found != value):
+        raise UserError(
+            f"DeepSpeed config: {prefix}{key} is {found!r}, the recipe says {value!r} ({source}): "
+            f'write "auto" there, or change the recipe'
+        )
+    options[key] = value
+
+
+def refuse(config: Mapping[str, Any]) -> None:
+    """Refuse what would take the optimizer, or the decay, out of this trainer's hands.
+
+    Raises:
+        UserError: an optimizer or scheduler section, SuperOffload, ZenFlow, or a stage outside 0 to 3.
+    """
+    for section in ("optimizer", "scheduler"):
+        if section in config:
+            raise UserError(
+                f"DeepSpeed config: has an {section!r} section, expected none: "
+                "the recipe decides it (optimizer.* and train.*); remove the section"
+            )
+    zero = config.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise UserError(f"DeepSpeed config: zero_optimization is {zero!r}, expected an object")
+    if zero.get("stage", 0) not in (0, 1, 2, 3):
+        raise UserError(f"DeepSpeed config: zero_optimization.stage is {zero['stage']!r}, expected 0 to 3")
+    offload = zero.get("offload_optimizer") or {}
+    if isinstance(offload, dict) and offload.get("super_offload"):
+        raise UserError(
+            "DeepSpeed config: SuperOffload (offload_optimizer.super_offload) ignores a weight decay that "
+            "changes: remove it"
+        )
+    if zero.get("zenflow"):
+        raise UserError(
+            "DeepSpeed config: ZenFlow (zero_optimization.zenflow) ignores a weight decay that changes: "
+            "remove it"
+        )

@@ -1,0 +1,144 @@
+"""How the trainer builds, steps, saves and loads DeepSpeed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+SHARDS = "deepspeed"  # DeepSpeed's tag, a folder of a checkpoint
+
+
+class ZeroTraining:
+    """A DeepSpeed engine from start to end.
+
+    Args:
+        config: the resolved DeepSpeed config, see :func:`alphadecay_dist.engines.zero_config.resolve`.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.stage: int = config.get("zero_optimization", {}).get("stage", 0)
+        self.device = _device()
+        self._engine: Any = None
+
+    @property
+    def layout(self) -> str:
+        """Engine and sharding, as a checkpoint names them."""
+        return f"deepspeed ZeRO-{self.stage}"
+
+    def start(self) -> None:
+        """Join the process group: NCCL on GPUs, gloo on CPUs; alone where no launcher set the variables."""
+        quiet = logging.WARNING if int(os.environ.get("RANK", "0")) == 0 else logging.ERROR
+        deepspeed.utils.logging.logger.setLevel(quiet)
+        for key, value in _ALONE.items():
+            os.environ.setdefault(key, value)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        else:
+            # DeepSpeed would compile a shared-memory all-reduce here, and fail where there is no compiler.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed("nccl" if self.device.type == "cuda" else "gloo", verbose=False)
+
+    def construct(self, build: Callable[[], nn.Module]) -> nn.Module:
+        """Build the model; under stage 3 each parameter is partitioned as soon as it is made."""
+        if self.stage < 3:
+            return build()
+        with deepspeed.zero.Init(config_dict_or_path=self.config):
+            return build()
+
+    @contextlib.contextmanager
+    def whole(self, parameter: nn.Parameter) -> Iterator[None]:
+        """Context in which rank 0 has the parameter whole, and what it writes there is kept by all."""
+        partitioned = hasattr(parameter, "ds_id")
+        with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0, enabled=partitioned):
+            yield
+
+    def initialize(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+        """Wrap model and optimizer; returns the ``DeepSpeedEngine``."""
+        self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.config)
+        return self._engine
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Write the learning rate into every group."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def update(
+        self,
+        losses: Iterator[Callable[[nn.Module], Tensor]],
+        scale: float,
+        before_step: Callable[[], None],
+    ) -> Tensor:
+        """One optimizer update.
+
+        Args:
+            losses: a function a micro-batch, from the model to its summed loss.
+            scale: what to multiply a rank's summed losses with, before DeepSpeed's mean over ranks.
+            before_step: called after each backward, before each step.
+
+        Returns:
+            The sum of this rank's losses, a detached scalar.
+        """
+        self._engine.train()
+        total = torch.zeros((), device=self.device)
+        for loss_of in losses:
+            loss = loss_of(self._engine)
+            self._engine.backward(loss * scale, scale_wrt_gas=False)
+            total += loss.detach()
+            before_step()
+            self._engine.step()
+        return total
+
+    @torch.no_grad()
+    def evaluate(self, losses: Iterator[Callable[[nn.Module], Tensor]]) -> Tensor:
+        """The sum of this rank's losses, without gradients."""
+        self._engine.eval()
+        total = torch.zeros((), device=self.device)
+        for loss_of in losses:
+            total += loss_of(self._engine)
+        return total
+
+    @property
+    def grad_norm(self) -> float | None:
+        """Global norm of the last update's gradients before clipping; None where DeepSpeed has none."""
+        norm = self._engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's shards below ``folder``; collective. DeepSpeed's ``latest`` is not written."""
+        self._engine.save_checkpoint(str(folder), tag=SHARDS, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Read this rank's shards from ``folder``; collective. They are pickles: load none but your own."""
+        loaded, _ = self._engine.load_checkpoint(str(folder), tag=SHARDS)
+        if loaded is None:
+            raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint there")
+
+    def close(self) -> None:
+        """Leave the process group."""
+        self._engine = None
+        dist.destroy_process_group()
+
+
+_ALONE = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
+
+
+def _device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")

@@ -1,0 +1,1 @@
+"""Recipes: the demo and every published run."""

@@ -1,0 +1,1 @@
+"""Pieces and owners: which rank holds what of a weight, who analyses it, and how it gets there."""

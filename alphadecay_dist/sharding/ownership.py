@@ -1,0 +1,83 @@
+"""Who analyses which matrix, and in which order: pure, the same on every rank.
+
+A matrix has one owner rank. Owners are dealt by LPT (longest processing time first): the matrices in
+falling order of cost, each to the rank that has the least so far. An owner takes its matrices in rounds, so
+that what it must hold at once stays under a memory budget.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Owners and rounds.
+
+    Attributes:
+        owners: owner rank by matrix name.
+        rounds: names in the order of work; an owner's matrices of one round are in its memory together.
+    """
+
+    owners: Mapping[str, int]
+    rounds: tuple[tuple[str, ...], ...]
+
+
+def cost(shape: Sequence[int]) -> float:
+    """Floating-point operations of one spectrum: Gram matrix and tridiagonalisation.
+
+    Args:
+        shape: (m, n).
+
+    Returns:
+        m n N multiply-adds at 2 flops, and 4/3 N^3, where N = min(m, n).
+    """
+    small = min(shape)
+    return 2.0 * shape[0] * shape[1] * small + 4.0 / 3.0 * small**3
+
+
+def assign_owners(costs: Mapping[str, float], world_size: int) -> dict[str, int]:
+    """LPT: deal matrices to ranks so that the loads are near equal; ties go by name and lowest rank."""
+    loads = [(0.0, rank) for rank in range(world_size)]
+    owners = {}
+    for name in sorted(costs, key=lambda name: (-costs[name], name)):
+        load, rank = heapq.heappop(loads)
+        owners[name] = rank
+        heapq.heappush(loads, (load + costs[name], rank))
+    return owners
+
+
+def plan(
+    shapes: Mapping[str, Sequence[int]], nbytes: Mapping[str, int], world_size: int, budget: int
+) -> Plan:
+    """Owners for all matrices, and rounds in which no owner receives more than ``budget`` bytes.
+
+    Args:
+        shapes: (m, n) by name.
+        nbytes: bytes that a matrix takes at its owner.
+        world_size: number of ranks.
+        budget: bytes a round at one owner; a larger matrix gets a round of its own.
+
+    Returns:
+        The plan, the same for the same arguments.
+    """
+    costs = {name: cost(shape) for name, shape in shapes.items()}
+    owners = assign_owners(costs, world_size)
+    rounds: list[list[str]] = []
+    position, held = [0] * world_size, [0] * world_size
+    for name in sorted(costs, key=lambda name: (-costs[name], name)):
+        rank = owners[name]
+        if held[rank] and held[rank] + nbytes[name] > budget:
+            position[rank], held[rank] = position[rank] + 1, 0
+        held[rank] += nbytes[name]
+        while len(rounds) <= position[rank]:
+            rounds.append([])
+        rounds[position[rank]].append(name)
+    return Plan(owners, tuple(tuple(names) for names in rounds))
+
+
+def default_budget(nbytes: Mapping[str, int]) -> int:
+    """Two of the largest matrices, or 256 MiB where that is more: one arrives while one is worked on."""
+    return max(2 * max(nbytes.values()), 256 * 2**20)

@@ -1,0 +1,84 @@
+"""One matrix -> its report: alpha where it is defined, a named status where it is not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from alphadecay_dist.spectral.esd import esd
+from alphadecay_dist.spectral.metrics import frobenius_norm, spectral_norm, stable_rank
+from alphadecay_dist.spectral.powerlaw import hill
+
+MIN_EIGENVALUES = 50  # fewer than these carry no tail to fit (as in the released code)
+
+OK = "ok"
+TOO_SMALL = "too_small"  # fewer than MIN_EIGENVALUES eigenvalues
+NON_FINITE = "non_finite"  # a NaN or an infinity among the entries
+ZERO = "zero"  # nothing but zeros
+RANK_DEFICIENT = "rank_deficient"  # the median eigenvalue is lost in rounding
+NO_TAIL = "no_tail"  # all eigenvalues of the tail are equal
+FAILED = "failed"  # the eigensolver gave up
+STATUSES = (OK, TOO_SMALL, NON_FINITE, ZERO, RANK_DEFICIENT, NO_TAIL, FAILED)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What the spectrum of one matrix says. Undefined values are None; no NaN and no infinity is in it.
+
+    Attributes:
+        alpha: power-law exponent of the tail; None unless ``status`` is "ok".
+        ks: Kolmogorov-Smirnov distance of that fit.
+        stable_rank: squared Frobenius over squared spectral norm.
+        spectral_norm: largest singular value.
+        frobenius_norm: root of the sum of squares of the entries.
+        status: one of ``STATUSES``.
+    """
+
+    alpha: float | None = None
+    ks: float | None = None
+    stable_rank: float | None = None
+    spectral_norm: float | None = None
+    frobenius_norm: float | None = None
+    status: str = OK
+
+
+def analyze(matrix: Tensor, *, xmin_pos: float = 2.0) -> Analysis:
+    """Analyse the spectrum of one weight matrix.
+
+    Args:
+        matrix: (m, n), fp32, bf16, fp16 or fp64, on any device, wide or tall, contiguous or not.
+        xmin_pos: where the tail begins: at eigenvalue floor(N / xmin_pos).
+
+    Returns:
+        The analysis; whatever the matrix holds, a status and never an exception.
+
+    Raises:
+        ValueError: ``matrix`` is not two-dimensional.
+    """
+    if matrix.ndim != 2:
+        raise ValueError(f"analyze expects a matrix (m, n), found shape {tuple(matrix.shape)}")
+    if min(matrix.shape) < MIN_EIGENVALUES:
+        return Analysis(status=TOO_SMALL)
+    if not bool(torch.isfinite(matrix).all()):
+        return Analysis(status=NON_FINITE)
+    if not bool(matrix.any()):
+        return Analysis(status=ZERO)
+    try:
+        density = esd(matrix)
+    except torch.linalg.LinAlgError:
+        return Analysis(status=FAILED)
+    values = density.values
+    norms = Analysis(
+        stable_rank=stable_rank(values),
+        spectral_norm=spectral_norm(values),
+        frobenius_norm=frobenius_norm(values),
+    )
+    floor = values.numel() * density.eps * values[-1]
+    if bool(values[int(values.numel() / xmin_pos)] <= floor):
+        return replace(norms, status=RANK_DEFICIENT)
+    fit = hill(values, xmin_pos)
+    if fit is None:
+        return replace(norms, status=NO_TAIL)
+    return replace(norms, alpha=fit.alpha, ks=fit.ks)

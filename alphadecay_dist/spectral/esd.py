@@ -1,0 +1,78 @@
+"""Matrix -> empirical spectral density (ESD): the eigenvalues of its correlation matrix.
+
+The route is a Gram matrix of the smaller side and ``eigvalsh``, in fp32 where that is exact enough and in
+fp64 where the spectrum is too spread for it. The error of the fp32 route grows with
+lambda_max / lambda_median, so that ratio decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# fp32 keeps alpha within 1e-5 up to here (measured: 1.4e-5 at a ratio of 8e4, 1.4e-3 at 1.1e6).
+FP32_MAX_SPREAD = 1e4
+
+
+@dataclass(frozen=True)
+class ESD:
+    """The eigenvalues of W^T W (or W W^T, whichever is smaller) and how well they are known.
+
+    Attributes:
+        values: fp64, ascending, min(m, n) of them, on the matrix's device; never negative.
+        eps: unit round-off of the precision that the eigenvalues were computed in.
+    """
+
+    values: Tensor
+    eps: float
+
+
+def esd(matrix: Tensor) -> ESD:
+    """Eigenvalues of the correlation matrix of ``matrix``, the squares of its singular values.
+
+    Args:
+        matrix: (m, n), real floating point, on any device, every entry finite, not all zero.
+
+    Returns:
+        The ESD. A matrix is scaled by its largest entry first, so that magnitudes of 1e20 and 1e-20
+        neither overflow nor vanish; what an fp64 eigenvalue cannot hold after that is inf or 0.
+
+    Raises:
+        ValueError: the matrix is not two-dimensional or is empty.
+    """
+    if matrix.ndim != 2 or matrix.numel() == 0:
+        raise ValueError(f"expected a matrix with entries, found shape {tuple(matrix.shape)}")
+    matrix = matrix.detach()
+    scale = matrix.abs().max().double()
+    dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+    values = _gram_eigenvalues(matrix, scale, dtype)
+    if dtype is torch.float32 and values[-1] > FP32_MAX_SPREAD * values[values.numel() // 2]:
+        dtype = torch.float64
+        values = _gram_eigenvalues(matrix, scale, dtype)
+    return ESD(values.double().clamp_min(0) * scale * scale, torch.finfo(dtype).eps)
+
+
+def _gram_eigenvalues(matrix: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Ascending eigenvalues of the smaller Gram matrix of matrix / scale, computed in ``dtype``."""
+    # Divided in fp64 where fp32 could not hold the scale's inverse; rounded once either way.
+    scaled = (matrix.double() / scale).to(dtype) if scale < 1e-30 else matrix.to(dtype) / scale.to(dtype)
+    if scaled.shape[0] < scaled.shape[1]:
+        scaled = scaled.T
+    with _full_precision_matmul():
+        gram = scaled.T @ scaled  # (N, N), N = min(m, n)
+    return torch.linalg.eigvalsh(gram)
+
+
+@contextlib.contextmanager
+def _full_precision_matmul() -> Iterator[None]:
+    """TF32 or bf16 products of fp32 matrices would move alpha by 3.5e-5 and more."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

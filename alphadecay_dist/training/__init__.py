@@ -1,0 +1,1 @@
+"""The trainer: one concern a file, over the rooms before it."""

@@ -1,0 +1,81 @@
+"""What can be checked before any rank meets another: options, recipe, model, DeepSpeed JSON, files."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from alphadecay_dist.engines import zero_config
+from alphadecay_dist.errors import UserError
+from alphadecay_dist.sharding.inventory import require_matrices, tuned_matrices
+from alphadecay_dist.training import model as models
+from alphadecay_dist.training.config import Config, load_config
+from alphadecay_dist.training.corpus import find_files
+from alphadecay_dist.training.data import micro_batch
+from alphadecay_dist.training.ranks import environment
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line: see train.py."""
+
+    recipe: str
+    overrides: tuple[str, ...]
+    deepspeed: str | None
+    output_dir: str | None
+    resume: str = "auto"
+    overwrite: bool = False
+    init_from: str | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What can be known before any rank meets another."""
+
+    config: Config
+    model_config: LlamaConfig
+    shapes: LlamaForCausalLM
+    engine_config: dict[str, Any]
+    folder: Path
+
+
+def check(options: Options) -> Checked:
+    """Check options, recipe, model and DeepSpeed JSON: the same result, or error, on every rank."""
+    config = load_config(options.recipe, options.overrides)
+    if config.train.dtype == "auto":
+        dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, dtype=dtype))
+    if options.deepspeed is None:
+        raise UserError(
+            "--deepspeed: missing, expected a DeepSpeed JSON: "
+            "deepspeed train.py --deepspeed ds_configs/zero2.json"
+        )
+    world_size = environment("WORLD_SIZE", 1)
+    size = micro_batch(config.train, world_size)
+    engine_config = zero_config.resolve(
+        zero_config.read_json(options.deepspeed),
+        global_batch=config.train.global_batch,
+        micro_batch=size,
+        accumulation=config.train.global_batch // world_size // size,
+        clip=config.train.clip,
+        dtype=config.train.dtype,
+    )
+    model_config = models.read_model_config(config.model.name, config.train.seq_len)
+    shapes = models.build_on_meta(model_config)
+    require_matrices(tuned_matrices(shapes))
+    for source in (config.data.source, config.data.validation):
+        if source not in ("demo", "c4", None):
+            find_files(source)
+    if options.init_from is not None:
+        models.values_from(options.init_from, shapes)
+    name = Path(options.recipe).stem
+    folder = Path(options.output_dir or Path("runs") / name)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder}: is a file, expected a directory")
+    return Checked(config, model_config, shapes, engine_config, folder)

@@ -1,0 +1,226 @@
+"""The training loop: updates, evaluations, checkpoints, and what is logged of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from alphadecay_dist.checkpoint import writer
+from alphadecay_dist.checkpoint.reader import Checkpoint
+from alphadecay_dist.controller import AlphaDecay, Refresh
+from alphadecay_dist.engines.zero_training import ZeroTraining
+from alphadecay_dist.training.config import Config
+from alphadecay_dist.training.data import Batch, EvaluationData, TrainingData
+from alphadecay_dist.training.metrics import (
+    DECAY,
+    EVAL,
+    METRICS,
+    RunFiles,
+    Tracker,
+    means_by_type,
+    refresh_record,
+)
+from alphadecay_dist.training.model import summed_loss
+from alphadecay_dist.training.ranks import Ranks
+from alphadecay_dist.training.schedule import learning_rate
+from alphadecay_dist.training.start import CHECKPOINTS
+
+
+@dataclass
+class Progress:
+    """How far the run is: updates finished and tokens trained on."""
+
+    step: int = 0
+    tokens: int = 0
+
+
+class Trainer:
+    """Runs one recipe to its end.
+
+    Args:
+        config: the resolved recipe.
+        folder: output directory.
+        ranks: this rank among the others.
+        engine: the engine, holding model and optimizer.
+        decay: the controller; None for the uniform policy.
+        data: this rank's training data.
+        evaluation: this rank's validation data.
+        files: the run's files, on rank 0.
+        tracker: wandb, on rank 0.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        ranks: Ranks,
+        engine: ZeroTraining,
+        decay: AlphaDecay | None,
+        data: TrainingData,
+        evaluation: EvaluationData,
+        files: RunFiles | None,
+        tracker: Tracker | None,
+    ) -> None:
+        self._config = config
+        self._folder = folder
+        self._ranks = ranks
+        self._engine = engine
+        self._decay = decay
+        self._data = data
+        self._evaluation = evaluation
+        self._files = files
+        self._tracker = tracker
+        self.progress = Progress()
+        self.perplexities: list[float] = []
+        self._last_refresh: Refresh | None = None
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Take up a checkpoint: weights, optimizer, decays, data position; collective."""
+        self._engine.load(checkpoint.folder)
+        state = checkpoint.state()
+        if self._decay is not None and state["decay"] is not None:
+            self._decay.load_state_dict(state["decay"])
+        self._data.load(state["lanes"])
+        self.progress = Progress(checkpoint.manifest.step, state["tokens"])
+
+    def run(self) -> bool:
+        """Train until the last update, or ``train.stop_after``.
+
+        Returns:
+            Whether the run is finished.
+        """
+        train, bar = self._config.train, self._progress_bar()
+        if self.progress.step == 0:
+            self._evaluate(bar)
+        while self.progress.step < train.steps:
+            self._update(bar)
+            step = self.progress.step
+            last = step == train.steps
+            if last or _due(step, self._config.eval.every):
+                self._evaluate(bar)
+            stop = step == train.stop_after
+            if last or stop or _due(step, self._config.checkpoint.every):
+                self._save()
+            if stop and not last:
+                bar.close()
+                return False
+        bar.close()
+        return True
+
+    def _update(self, bar: Any) -> None:
+        """One optimizer update and its line in metrics.jsonl."""
+        begin = time.perf_counter()
+        step = self.progress.step + 1
+        rate = learning_rate(step, self._config.train.steps, self._config.optimizer)
+        batches = self._data.next_update()
+        (tokens,) = self._ranks.sum(float(sum(batch.targets for batch in batches)))
+        self._engine.set_learning_rate(rate)
+        # The engine takes the mean over ranks: times their number, it is the sum over all tokens' losses.
+        total = self._engine.update(self._losses(batches), self._ranks.world_size / tokens, self._step_decay)
+        (loss,) = self._ranks.sum(total)
+        seconds = time.perf_counter() - begin
+        self.progress = Progress(step, self.progress.tokens + int(tokens))
+        record = {
+            "step": step,
+            "loss": loss / tokens,
+            "lr": rate,
+            "grad_norm": self._engine.grad_norm,
+            "tokens": self.progress.tokens,
+            "tokens_per_second": tokens / seconds,
+            "step_seconds": seconds,
+        }
+        self._log(METRICS, record, wandb=_due(step, self._config.logging.every))
+        self._log_refresh()
+        bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s", False)
+        bar.update()
+
+    def _step_decay(self) -> None:
+        """Before each engine step: refresh the decays where that is due."""
+        if self._decay is not None:
+            self._last_refresh = self._decay.step() or self._last_refresh
+
+    def _log_refresh(self) -> None:
+        refresh, self._last_refresh = self._last_refresh, None
+        if refresh is not None and self._files and self._tracker:
+            self._files.append(DECAY, refresh_record(refresh))
+            self._tracker.log(refresh.step, means_by_type(refresh))
+
+    def _evaluate(self, bar: Any) -> None:
+        """The loss on the validation set, and its line in eval.jsonl."""
+        bar.set_description("evaluating")
+        targets = sum(batch.targets for batch in self._evaluation)
+        total = self._engine.evaluate(self._losses(self._evaluation))
+        loss, tokens = self._ranks.sum(total, float(targets))
+        loss /= tokens
+        perplexity = math.exp(loss) if loss < 700 else math.inf
+        self.perplexities.append(perplexity)
+        record = {
+            "step": self.progress.step,
+            "loss": loss,
+            "perplexity": perplexity,
+            "tokens": int(tokens),
+        }
+        self._log(EVAL, record)
+        bar.set_description("training")
+        if self._files:
+            bar.write(f"update {self.progress.step}: validation perplexity {perplexity:.2f}", file=sys.stderr)
+
+    def _losses(self, batches: Iterable[Batch]) -> Iterator[Callable[[nn.Module], Tensor]]:
+        for batch in batches:
+            yield functools.partial(summed_loss, batch=batch.to(self._engine.device))
+
+    def _save(self) -> None:
+        lanes: dict[str, Any] = {}
+        for states in self._ranks.gather(self._data.state()):
+            lanes.update(states)
+        state = {
+            "config": dataclasses.asdict(self._config),
+            "tokens": self.progress.tokens,
+            "lanes": lanes,
+            "decay": self._decay.state_dict() if self._decay is not None else None,
+        }
+        writer.save(
+            self._folder / CHECKPOINTS,
+            self.progress.step,
+            write_shards=self._engine.save,
+            state=state,
+            engine=self._engine.layout,
+            rank=self._ranks.rank,
+            world_size=self._ranks.world_size,
+            barrier=self._ranks.barrier,
+        )
+
+    def _log(self, name: str, record: dict[str, Any], wandb: bool = True) -> None:
+        """A line in a file of the output directory, and in wandb under the file's name."""
+        if self._files is None or self._tracker is None:
+            return
+        self._files.append(name, record)
+        if wandb:
+            prefix = "" if name == METRICS else f"{name.removesuffix('.jsonl')}/"
+            self._tracker.log(record["step"], {f"{prefix}{k}": v for k, v in record.items() if k != "step"})
+
+    def _progress_bar(self) -> Any:
+        """Loss, tokens/s and time left on rank 0; a line every 10 s at most where no terminal reads it."""
+        return tqdm(
+            total=self._config.train.steps,
+            initial=self.progress.step,
+            desc="training",
+            unit="update",
+            disable=not self._ranks.is_main,
+            dynamic_ncols=True,
+            mininterval=0.2 if sys.stderr.isatty() else 10,
+        )
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

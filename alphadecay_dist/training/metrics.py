@@ -1,0 +1,150 @@
+"""What a run leaves behind: JSON lines, status and config in the output directory, and wandb beside them."""
+
+from __future__ import annotations
+
+import json
+import math
+import netrc
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from alphadecay_dist.checkpoint.manifest import write_atomically
+from alphadecay_dist.controller import Refresh
+
+METRICS, EVAL, DECAY = "metrics.jsonl", "eval.jsonl", "decay.jsonl"
+STATUS = "status.json"
+WANDB_HOST = "api.wandb.ai"
+
+
+class RunFiles:
+    """The files of one output directory; rank 0 alone has one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def append(self, name: str, record: Mapping[str, Any]) -> None:
+        """Add a line, on disk before the next update; a number that is not finite becomes null."""
+        with (self.folder / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+
+    def keep_until(self, step: int) -> None:
+        """Drop what was written after a checkpoint at ``step``: those updates are done again.
+
+        A refresh at ``step`` comes after the checkpoint, an evaluation at ``step`` before it.
+        """
+        for name, last in ((METRICS, step), (EVAL, step), (DECAY, step - 1)):
+            path = self.folder / name
+            if path.is_file():
+                lines = [line for line in read_lines(path) if line["step"] <= last]
+                write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def status(self, state: str, step: int, exit_code: int | None = None, reason: str | None = None) -> None:
+        """Replace status.json: running, preempted, finished or failed."""
+        record = {"state": state, "step": step, "exit_code": exit_code, "reason": reason}
+        write_atomically(self.folder / STATUS, json.dumps(record) + "\n")
+
+    def text(self, name: str, text: str) -> None:
+        """Replace a text file."""
+        write_atomically(self.folder / name, text)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file; a last line that a kill cut short is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def read_status(folder: Path) -> dict[str, Any] | None:
+    """The status.json of a run, None where there is none."""
+    path = folder / STATUS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def refresh_record(refresh: Refresh) -> dict[str, Any]:
+    """A refresh as its line in decay.jsonl."""
+    return asdict(refresh)
+
+
+def modules_by_type(names: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Module names by type (q, k, v, o, gate, up, down), in the model's order."""
+    types: dict[str, list[str]] = {}
+    for name in names:
+        types.setdefault(name.rsplit(".", 1)[-1].removesuffix("_proj"), []).append(name)
+    return types
+
+
+def means_by_type(refresh: Refresh) -> dict[str, float]:
+    """Mean alpha and mean decay by module type, as ``alpha/q``, ``weight_decay/q`` and so on."""
+    means = {}
+    for kind, names in modules_by_type(refresh.modules).items():
+        alphas = [a for name in names if (a := refresh.modules[name].alpha) is not None]
+        if alphas:
+            means[f"alpha/{kind}"] = math.fsum(alphas) / len(alphas)
+        decays = [refresh.modules[name].weight_decay for name in names]
+        means[f"weight_decay/{kind}"] = math.fsum(decays) / len(decays)
+    return means
+
+
+class Tracker:
+    """The wandb run of rank 0; with ``off`` it takes records and does nothing."""
+
+    def __init__(self, mode: str, folder: Path, config: dict[str, Any], resumed: bool) -> None:
+        self._run: Any = None
+        if mode == "off":
+            return
+        import wandb  # noqa: PLC0415  (slow to load, and not wanted with "off")
+
+        online = mode == "online" or (mode == "auto" and _logged_in())
+        self._run = wandb.init(
+            project="alphadecay_dist",
+            name=folder.name,
+            id=_run_id(folder),
+            dir=str(folder),
+            mode="online" if online else "offline",
+            config=config,
+            resume="allow" if resumed else None,
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, step: int, record: Mapping[str, Any]) -> None:
+        """Send one record; ``step`` counts updates."""
+        if self._run is not None:
+            self._run.log({"step": step, **{k: v for k, v in record.items() if v is not None}})
+
+    def close(self, exit_code: int) -> None:
+        """End the run."""
+        if self._run is not None:
+            self._run.finish(exit_code=exit_code)
+
+
+def _logged_in() -> bool:
+    """Whether wandb can be online without asking: an API key in the environment or in ~/.netrc."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators(WANDB_HOST) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _run_id(folder: Path) -> str:
+    """The wandb id of the run in a directory: made once, kept for resumes."""
+    path = folder / "wandb_id"
+    if not path.is_file():
+        write_atomically(path, os.urandom(6).hex() + "\n")
+    return path.read_text(encoding="utf-8").strip()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,171 @@
+"""The LLaMA to train: its config, its initial weights, its loss."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from alphadecay_dist.errors import UserError
+from alphadecay_dist.training.config import nearest
+from alphadecay_dist.training.data import IGNORE, Batch
+
+REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+
+# Gives access to a parameter's whole storage, which other ranks then follow.
+Gather = Callable[[nn.Parameter], AbstractContextManager[Any]]
+
+
+def model_names() -> list[str]:
+    """Names of the model configs that come with the package."""
+    folder = resources.files("alphadecay_dist.recipes") / "models"
+    return sorted(item.name.removesuffix(".json") for item in folder.iterdir())
+
+
+def read_model_config(name: str, seq_len: int) -> LlamaConfig:
+    """A LLaMA config by name or by the path of its JSON.
+
+    Raises:
+        UserError: unknown or unreadable, a size missing, a hidden size that the heads do not divide, or
+            fewer positions than the sequence length.
+    """
+    if name.endswith(".json") or "/" in name:
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"model.name {name}: no such file")
+        text = path.read_text(encoding="utf-8")
+    elif name in model_names():
+        text = (resources.files("alphadecay_dist.recipes") / "models" / f"{name}.json").read_text("utf-8")
+    else:
+        raise UserError(
+            f"model.name {name!r}: unknown{nearest(name, model_names())}; or give a path to a JSON"
+        )
+    try:
+        sizes = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"model.name {name}: not JSON: {error}") from None
+    if not isinstance(sizes, dict):
+        raise UserError(f"model.name {name}: found {sizes!r}, expected a JSON object")
+    _check_sizes(name, sizes, seq_len)
+    sizes.setdefault("tie_word_embeddings", False)
+    return LlamaConfig(use_cache=False, **{k: v for k, v in sizes.items() if k not in _NOT_OURS})
+
+
+_NOT_OURS = ("use_cache", "architectures", "model_type", "torch_dtype", "dtype", "transformers_version")
+
+
+def _check_sizes(name: str, sizes: dict[str, Any], seq_len: int) -> None:
+    for key in REQUIRED:
+        if not isinstance(sizes.get(key), int) or sizes[key] < 1:
+            raise UserError(f"model {name}: {key} is {sizes.get(key)!r}, expected a whole number from 1 on")
+    hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    if hidden % heads:
+        raise UserError(f"model {name}: hidden_size {hidden} is not divisible by num_attention_heads {heads}")
+    if hidden // heads % 2 and "head_dim" not in sizes:
+        raise UserError(
+            f"model {name}: head width {hidden // heads} is odd, expected even (rotary embedding)"
+        )
+    positions = sizes.get("max_position_embeddings", 2048)
+    if seq_len > positions:
+        raise UserError(
+            f"train.seq_len: found {seq_len}, above max_position_embeddings {positions} of {name}"
+        )
+
+
+def build_model(config: LlamaConfig) -> LlamaForCausalLM:
+    """A LLaMA without meaningful weights; give it some with :func:`fill`."""
+    return LlamaForCausalLM(config)
+
+
+def build_on_meta(config: LlamaConfig) -> LlamaForCausalLM:
+    """The model's names and shapes without any storage."""
+    with torch.device("meta"):
+        return LlamaForCausalLM(config)
+
+
+@torch.no_grad()
+def fill(model: nn.Module, value_of: Callable[[str], Tensor], dtype: torch.dtype, gather: Gather) -> None:
+    """Give every parameter its initial value, rounded to the type of compute.
+
+    The rounding makes all engines start from the same weights: some keep fp32 masters made from them.
+
+    Args:
+        model: the model to fill; its parameters may be sharded.
+        value_of: the whole value of a parameter by name.
+        dtype: ``train.dtype``.
+        gather: context in which a parameter is whole and what is written to it stays.
+    """
+    for name, parameter in model.named_parameters():
+        value = value_of(name)
+        with gather(parameter):
+            parameter.copy_(value.to(dtype))
+
+
+def random_values(shapes: LlamaForCausalLM, seed: int) -> Callable[[str], Tensor]:
+    """Initial values that depend on the seed and the parameter's name alone, never on engine or rank.
+
+    Matrices and embeddings are normal with the config's ``initializer_range``, vectors of norms are one.
+    """
+    sizes = {name: tuple(parameter.shape) for name, parameter in shapes.named_parameters()}
+    std = shapes.config.initializer_range
+    return lambda name: initial_value(name, sizes[name], std, seed)
+
+
+def values_from(folder: str, shapes: nn.Module) -> Callable[[str], Tensor]:
+    """Initial values from the safetensors files of a HF checkpoint directory.
+
+    Raises:
+        UserError: no such files, a parameter missing, or one of another shape.
+    """
+    homes = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            homes.update({name: (path, tuple(file.get_slice(name).get_shape())) for name in file.keys()})  # noqa: SIM118  (no dict)
+    if not homes:
+        raise UserError(f"--init_from {folder}: no *.safetensors there; give a HF checkpoint directory")
+    for name, parameter in shapes.named_parameters():
+        found = homes[name][1] if name in homes else None
+        if found != tuple(parameter.shape):
+            raise UserError(
+                f"--init_from {folder}: {name} has shape {found}, the model needs {tuple(parameter.shape)}; "
+                "give model.name the checkpoint's own config.json"
+            )
+
+    def value_of(name: str) -> Tensor:
+        with safe_open(homes[name][0], framework="pt") as file:
+            return file.get_tensor(name).float()
+
+    return value_of
+
+
+def initial_value(name: str, shape: tuple[int, ...], std: float, seed: int) -> Tensor:
+    """The fp32 initial value of one parameter, on the CPU."""
+    if len(shape) == 1:
+        return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.empty(shape).normal_(0.0, std, generator=generator)
+
+
+def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Sum of the fp32 next-token losses over the non-pad tokens of a micro-batch."""
+    logits = model(input_ids=batch.input_ids).logits  # (b, s, vocabulary)
+    predicted = logits[:, :-1].flatten(0, 1).float()
+    return functional.cross_entropy(
+        predicted, batch.labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
+    )
+
+
+def parameter_count(shapes: nn.Module) -> int:
+    """Number of weights, tied ones once."""
+    return sum(parameter.numel() for parameter in shapes.parameters())

@@ -1,0 +1,226 @@
+"""From options to a finished run: join the ranks, build, train, say where it all is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import yaml
+
+from alphadecay_dist.controller import AlphaDecay
+from alphadecay_dist.engines.zero_training import ZeroTraining
+from alphadecay_dist.sharding.inventory import tuned_matrices
+from alphadecay_dist.sharding.ownership import assign_owners, cost
+from alphadecay_dist.training import model as models
+from alphadecay_dist.training import start
+from alphadecay_dist.training.check import Checked, Options, check
+from alphadecay_dist.training.config import Config, to_yaml
+from alphadecay_dist.training.corpus import Corpus, open_corpora
+from alphadecay_dist.training.data import EvaluationData, TrainingData
+from alphadecay_dist.training.loop import Trainer
+from alphadecay_dist.training.metrics import RunFiles, Tracker
+from alphadecay_dist.training.optimizer import build_optimizer
+from alphadecay_dist.training.ranks import Ranks
+from alphadecay_dist.training.tokenizer import (
+    TRAIN,
+    Tokenizer,
+    check_vocabulary,
+    load_tokenizer,
+    train_tokenizer,
+)
+
+TOKENIZER = "tokenizer.model"
+
+
+def run(options: Options) -> None:
+    """Run a recipe.
+
+    Raises:
+        UserError: a mistake in options, recipe, config files or data, before any training.
+    """
+    checked = check(options)
+    engine = ZeroTraining(checked.engine_config)
+    engine.start()
+    try:
+        _run_joined(options, checked, engine, Ranks(engine.device))
+    finally:
+        engine.close()
+
+
+def _run_joined(options: Options, checked: Checked, engine: ZeroTraining, ranks: Ranks) -> None:
+    """The run, once all ranks are in one process group."""
+    begin = ranks.from_main(
+        lambda: start.decide(
+            checked.folder, checked.config, options.resume, options.overwrite, ranks.world_size, engine.layout
+        )
+    )
+    if begin.finished is not None:
+        _say(
+            ranks,
+            f"{checked.folder} is finished ({begin.finished['step']} updates): nothing to do. "
+            "For a new run give another --output_dir, or --resume none --overwrite",
+        )
+        return
+    corpus, validation = ranks.together(lambda: open_corpora(checked.config.data))
+    tokenizer = _tokenizer(checked, ranks, corpus, begin)
+    data = ranks.together(lambda: _training_data(checked.config, corpus, tokenizer, ranks))
+    if options.dry_run:
+        _say(ranks, _describe(checked, ranks, data, tokenizer))
+        return
+    evaluation = ranks.together(lambda: _evaluation_data(checked.config, validation, tokenizer, ranks))
+    decay = _build(checked, options, engine)
+    ranks.from_main(lambda: _prepare_folder(checked, begin, tokenizer))
+    _train(checked, engine, ranks, begin, decay, data, evaluation)
+
+
+def _tokenizer(checked: Checked, ranks: Ranks, corpus: Corpus, begin: start.Start) -> Tokenizer:
+    """The run's tokenizer: kept, found, or trained, on rank 0, and the same bytes everywhere."""
+
+    def find() -> bytes:
+        kept = checked.folder / TOKENIZER
+        if begin.checkpoint is not None and kept.is_file():
+            return kept.read_bytes()
+        if checked.config.tokenizer.model != TRAIN:
+            return load_tokenizer(checked.config.tokenizer.model).proto
+        _say(ranks, "training a tokenizer on the corpus")
+        documents = (text for file in range(corpus.num_files) for _, text in corpus.rows(file, 0))
+        return train_tokenizer(documents, checked.model_config.vocab_size).proto
+
+    tokenizer = Tokenizer(ranks.from_main(find))
+    check_vocabulary(tokenizer, checked.model_config.vocab_size)
+    return tokenizer
+
+
+def _training_data(config: Config, corpus: Corpus, tokenizer: Tokenizer, ranks: Ranks) -> TrainingData:
+    data = TrainingData(corpus, tokenizer, config.data, config.train, ranks.rank, ranks.world_size)
+    data.check_size()
+    return data
+
+
+def _evaluation_data(config: Config, corpus: Corpus, tokenizer: Tokenizer, ranks: Ranks) -> EvaluationData:
+    tokens = config.eval.tokens
+    return EvaluationData(corpus, tokenizer, config.data, config.train, tokens, ranks.rank, ranks.world_size)
+
+
+def _build(checked: Checked, options: Options, engine: ZeroTraining) -> AlphaDecay | None:
+    """Model with its initial weights, optimizer and engine; the controller, if the policy has one."""
+    config = checked.config
+    model = engine.construct(lambda: models.build_model(checked.model_config))
+    if options.init_from is None:
+        values = models.random_values(checked.shapes, config.train.seed)
+    else:
+        values = models.values_from(options.init_from, checked.shapes)
+    models.fill(model, values, getattr(torch, config.train.dtype), engine.whole)
+    fused = engine.device.type == "cuda"
+    optimizer = build_optimizer(model, config.optimizer, config.decay, fused=fused)
+    wrapped = engine.initialize(model, optimizer)
+    if config.decay.policy == "uniform":
+        return None
+    return AlphaDecay(
+        model,
+        optimizer,
+        engine=wrapped,
+        weight_decay=config.decay.weight_decay,
+        interval=config.decay.interval,
+        min_ratio=config.decay.min_ratio,
+        max_ratio=config.decay.max_ratio,
+        memory_budget=config.decay.memory_budget,
+    )
+
+
+def _prepare_folder(checked: Checked, begin: start.Start, tokenizer: Tokenizer) -> None:
+    """Make the output directory fit the run's beginning."""
+    if begin.clear:
+        start.clear(checked.folder)
+    files = RunFiles(checked.folder)
+    files.text("config.yaml", to_yaml(checked.config))
+    (checked.folder / TOKENIZER).write_bytes(tokenizer.proto)
+    files.keep_until(begin.step)
+    files.status("running", begin.step)
+
+
+def _train(
+    checked: Checked,
+    engine: ZeroTraining,
+    ranks: Ranks,
+    begin: start.Start,
+    decay: AlphaDecay | None,
+    data: TrainingData,
+    evaluation: EvaluationData,
+) -> None:
+    """Train, and on rank 0 keep files, wandb and status."""
+    config, folder = checked.config, checked.folder
+    files = tracker = None
+    if ranks.is_main:
+        files = RunFiles(folder)
+        tracker = Tracker(config.logging.wandb, folder, dataclasses.asdict(config), begin.step > 0)
+    trainer = Trainer(config, folder, ranks, engine, decay, data, evaluation, files, tracker)
+    with _watched(trainer, files, tracker):
+        if begin.checkpoint is not None:
+            for reason in begin.checkpoint.skipped:
+                _say(ranks, f"skipped a checkpoint that is not whole: {reason}")
+            trainer.resume(begin.checkpoint)
+            _say(ranks, f"resumed from {begin.checkpoint.folder} after update {begin.step}")
+        finished = trainer.run()
+    if files:
+        if finished:
+            files.status("finished", trainer.progress.step, 0)
+        else:
+            stop = f"train.stop_after={config.train.stop_after}"
+            files.status("preempted", trainer.progress.step, 0, stop)
+        print(_closing_line(checked, trainer, finished), flush=True)
+
+
+@contextmanager
+def _watched(trainer: Trainer, files: RunFiles | None, tracker: Tracker | None) -> Iterator[None]:
+    """End wandb, and write a failure into status.json, however the run ends."""
+    code = 1
+    try:
+        yield
+        code = 0
+    except BaseException as error:
+        if files:
+            files.status("failed", trainer.progress.step, 1, f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        if tracker:
+            tracker.close(code)
+
+
+def _closing_line(checked: Checked, trainer: Trainer, finished: bool) -> str:
+    """Where everything is."""
+    perplexities = [f"{perplexity:.2f}" for perplexity in trainer.perplexities]
+    change = f", validation perplexity {' -> '.join(perplexities)}" if perplexities else ""
+    state = "finished" if finished else "stopped, to be continued by the same command"
+    return (
+        f"{state}: {trainer.progress.step} updates{change}; metrics.jsonl, eval.jsonl, decay.jsonl, "
+        f"config.yaml and checkpoints/ are in {checked.folder}"
+    )
+
+
+def _describe(checked: Checked, ranks: Ranks, data: TrainingData, tokenizer: Tokenizer) -> str:
+    """What --dry_run prints: config, sizes, plan, first batch."""
+    matrices = tuned_matrices(checked.shapes)
+    owners = assign_owners({matrix.module: cost(matrix.shape) for matrix in matrices}, ranks.world_size)
+    batches = data.next_update()
+    lines = [f"  {m.module} {m.shape[0]} x {m.shape[1]}: rank {owners[m.module]}" for m in matrices]
+    first = batches[0]
+    length = int((first.labels[0] >= 0).sum())
+    return "\n".join(
+        [
+            to_yaml(checked.config),
+            yaml.safe_dump({"deepspeed": checked.engine_config}, sort_keys=False),
+            f"weights: {models.parameter_count(checked.shapes):,}",
+            f"tuned matrices and their owners on {ranks.world_size} ranks: {len(matrices)}",
+            *lines,
+            f"first update on rank 0: {len(batches)} micro-batches of {tuple(first.input_ids.shape)}",
+            f"first sequence, {length} tokens: {tokenizer.decode(first.input_ids[0, :length].tolist())!r}",
+        ]
+    )
+
+
+def _say(ranks: Ranks, text: str) -> None:
+    if ranks.is_main:
+        print(text, flush=True)

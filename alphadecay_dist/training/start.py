@@ -1,0 +1,116 @@
+"""How a run begins in its output directory: anew, from a checkpoint, or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alphadecay_dist.checkpoint.reader import Checkpoint, newest, read
+from alphadecay_dist.errors import UserError
+from alphadecay_dist.training.config import Config, config_from_dict, flat
+from alphadecay_dist.training.metrics import STATUS, read_status
+
+CHECKPOINTS = "checkpoints"
+
+# What a resume may not change: the rest of the run would not follow from the part that is done.
+FIXED = (
+    "model.name",
+    "data.source",
+    "data.validation",
+    "data.holdout",
+    "data.text_field",
+    "data.pack",
+    "data.lanes",
+    "data.shuffle",
+    "tokenizer.model",
+    "train.global_batch",
+    "train.seq_len",
+    "train.dtype",
+    "train.seed",
+    "optimizer.name",
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where to begin.
+
+    Attributes:
+        checkpoint: what to go on from; None begins at the initial weights.
+        clear: remove the old run's files first.
+        finished: the run is done; its status, to be told.
+    """
+
+    checkpoint: Checkpoint | None = None
+    clear: bool = False
+    finished: Mapping[str, Any] | None = None
+
+    @property
+    def step(self) -> int:
+        """Updates finished before the beginning."""
+        return self.checkpoint.manifest.step if self.checkpoint else 0
+
+
+def decide(folder: Path, config: Config, resume: str, overwrite: bool, world_size: int, layout: str) -> Start:
+    """Decide how to begin, reading but not changing the directory.
+
+    Args:
+        folder: the output directory.
+        config: the resolved recipe.
+        resume: ``auto``, ``none`` or the directory of a checkpoint.
+        overwrite: with ``none``, remove a run that is there.
+        world_size: number of ranks.
+        layout: the engine and how it shards.
+
+    Raises:
+        UserError: ``none`` on a directory with a run, or a checkpoint of another recipe, number of ranks
+            or sharding.
+    """
+    if resume == "none":
+        occupied = (folder / STATUS).is_file() or (folder / CHECKPOINTS).is_dir()
+        if occupied and not overwrite:
+            raise UserError(
+                f"--resume none: {folder} already holds a run; add --overwrite to remove it, "
+                "or choose another --output_dir"
+            )
+        return Start(clear=occupied)
+    checkpoint = newest(folder / CHECKPOINTS) if resume == "auto" else read(Path(resume))
+    if checkpoint is None:
+        return Start(clear=(folder / STATUS).is_file())
+    _same_recipe(checkpoint, config)
+    status = read_status(folder)
+    if checkpoint.manifest.step >= config.train.steps and status and status["state"] == "finished":
+        return Start(finished=status)
+    _same_layout(checkpoint, world_size, layout)
+    return Start(checkpoint)
+
+
+def clear(folder: Path) -> None:
+    """Remove a run's own files; what else lies in the directory stays."""
+    for name in ("config.yaml", STATUS, "metrics.jsonl", "eval.jsonl", "decay.jsonl", "tokenizer.model"):
+        (folder / name).unlink(missing_ok=True)
+    (folder / "wandb_id").unlink(missing_ok=True)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _same_recipe(checkpoint: Checkpoint, config: Config) -> None:
+    saved = dict(flat(config_from_dict(checkpoint.state()["config"])))
+    now = dict(flat(config))
+    for key in FIXED:
+        if saved[key] != now[key]:
+            raise UserError(
+                f"{key}: found {now[key]!r}, the run in {checkpoint.folder} was begun with {saved[key]!r}; "
+                "give it the same value, or start anew with --resume none and another --output_dir"
+            )
+
+
+def _same_layout(checkpoint: Checkpoint, world_size: int, layout: str) -> None:
+    saved = checkpoint.manifest
+    if (saved.world_size, saved.engine) != (world_size, layout):
+        raise UserError(
+            f"{checkpoint.folder}: saved by {saved.world_size} ranks of {saved.engine}, found {world_size} "
+            f"of {layout}; resume on the same number of ranks and the same ZeRO stage"
+        )

@@ -1,0 +1,64 @@
+"""Train a LLaMA with AlphaDecay: deepspeed train.py --deepspeed ds_configs/zero2.json."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+
+from alphadecay_dist.errors import UserError
+from alphadecay_dist.training.check import Options
+from alphadecay_dist.training.ranks import limit_threads
+from alphadecay_dist.training.run import run
+
+USER_ERROR = 2
+
+
+def parse(argv: list[str]) -> Options:
+    """Options from the command line; ``--section.key=value`` are left to the recipe."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="Any field of the recipe is an option: --train.steps=100 --decay.interval=20",
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("--recipe", default="demo", help="a name or a YAML file (default: demo)")
+    parser.add_argument("--deepspeed", metavar="JSON", help="train under DeepSpeed with this config")
+    parser.add_argument("--output_dir", help="default: runs/<recipe name>")
+    parser.add_argument("--resume", default="auto", help="auto (default), none, or a checkpoint directory")
+    parser.add_argument("--overwrite", action="store_true", help="with --resume none: remove the old run")
+    parser.add_argument("--init_from", metavar="DIR", help="start from a HF checkpoint's weights")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print config, plan and first batch, then stop"
+    )
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # added by the deepspeed launcher
+    try:
+        args, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error}; see --help") from None
+    for option in rest:
+        if not option.startswith("--") or "." not in option.partition("=")[0]:
+            raise UserError(
+                f"{option!r}: unknown option; fields of a recipe are --section.key=value, see --help"
+            )
+    del args.local_rank
+    return Options(overrides=tuple(option.removeprefix("--") for option in rest), **vars(args))
+
+
+def main(argv: list[str]) -> int:
+    """Run; a user's mistake is one line on rank 0 and exit code 2 on every rank."""
+    limit_threads()
+    try:
+        run(parse(argv))
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"train.py: error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(2)  # a launcher kills the others at the first exit: let rank 0 speak first
+        return USER_ERROR
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
