@@ -24,7 +24,7 @@ from alphadecay_dist.sharding.exchange import Exchange
 from alphadecay_dist.sharding.inventory import GROUP_KEY, UNTUNED, Matrix, require_matrices
 from alphadecay_dist.sharding.layout import numel
 from alphadecay_dist.sharding.ownership import default_budget, plan
-from alphadecay_dist.spectral import STATUSES, analyze
+from alphadecay_dist.spectral import STATUSES, Analysis, analyze_each
 
 STATE_KEY = "alphadecay"  # the one key of state_dict(): its value is a JSON string, safe in any checkpoint
 
@@ -146,11 +146,8 @@ class AlphaDecay:
     def refresh(self) -> Refresh:
         """Analyse the weights as they are now and write the decays. Collective."""
         begin = time.perf_counter()
-        found = {}
-        for name, matrix in self._exchange.matrices():
-            analysis = analyze(matrix)
-            sent = math.nan if analysis.alpha is None else analysis.alpha
-            found[name] = (sent, float(STATUSES.index(analysis.status)))
+        analyses = analyze_each(self._exchange.matrices())
+        found = {name: _numbers(analysis) for name, analysis in analyses.items()}
         shared = self._exchange.share(found, width=2)
         alphas = {name: None if math.isnan(shared[name][0]) else shared[name][0] for name in self._alphas}
         assigned = linear(
@@ -213,6 +210,11 @@ class AlphaDecay:
             name = group.get(GROUP_KEY)
             if name in self._decays:
                 group["weight_decay"] = self._decays[name]
+
+
+def _numbers(analysis: Analysis) -> tuple[float, float]:
+    """Alpha (NaN where undefined) and the status' number, as they travel."""
+    return math.nan if analysis.alpha is None else analysis.alpha, float(STATUSES.index(analysis.status))
 
 
 def _tuned_in(model: nn.Module, groups: list[dict[str, Any]]) -> list[Matrix]:

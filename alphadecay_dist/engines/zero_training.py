@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class ZeroTraining:
         """Join the process group: NCCL on GPUs, gloo on CPUs; alone where no launcher set the variables."""
         quiet = logging.WARNING if int(os.environ.get("RANK", "0")) == 0 else logging.ERROR
         deepspeed.utils.logging.logger.setLevel(quiet)
+        warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated", FutureWarning)
         for key, value in _ALONE.items():
             os.environ.setdefault(key, value)
         if self.device.type == "cuda":

@@ -1,0 +1,155 @@
+"""Tiny runs of the real trainer inside forked ranks, and the same run in plain torch."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+import train
+from alphadecay_dist import AlphaDecay
+from alphadecay_dist.checkpoint.reader import newest
+from alphadecay_dist.training import model as models
+from alphadecay_dist.training.config import Config, DataConfig, load_config
+from alphadecay_dist.training.corpus import open_corpora
+from alphadecay_dist.training.data import TrainingData
+from alphadecay_dist.training.metrics import read_lines
+from alphadecay_dist.training.optimizer import build_optimizer
+from alphadecay_dist.training.schedule import learning_rate
+from alphadecay_dist.training.tokenizer import Tokenizer, train_tokenizer
+from tests.multirank import run_ranks
+
+ROOT = Path(__file__).parents[2]
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 172,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 512,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.1,
+}
+
+
+def tiny_options(folder: Path, **overrides: Any) -> list[str]:
+    """Options of a tiny fp32 run of 30 updates on the demo's text; a decay strong enough to be seen."""
+    model = folder / "tiny.json"
+    if not model.is_file():
+        model.write_text(json.dumps(SIZES))
+        (folder / "tiny.model").write_bytes(_tokenizer())
+    options = {
+        "model.name": str(model),
+        "tokenizer.model": str(folder / "tiny.model"),
+        "train.steps": 30,
+        "train.global_batch": 12,
+        "train.micro_batch": 4,
+        "train.seq_len": 32,
+        "train.dtype": "float32",
+        "train.clip": 1.0,
+        "optimizer.lr": 0.003,
+        "decay.weight_decay": 1.0,
+        "decay.interval": 10,
+        "checkpoint.every": 0,
+        "eval.every": 0,
+        "eval.tokens": 2000,
+        "logging.wandb": "off",
+        **{key.replace("__", "."): value for key, value in overrides.items()},
+    }
+    return [f"--{key}={value}" for key, value in options.items()]
+
+
+@functools.cache
+def _tokenizer() -> bytes:
+    corpus, _ = open_corpora(DataConfig())
+    return train_tokenizer((text for _, text in corpus.rows(0, 0)), SIZES["vocab_size"]).proto
+
+
+def train_on(world_size: int, stage: str, output: Path, options: list[str]) -> dict[str, Any]:
+    """Run the trainer on forked ranks; returns what the run left behind."""
+    config = str(ROOT / "ds_configs" / f"zero{stage}.json") if len(stage) < 20 else stage
+    argv = ["--deepspeed", config, "--output_dir", str(output), *options]
+    codes = run_ranks(train.main, world_size, argv)
+    assert codes == [0] * world_size
+    return left_behind(output)
+
+
+def left_behind(output: Path) -> dict[str, Any]:
+    """The JSON-lines files of a run by stem."""
+    return {name: read_lines(output / f"{name}.jsonl") for name in ("metrics", "eval", "decay")}
+
+
+def distance(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> float:
+    """Largest relative distance (Frobenius norms) between equally named weights."""
+    with torch.no_grad():
+        return max(float((found[name] - value).norm() / value.norm()) for name, value in expected.items())
+
+
+def final_weights(output: Path) -> dict[str, torch.Tensor]:
+    """fp32 weights of a run's last checkpoint."""
+    checkpoint = newest(output / "checkpoints")
+    assert checkpoint is not None
+    return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.folder), tag="deepspeed")
+
+
+def plain_torch(
+    options: list[str], tokenizer: Path, schedule: Mapping[int, Mapping[str, float]] | None = None
+) -> dict[str, Any]:
+    """The same run as a plain one-process loop without any engine.
+
+    Args:
+        options: the trainer's options.
+        tokenizer: the tokenizer of the run to compare with.
+        schedule: decays by module, written before the update after step s; None lets AlphaDecay find them.
+
+    Returns:
+        losses, grad_norms, refreshes and the final weights.
+    """
+    config = load_config("demo", [option.removeprefix("--") for option in options])
+    model_config = models.read_model_config(config.model.name, config.train.seq_len)
+    model = models.build_model(model_config)
+    shapes = models.build_on_meta(model_config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(models.random_values(shapes, config.train.seed)(name))
+    optimizer = build_optimizer(model, config.optimizer, config.decay, fused=False)
+    decay = None if schedule is not None else _controller(model, optimizer, config)
+    data = TrainingData(
+        open_corpora(config.data)[0], Tokenizer(tokenizer.read_bytes()), config.data, config.train, 0, 1
+    )
+    losses, norms, refreshes = [], [], []
+    for step in range(config.train.steps):
+        batches = data.next_update()
+        tokens = sum(batch.targets for batch in batches)
+        optimizer.zero_grad()
+        total = 0.0
+        for batch in batches:
+            loss = models.summed_loss(model, batch) / tokens
+            loss.backward()
+            total += float(loss.detach())
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip or float("inf"))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step + 1, config.train.steps, config.optimizer)
+            if schedule is not None and step in schedule:
+                group["weight_decay"] = schedule[step].get(group["module"], group["weight_decay"])
+        refresh = decay.step() if decay else None
+        refreshes += [refresh] if refresh else []
+        optimizer.step()
+        losses.append(total)
+        norms.append(float(norm))
+    return {"losses": losses, "norms": norms, "refreshes": refreshes, "weights": model.state_dict()}
+
+
+def _controller(model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: Config) -> AlphaDecay:
+    return AlphaDecay(
+        model,
+        optimizer,
+        weight_decay=config.decay.weight_decay,
+        interval=config.decay.interval,
+        min_ratio=config.decay.min_ratio,
+        max_ratio=config.decay.max_ratio,
+    )

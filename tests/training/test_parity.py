@@ -1,0 +1,89 @@
+"""The same run on every stage and number of ranks, and the same as plain torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+from alphadecay_dist.checkpoint.reader import read
+from tests.training.runs import distance, final_weights, plain_torch, tiny_options, train_on
+
+pytestmark = pytest.mark.slow
+
+CLOSE = 2e-5  # relative distance of fp32 weights after 30 updates; what ignores the decay is 1,000 times off
+
+ENGINES = [("1", 1), ("2", 1), ("3", 1), ("1", 2), ("2", 2), ("3", 2), ("1", 3), ("2", 3), ("3", 3)]
+ENGINES += [("3_offload", 2)]
+
+
+@pytest.fixture(scope="module", params=["packed", "padded"])
+def reference(request, tmp_path_factory):
+    """Options, the run of one rank under ZeRO-1, and the plain loop without an engine."""
+    folder = tmp_path_factory.mktemp(request.param)
+    options = tiny_options(folder, data__pack=request.param == "packed")
+    train_on(1, "1", folder / "reference", options)
+    return folder, options, plain_torch(options, folder / "reference" / "tokenizer.model")
+
+
+@pytest.mark.parametrize(("stage", "world_size"), ENGINES)
+def test_every_engine_is_the_plain_loop(reference, stage, world_size):
+    folder, options, plain = reference
+    run = train_on(world_size, stage, folder / f"zero{stage}_{world_size}", options)
+    assert [line["step"] for line in run["metrics"]] == list(range(1, 31))
+    assert [line["loss"] for line in run["metrics"]] == pytest.approx(plain["losses"], abs=1e-5)
+    assert [line["grad_norm"] for line in run["metrics"]] == pytest.approx(plain["norms"], rel=1e-4)
+    assert [line["step"] for line in run["decay"]] == [0, 10, 20]
+    for line, refresh in zip(run["decay"], plain["refreshes"], strict=True):
+        assert list(line["modules"]) == list(refresh.modules)
+        tolerance = 1e-6 if line["step"] == 0 else 1e-5
+        for name, module in line["modules"].items():
+            assert module["alpha"] == pytest.approx(refresh.modules[name].alpha, abs=tolerance)
+            assert module["weight_decay"] == pytest.approx(refresh.modules[name].weight_decay, abs=1e-4)
+            assert module["status"] == "assigned"
+        assert {module["owner"] for module in line["modules"].values()} == set(range(world_size))
+        assert (max(line["bytes_received"]) > 0) == (stage[0] == "3" and world_size > 1)
+    assert distance(final_weights(folder / f"zero{stage}_{world_size}"), plain["weights"]) < CLOSE
+
+
+def schedule_of(run):
+    """The decays of a run as decay.jsonl has them: by step, by module."""
+    return {
+        line["step"]: {name: module["weight_decay"] for name, module in line["modules"].items()}
+        for line in run["decay"]
+    }
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize(("stage", "world_size"), [("1", 2), ("3", 2)])
+def test_written_decays_are_what_the_optimizer_applies(tmp_path, optimizer, stage, world_size):
+    strength = {"adam": 0.01, "adamw": 1.0}[optimizer]
+    options = tiny_options(tmp_path, data__pack=True, optimizer__name=optimizer, decay__weight_decay=strength)
+    run = train_on(world_size, stage, tmp_path / "run", options)
+    weights = final_weights(tmp_path / "run")
+    tokenizer = tmp_path / "run" / "tokenizer.model"
+    schedule = schedule_of(run)
+    assert distance(weights, plain_torch(options, tokenizer, schedule)["weights"]) < CLOSE
+
+    ignored = plain_torch(options, tokenizer, schedule={})
+    assert distance(weights, ignored["weights"]) > 100 * CLOSE
+    names = list(schedule[0])
+    dealt_wrong = {
+        step: dict(zip(names, [*list(decays.values())[1:], decays[names[0]]], strict=True))
+        for step, decays in schedule.items()
+    }
+    assert distance(weights, plain_torch(options, tokenizer, dealt_wrong)["weights"]) > 100 * CLOSE
+
+
+@pytest.mark.parametrize(("stage", "world_size"), [("2", 1), ("3", 3)])
+def test_logged_alphas_are_those_of_the_checkpointed_weights(tmp_path, stage, world_size):
+    options = tiny_options(tmp_path, data__pack=True, checkpoint__every=10)
+    run = train_on(world_size, stage, tmp_path / "run", options)
+    for line in run["decay"][1:]:
+        folder = read(tmp_path / "run" / "checkpoints" / f"step-{line['step']:08d}").folder
+        weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag="deepspeed")
+        for name, module in line["modules"].items():
+            values = torch.linalg.svdvals(weights[f"{name}.weight"].double()).square().flip(0)
+            tail = values[values.numel() // 2 :].log()
+            alpha = 1 + tail.numel() / float((tail - tail[0]).sum())
+            assert module["alpha"] == pytest.approx(alpha, abs=1e-5)
