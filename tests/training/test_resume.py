@@ -1,0 +1,140 @@
+"""A resumed run is the unbroken run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+import train
+from alphadecay_dist.engines.zero_training import ZeroTraining
+from alphadecay_dist.training.metrics import read_status
+from tests.multirank import run_ranks
+from tests.training.runs import ROOT, final_weights, left_behind, tiny_options, train_on
+
+pytestmark = pytest.mark.slow
+
+TIMES = ("tokens_per_second", "step_seconds", "seconds")
+
+
+def without_times(run):
+    return {
+        name: [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+        for name, lines in run.items()
+    }
+
+
+def same_weights(left, right):
+    left, right = final_weights(left), final_weights(right)
+    return all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize(
+    ("stage", "world_size", "dtype", "pack"),
+    [
+        ("1", 2, "float32", True),
+        ("2", 1, "float32", False),
+        ("2", 2, "bfloat16", True),
+        ("3", 2, "float32", True),
+        ("3", 2, "bfloat16", False),
+        ("3_offload", 2, "float32", True),
+    ],
+)
+def test_a_run_in_three_parts_is_bit_for_bit_the_unbroken_one(tmp_path, stage, world_size, dtype, pack):
+    options = tiny_options(tmp_path, data__pack=pack, train__dtype=dtype, eval__every=7)
+    whole = train_on(world_size, stage, tmp_path / "whole", options)
+    broken = tmp_path / "broken"
+    for stop in (10, 13):  # at a refresh, and between two
+        train_on(world_size, stage, broken, [*options, f"--train.stop_after={stop}"])
+        assert read_status(broken) == {
+            "state": "preempted",
+            "step": stop,
+            "exit_code": 0,
+            "reason": f"train.stop_after={stop}",
+        }
+    resumed = train_on(world_size, stage, broken, options)
+    assert without_times(resumed) == without_times(whole)
+    assert same_weights(broken, tmp_path / "whole")
+    assert read_status(broken) == {"state": "finished", "step": 30, "exit_code": 0, "reason": None}
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(tmp_path):
+    options = tiny_options(tmp_path, train__steps=3)
+    train_on(1, "2", tmp_path / "run", options)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    train_on(1, "2", tmp_path / "run", options)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def test_overwrite_begins_anew(tmp_path):
+    options = tiny_options(tmp_path, train__steps=3)
+    first = train_on(1, "2", tmp_path / "run", options)
+    again = train_on(1, "2", tmp_path / "run", [*options, "--resume", "none", "--overwrite"])
+    assert without_times(again) == without_times(first)
+
+
+def killed_while_saving(argv, step):
+    """Train until rank 1 dies by SIGKILL in the middle of the save after ``step``."""
+    save = ZeroTraining.save
+
+    def die_here(self, folder):
+        if folder.name == f"step-{step:08d}" and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(self, folder)
+
+    ZeroTraining.save = die_here
+    train.main(argv)
+
+
+def test_a_rank_killed_in_mid_save_costs_no_more_than_the_updates_since_the_last_checkpoint(tmp_path):
+    options = tiny_options(tmp_path, checkpoint__every=10)
+    whole = train_on(2, "3", tmp_path / "whole", options)
+    broken = tmp_path / "broken"
+    argv = ["--deepspeed", str(ROOT / "ds_configs" / "zero3.json"), "--output_dir", str(broken), *options]
+    with pytest.raises(AssertionError, match="died with exit code -9"):
+        run_ranks(killed_while_saving, 2, argv, 20)
+    assert (broken / "checkpoints" / "step-00000020").is_dir()
+    assert (broken / "checkpoints" / "latest").read_text() == "step-00000010\n"
+    assert [line["step"] for line in left_behind(broken)["metrics"]] == list(range(1, 21))
+    assert read_status(broken)["state"] == "failed"
+    resumed = train_on(2, "3", broken, options)
+    assert without_times(resumed) == without_times(whole)
+    assert same_weights(broken, tmp_path / "whole")
+
+
+def test_a_checkpoint_with_a_file_cut_short_is_passed_over(tmp_path):
+    options = tiny_options(tmp_path, train__steps=4, checkpoint__every=2)
+    whole = train_on(1, "2", tmp_path / "run", options)
+    newest = tmp_path / "run" / "checkpoints" / "step-00000004"
+    largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda path: path.stat().st_size)
+    os.truncate(largest, 7)
+    again = train_on(1, "2", tmp_path / "run", options)
+    assert without_times(again) == without_times(whole)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [["--train.seed=5"], ["--data.pack=false"], ["--resume", "/nowhere"], ["--resume", "none"]],
+    ids=lambda change: change[-1],
+)
+def test_what_cannot_go_on_from_a_checkpoint_is_refused_and_harms_nothing(tmp_path, change):
+    options = tiny_options(tmp_path, train__steps=4)
+    train_on(1, "2", tmp_path / "run", [*options, "--train.stop_after=2"])
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    config = str(ROOT / "ds_configs" / "zero2.json")
+    argv = ["--deepspeed", config, "--output_dir", str(tmp_path / "run"), *options, *change]
+    assert run_ranks(train.main, 1, argv) == [2]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def test_another_number_of_ranks_is_refused_with_both_numbers(tmp_path):
+    options = tiny_options(tmp_path, train__steps=4)
+    train_on(2, "2", tmp_path / "run", [*options, "--train.stop_after=2"])
+    config = str(ROOT / "ds_configs" / "zero2.json")
+    argv = ["--deepspeed", config, "--output_dir", str(tmp_path / "run"), *options]
+    assert run_ranks(train.main, 3, argv) == [2, 2, 2]
+    manifest = json.loads(next((tmp_path / "run" / "checkpoints").glob("*/manifest.json")).read_text())
+    assert (manifest["world_size"], manifest["step"]) == (2, 2)
