@@ -75,6 +75,12 @@ def resolve(
         if not isinstance(options, dict):
             raise UserError(f"DeepSpeed config: {section} is {options!r}, expected an object")
         fill(options, "enabled", on, f"train.dtype {dtype}", prefix=f"{section}.")
+    if dtype == "bfloat16" and not resolved.get("zero_optimization", {}).get("stage"):
+        # It goes through DeepSpeed's fp16 optimizer there, and strays from what stages 1 to 3 agree on.
+        raise UserError(
+            "DeepSpeed config: zero_optimization.stage is 0 with train.dtype bfloat16, expected 1 to 3: "
+            "use ds_configs/zero1.json, or --train.dtype=float32"
+        )
     # A torch optimizer serves offload too, and needs no compiler.
     resolved["zero_force_ds_cpu_optimizer"] = False
     return resolved

@@ -70,8 +70,8 @@ def _tokenizer() -> bytes:
 
 
 def train_on(world_size: int, stage: str, output: Path, options: list[str]) -> dict[str, Any]:
-    """Run the trainer on forked ranks; returns what the run left behind."""
-    config = str(ROOT / "ds_configs" / f"zero{stage}.json") if len(stage) < 20 else stage
+    """Run the trainer on forked ranks, under one of ds_configs/ or a JSON; returns what it left behind."""
+    config = stage if stage.endswith(".json") else str(ROOT / "ds_configs" / f"zero{stage}.json")
     argv = ["--deepspeed", config, "--output_dir", str(output), *options]
     codes = run_ranks(train.main, world_size, argv)
     assert codes == [0] * world_size

@@ -7,6 +7,7 @@ import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
 from alphadecay_dist.checkpoint.reader import read
+from alphadecay_dist.training import model as models
 from tests.training.runs import distance, final_weights, plain_torch, tiny_options, train_on
 
 pytestmark = pytest.mark.slow
@@ -46,12 +47,50 @@ def test_every_engine_is_the_plain_loop(reference, stage, world_size):
     assert distance(final_weights(folder / f"zero{stage}_{world_size}"), plain["weights"]) < CLOSE
 
 
+def alpha_by_svd(weight):
+    """The Hill estimator at the median, by fp64 svdvals."""
+    values = torch.linalg.svdvals(weight.detach().double()).square().flip(0)
+    tail = values[values.numel() // 2 :].log()
+    return 1 + tail.numel() / float((tail - tail[0]).sum())
+
+
 def schedule_of(run):
     """The decays of a run as decay.jsonl has them: by step, by module."""
     return {
         line["step"]: {name: module["weight_decay"] for name, module in line["modules"].items()}
         for line in run["decay"]
     }
+
+
+def test_stage_0_runs_as_well(tmp_path):
+    config = tmp_path / "zero0.json"
+    config.write_text('{"zero_optimization": {"stage": 0}}')
+    options = tiny_options(tmp_path, train__steps=12)
+    run = train_on(2, str(config), tmp_path / "zero0", options)
+    expected = train_on(2, "1", tmp_path / "zero1", options)
+    assert [line["loss"] for line in run["metrics"]] == pytest.approx(
+        [line["loss"] for line in expected["metrics"]], abs=1e-5
+    )
+    assert run["decay"][0]["modules"] == expected["decay"][0]["modules"]
+
+
+def test_bf16_runs_start_from_the_same_rounded_weights_on_every_engine(tmp_path):
+    options = tiny_options(tmp_path, train__dtype="bfloat16", train__steps=12)
+    runs = [
+        train_on(world_size, stage, tmp_path / f"zero{stage}_{world_size}", options)
+        for stage, world_size in [("1", 1), ("1", 2), ("2", 2), ("3", 2), ("3_offload", 2)]
+    ]
+    shapes = models.build_on_meta(models.read_model_config(str(tmp_path / "tiny.json"), 32))
+    values = models.random_values(shapes, seed=0)
+    for run in runs:
+        for name, module in run["decay"][0]["modules"].items():
+            rounded = values(f"{name}.weight").bfloat16()
+            assert module["alpha"] == pytest.approx(alpha_by_svd(rounded), abs=1e-5)
+            assert module["alpha"] == runs[0]["decay"][0]["modules"][name]["alpha"]
+            assert module["weight_decay"] == runs[0]["decay"][0]["modules"][name]["weight_decay"]
+        first, last = run["metrics"][0]["loss"], run["metrics"][-1]["loss"]
+        assert last < first - 0.1
+        assert last == pytest.approx(runs[0]["metrics"][-1]["loss"], abs=0.05)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
@@ -83,7 +122,4 @@ def test_logged_alphas_are_those_of_the_checkpointed_weights(tmp_path, stage, wo
         folder = read(tmp_path / "run" / "checkpoints" / f"step-{line['step']:08d}").folder
         weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag="deepspeed")
         for name, module in line["modules"].items():
-            values = torch.linalg.svdvals(weights[f"{name}.weight"].double()).square().flip(0)
-            tail = values[values.numel() // 2 :].log()
-            alpha = 1 + tail.numel() / float((tail - tail[0]).sum())
-            assert module["alpha"] == pytest.approx(alpha, abs=1e-5)
+            assert module["alpha"] == pytest.approx(alpha_by_svd(weights[f"{name}.weight"]), abs=1e-5)

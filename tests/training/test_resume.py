@@ -36,11 +36,13 @@ def same_weights(left, right):
     ("stage", "world_size", "dtype", "pack"),
     [
         ("1", 2, "float32", True),
+        ("1", 2, "bfloat16", True),
         ("2", 1, "float32", False),
         ("2", 2, "bfloat16", True),
         ("3", 2, "float32", True),
         ("3", 2, "bfloat16", False),
         ("3_offload", 2, "float32", True),
+        ("3_offload", 2, "bfloat16", False),
     ],
 )
 def test_a_run_in_three_parts_is_bit_for_bit_the_unbroken_one(tmp_path, stage, world_size, dtype, pack):

@@ -1,0 +1,64 @@
+"""The files of a run -> pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from alphadecay_dist.errors import UserError
+from alphadecay_dist.training.metrics import DECAY, EVAL, METRICS, modules_by_type, read_lines
+
+
+def plot_run(folder: Path, picture: Path) -> None:
+    """Draw a run: mean alpha and mean decay by module type over updates, and the loss.
+
+    Args:
+        folder: a run's output directory.
+        picture: where to write the PNG.
+
+    Raises:
+        UserError: no run is there, it has no refresh, or matplotlib is not installed.
+    """
+    if not (folder / DECAY).is_file() or not (folder / METRICS).is_file():
+        raise UserError(f"{folder}: found no {DECAY} and {METRICS}, expected the output directory of a run")
+    refreshes = read_lines(folder / DECAY)
+    if not refreshes:
+        raise UserError(f"{folder}: {DECAY} has no refresh yet")
+    try:
+        import matplotlib as mpl  # noqa: PLC0415  (an extra)
+        from matplotlib.figure import Figure  # noqa: PLC0415
+    except ImportError:
+        raise UserError("matplotlib: not installed; pip install 'alphadecay-dist[plot]'") from None
+    colours = mpl.color_sequences["tab10"]
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    steps = [refresh["step"] for refresh in refreshes]
+    for number, (kind, names) in enumerate(modules_by_type(refreshes[0]["modules"]).items()):
+        style = {"label": kind, "color": colours[number % len(colours)], "marker": ".", "linewidth": 1.5}
+        for axis, key in ((left, "alpha"), (middle, "weight_decay")):
+            axis.plot(steps, [_mean(r["modules"][name][key] for name in names) for r in refreshes], **style)
+    left.set(title="mean alpha by module type", xlabel="update", ylabel="alpha")
+    middle.set(title="mean weight decay by module type", xlabel="update", ylabel="weight decay")
+    middle.legend(fontsize="small", ncols=2)
+    metrics = read_lines(folder / METRICS)
+    right.plot([m["step"] for m in metrics], [m["loss"] for m in metrics], color="0.6", label="training")
+    evaluations = read_lines(folder / EVAL)
+    right.plot(
+        [e["step"] for e in evaluations],
+        [e["loss"] for e in evaluations],
+        "o-",
+        color="k",
+        label="validation",
+    )
+    right.set(title="loss", xlabel="update", ylabel="nats per token")
+    right.legend(fontsize="small")
+    for axis in (left, middle, right):
+        axis.grid(alpha=0.3)
+    figure.savefig(picture, dpi=110)
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    """Mean of the values that are defined; NaN, which is not drawn, where none is."""
+    defined = [value for value in values if value is not None]
+    return math.fsum(defined) / len(defined) if defined else math.nan
