@@ -1,0 +1,125 @@
+"""The trainer through the real launchers, and what a user sees."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import LlamaForCausalLM
+
+from alphadecay_dist.spectral import analyze
+from alphadecay_dist.training import model as models
+from tests.training.runs import ROOT, left_behind, tiny_options, train_on
+
+pytestmark = pytest.mark.slow
+
+BIN = Path(sys.executable).parent
+TYPES = ["q", "k", "v", "o", "gate", "up", "down"]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def launch(*command):
+    """Run a command from the project's root, without network, GPU or prompt."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    environment |= {"HF_HUB_OFFLINE": "1", "PATH": f"{BIN}:{os.environ['PATH']}", "HOME": "/nonexistent"}
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_deepspeed_on_two_ranks_with_wandb(tmp_path):
+    output = tmp_path / "run"
+    command = ["deepspeed", "--num_gpus", 2, "--master_port", free_port(), "train.py"]
+    command += ["--deepspeed", "ds_configs/zero3.json", "--output_dir", output]
+    command += [*tiny_options(tmp_path, train__steps=12, decay__interval=4), "--logging.wandb=auto"]
+    first = launch(*command)
+    assert first.returncode == 0, first.stdout
+    assert first.stdout.count("training:") >= 2  # the progress bar, of one rank
+    assert " tokens/s" in first.stdout
+    assert "loss " in first.stdout
+    assert "0/12 [00:00<?" in first.stdout  # updates, time gone and left
+    assert "FutureWarning" not in first.stdout
+    closing = next(line for line in first.stdout.splitlines() if line.startswith("finished:"))
+    assert str(output) in closing
+    (offline,) = (output / "wandb").glob("offline-run-*")
+    assert any(offline.glob("*.wandb"))
+    run = left_behind(output)
+    assert [line["step"] for line in run["metrics"]] == list(range(1, 13))
+    assert set(run["metrics"][0]) == {
+        "step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "step_seconds",
+    }  # fmt: skip
+    assert [(line["step"], set(line)) for line in run["eval"]] == [
+        (step, {"step", "loss", "perplexity", "tokens"}) for step in (0, 12)
+    ]
+    assert run["eval"][1]["perplexity"] < run["eval"][0]["perplexity"]
+    assert [line["step"] for line in run["decay"]] == [0, 4, 8]
+    for name in ("config.yaml", "status.json", "tokenizer.model", "checkpoints/latest"):
+        assert (output / name).is_file()
+
+    again = launch(*command)
+    assert again.returncode == 0
+    assert f"{output} is finished (12 updates)" in again.stdout
+    assert left_behind(output) == run
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [["python", "train.py"], ["torchrun", "--nproc_per_node", "2", "--master_port", "PORT", "train.py"]],
+    ids=["python", "torchrun"],
+)
+def test_other_launchers_give_the_same_run(tmp_path, launcher):
+    options = tiny_options(tmp_path, train__steps=6, decay__interval=4)
+    launcher = [str(free_port()) if part == "PORT" else part for part in launcher]
+    command = [*launcher, "--deepspeed", "ds_configs/zero1.json", "--output_dir", tmp_path / "run", *options]
+    done = launch(*command)
+    assert done.returncode == 0, done.stdout
+    expected = train_on(1, "1", tmp_path / "expected", options)
+    losses = [line["loss"] for line in left_behind(tmp_path / "run")["metrics"]]
+    assert losses == pytest.approx([line["loss"] for line in expected["metrics"]], abs=1e-5)
+
+
+def test_dry_run_prints_config_plan_and_first_batch_and_writes_nothing(tmp_path):
+    output = tmp_path / "run"
+    command = ["python", "train.py", "--deepspeed", "ds_configs/zero2.json", "--output_dir", output]
+    shown = launch(*command, *tiny_options(tmp_path), "--dry_run")
+    assert shown.returncode == 0, shown.stdout
+    for words in ("global_batch: 12", "train_batch_size: 12", "weights: ", "layers.1.mlp.down_proj 64 x 172"):
+        assert words in shown.stdout
+    assert "first sequence, 32 tokens" in shown.stdout
+    assert not output.exists()
+
+
+def test_init_from_starts_with_the_weights_of_a_hf_checkpoint(tmp_path):
+    options = tiny_options(tmp_path, train__steps=2)
+    config = models.read_model_config(str(tmp_path / "tiny.json"), 32)
+    donor = LlamaForCausalLM(config)
+    donor.save_pretrained(tmp_path / "donor")
+    run = train_on(2, "3", tmp_path / "run", [*options, "--init_from", str(tmp_path / "donor")])
+    for name, module in run["decay"][0]["modules"].items():
+        assert module["alpha"] == pytest.approx(analyze(donor.get_submodule(name).weight).alpha, abs=1e-6)
+
+    narrow = json.loads((tmp_path / "tiny.json").read_text()) | {"intermediate_size": 180}
+    (tmp_path / "narrow.json").write_text(json.dumps(narrow))
+    command = ["python", "train.py", "--deepspeed", "ds_configs/zero2.json", *options]
+    command += [f"--model.name={tmp_path / 'narrow.json'}", "--init_from", tmp_path / "donor"]
+    refused = launch(*command, "--output_dir", tmp_path / "other")
+    assert refused.returncode == 2
+    assert "model.layers.0.mlp.gate_proj.weight has shape (172, 64)" in refused.stdout
