@@ -58,6 +58,11 @@ def save(
     if rank == 0:
         (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
         write_manifest(folder, step, world_size, engine)
-        write_atomically(root / LATEST, folder.name + "\n")
+        name_latest(folder)
     barrier()
     return folder
+
+
+def name_latest(folder: Path) -> None:
+    """Let ``latest`` name a whole checkpoint, by an atomic rename."""
+    write_atomically(folder.parent / LATEST, folder.name + "\n")

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from alphadecay_dist.errors import UserError
+
 SHARDS = "deepspeed"  # DeepSpeed's tag, a folder of a checkpoint
 
 
@@ -49,6 +51,18 @@ class ZeroTraining:
             # DeepSpeed would compile a shared-memory all-reduce here, and fail where there is no compiler.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("nccl" if self.device.type == "cuda" else "gloo", verbose=False)
+
+    def check_config(self) -> None:
+        """Let DeepSpeed check its own keys and values.
+
+        Raises:
+            UserError: what DeepSpeed has against the config.
+        """
+        try:
+            deepspeed.DeepSpeedConfig(self.config)
+        except (ValueError, AssertionError) as error:
+            reason = " ".join(str(error).split()).partition(" [type=")[0]
+            raise UserError(f"DeepSpeed config: refused by DeepSpeed: {reason}") from None
 
     def construct(self, build: Callable[[], nn.Module]) -> nn.Module:
         """Build the model; under stage 3 each parameter is partitioned as soon as it is made."""

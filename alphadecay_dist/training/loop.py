@@ -99,23 +99,19 @@ class Trainer:
         Returns:
             Whether the run is finished.
         """
-        train, bar = self._config.train, self._progress_bar()
-        if self.progress.step == 0:
-            self._evaluate(bar)
-        while self.progress.step < train.steps:
-            self._update(bar)
-            step = self.progress.step
-            last = step == train.steps
-            if last or _due(step, self._config.eval.every):
+        steps = self._config.train.steps
+        end = min(steps, self._config.train.stop_after or steps)
+        with self._progress_bar() as bar:
+            if self.progress.step == 0:
                 self._evaluate(bar)
-            stop = step == train.stop_after
-            if last or stop or _due(step, self._config.checkpoint.every):
-                self._save()
-            if stop and not last:
-                bar.close()
-                return False
-        bar.close()
-        return True
+            while self.progress.step < end:
+                self._update(bar)
+                step = self.progress.step
+                if step == steps or _due(step, self._config.eval.every):
+                    self._evaluate(bar)
+                if step == end or _due(step, self._config.checkpoint.every):
+                    self._save()
+        return self.progress.step >= steps
 
     def _update(self, bar: Any) -> None:
         """One optimizer update and its line in metrics.jsonl."""

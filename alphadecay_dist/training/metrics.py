@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import netrc
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from requests.utils import get_netrc_auth
+
 from alphadecay_dist.checkpoint.manifest import write_atomically
 from alphadecay_dist.controller import Refresh
+from alphadecay_dist.errors import UserError
 
 METRICS, EVAL, DECAY = "metrics.jsonl", "eval.jsonl", "decay.jsonl"
 STATUS = "status.json"
-WANDB_HOST = "api.wandb.ai"
 
 
 class RunFiles:
@@ -98,17 +99,24 @@ class Tracker:
             return
         import wandb  # noqa: PLC0415  (slow to load, and not wanted with "off")
 
-        online = mode == "online" or (mode == "auto" and _logged_in())
-        self._run = wandb.init(
-            project="alphadecay_dist",
-            name=folder.name,
-            id=_run_id(folder),
-            dir=str(folder),
-            mode="online" if online else "offline",
-            config=config,
-            resume="allow" if resumed else None,
-            settings=wandb.Settings(silent=True, console="off"),
-        )
+        settings = wandb.setup().settings
+        online = mode == "online" or (mode == "auto" and _logged_in(settings))
+        try:
+            self._run = wandb.init(
+                project="alphadecay_dist",
+                name=folder.name,
+                id=_run_id(folder),
+                dir=str(folder),
+                mode="online" if online else "offline",
+                config=config,
+                resume="allow" if resumed else None,
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+        except wandb.Error as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"logging.wandb {mode}: wandb does not start: {reason}; use --logging.wandb=offline or off"
+            ) from error
         self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, record: Mapping[str, Any]) -> None:
@@ -122,14 +130,12 @@ class Tracker:
             self._run.finish(exit_code=exit_code)
 
 
-def _logged_in() -> bool:
-    """Whether wandb can be online without asking: an API key in the environment or in ~/.netrc."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators(WANDB_HOST) is not None
-    except (OSError, netrc.NetrcParseError):
+def _logged_in(settings: Any) -> bool:
+    """Whether wandb can be online without asking: a key or token in its settings, or one in netrc."""
+    if os.environ.get("WANDB_MODE", "online") != "online":
         return False
+    token = settings.api_key or settings.identity_token_file
+    return bool(token or get_netrc_auth(settings.base_url))
 
 
 def _run_id(folder: Path) -> str:

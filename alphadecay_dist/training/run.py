@@ -9,8 +9,10 @@ from contextlib import contextmanager
 import torch
 import yaml
 
+from alphadecay_dist.checkpoint.writer import name_latest
 from alphadecay_dist.controller import AlphaDecay
 from alphadecay_dist.engines.zero_training import ZeroTraining
+from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.inventory import tuned_matrices
 from alphadecay_dist.sharding.ownership import assign_owners, cost
 from alphadecay_dist.training import model as models
@@ -45,12 +47,15 @@ def run(options: Options) -> None:
     engine.start()
     try:
         _run_joined(options, checked, engine, Ranks(engine.device))
-    finally:
+    except UserError:
         engine.close()
+        raise
+    engine.close()
 
 
 def _run_joined(options: Options, checked: Checked, engine: ZeroTraining, ranks: Ranks) -> None:
     """The run, once all ranks are in one process group."""
+    engine.check_config()
     begin = ranks.from_main(
         lambda: start.decide(
             checked.folder, checked.config, options.resume, options.overwrite, ranks.world_size, engine.layout
@@ -79,9 +84,10 @@ def _tokenizer(checked: Checked, ranks: Ranks, corpus: Corpus, begin: start.Star
     """The run's tokenizer: kept, found, or trained, on rank 0, and the same bytes everywhere."""
 
     def find() -> bytes:
-        kept = checked.folder / TOKENIZER
-        if begin.checkpoint is not None and kept.is_file():
-            return kept.read_bytes()
+        if begin.checkpoint is not None:
+            kept = begin.checkpoint.folder.parents[1] / TOKENIZER
+            if kept.is_file():
+                return kept.read_bytes()
         if checked.config.tokenizer.model != TRAIN:
             return load_tokenizer(checked.config.tokenizer.model).proto
         _say(ranks, "training a tokenizer on the corpus")
@@ -138,6 +144,8 @@ def _prepare_folder(checked: Checked, begin: start.Start, tokenizer: Tokenizer) 
     files.text("config.yaml", to_yaml(checked.config))
     (checked.folder / TOKENIZER).write_bytes(tokenizer.proto)
     files.keep_until(begin.step)
+    if begin.checkpoint is not None and begin.checkpoint.folder.parent == checked.folder / start.CHECKPOINTS:
+        name_latest(begin.checkpoint.folder)  # of several, the one that the run goes on from
     files.status("running", begin.step)
 
 
@@ -152,10 +160,10 @@ def _train(
 ) -> None:
     """Train, and on rank 0 keep files, wandb and status."""
     config, folder = checked.config, checked.folder
-    files = tracker = None
-    if ranks.is_main:
-        files = RunFiles(folder)
-        tracker = Tracker(config.logging.wandb, folder, dataclasses.asdict(config), begin.step > 0)
+    files = RunFiles(folder) if ranks.is_main else None
+    trackers: list[Tracker] = []
+    ranks.from_main(lambda: trackers.append(_tracker(checked, begin)))
+    tracker = trackers[0] if trackers else None
     trainer = Trainer(config, folder, ranks, engine, decay, data, evaluation, files, tracker)
     with _watched(trainer, files, tracker):
         if begin.checkpoint is not None:
@@ -171,6 +179,11 @@ def _train(
             stop = f"train.stop_after={config.train.stop_after}"
             files.status("preempted", trainer.progress.step, 0, stop)
         print(_closing_line(checked, trainer, finished), flush=True)
+
+
+def _tracker(checked: Checked, begin: start.Start) -> Tracker:
+    config = dataclasses.asdict(checked.config)
+    return Tracker(checked.config.logging.wandb, checked.folder, config, resumed=begin.step > 0)
 
 
 @contextmanager

@@ -77,7 +77,11 @@ def decide(folder: Path, config: Config, resume: str, overwrite: bool, world_siz
                 "or choose another --output_dir"
             )
         return Start(clear=occupied)
-    checkpoint = newest(folder / CHECKPOINTS) if resume == "auto" else read(Path(resume))
+    if resume == "auto":
+        checkpoint = newest(folder / CHECKPOINTS)
+    else:
+        checkpoint = read(Path(resume))
+        _not_into_another_run(folder, checkpoint)
     if checkpoint is None:
         return Start(clear=(folder / STATUS).is_file())
     _same_recipe(checkpoint, config)
@@ -94,6 +98,13 @@ def clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     (folder / "wandb_id").unlink(missing_ok=True)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _not_into_another_run(folder: Path, checkpoint: Checkpoint) -> None:
+    if (folder / STATUS).is_file() and checkpoint.folder.resolve().parents[1] != folder.resolve():
+        raise UserError(
+            f"--resume {checkpoint.folder}: {folder} already holds another run; choose another --output_dir"
+        )
 
 
 def _same_recipe(checkpoint: Checkpoint, config: Config) -> None:

@@ -79,8 +79,9 @@ def train_on(world_size: int, stage: str, output: Path, options: list[str]) -> d
 
 
 def left_behind(output: Path) -> dict[str, Any]:
-    """The JSON-lines files of a run by stem."""
-    return {name: read_lines(output / f"{name}.jsonl") for name in ("metrics", "eval", "decay")}
+    """The JSON-lines files of a run by stem; one that was not begun has no lines."""
+    files = {name: output / f"{name}.jsonl" for name in ("metrics", "eval", "decay")}
+    return {name: read_lines(path) if path.is_file() else [] for name, path in files.items()}
 
 
 def distance(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> float:

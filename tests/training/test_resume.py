@@ -117,6 +117,22 @@ def test_a_checkpoint_with_a_file_cut_short_is_passed_over(tmp_path):
     assert without_times(again) == without_times(whole)
 
 
+def test_a_run_goes_on_from_the_checkpoint_that_is_named(tmp_path):
+    options = tiny_options(tmp_path, train__steps=6, checkpoint__every=2)
+    whole = train_on(1, "2", tmp_path / "run", options)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    back = [*options, "--resume", str(checkpoints / "step-00000002")]
+    branch = train_on(1, "2", tmp_path / "run", [*back, "--train.stop_after=3"])
+    assert [line["step"] for line in branch["metrics"]] == [1, 2, 3]
+    assert (checkpoints / "latest").read_text() == "step-00000003\n"
+    assert without_times(train_on(1, "2", tmp_path / "run", options)) == without_times(whole)
+    elsewhere = train_on(1, "2", tmp_path / "elsewhere", back)
+    assert elsewhere["metrics"][0]["step"] == 3
+    assert without_times(elsewhere)["metrics"] == without_times(whole)["metrics"][2:]
+    argv = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), *back]
+    assert run_ranks(train.main, 1, [*argv, "--output_dir", str(tmp_path / "elsewhere")]) == [2]
+
+
 @pytest.mark.parametrize(
     "change",
     [["--train.seed=5"], ["--data.pack=false"], ["--resume", "/nowhere"], ["--resume", "none"]],
