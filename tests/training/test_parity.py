@@ -114,6 +114,14 @@ def test_written_decays_are_what_the_optimizer_applies(tmp_path, optimizer, stag
     assert distance(weights, plain_torch(options, tokenizer, dealt_wrong)["weights"]) > 100 * CLOSE
 
 
+def test_the_uniform_policy_keeps_the_base_decay(tmp_path):
+    options = tiny_options(tmp_path, decay__policy="uniform")
+    run = train_on(2, "2", tmp_path / "run", options)
+    assert run["decay"] == []
+    plain = plain_torch(options, tmp_path / "run" / "tokenizer.model", schedule={})
+    assert distance(final_weights(tmp_path / "run"), plain["weights"]) < CLOSE
+
+
 @pytest.mark.parametrize(("stage", "world_size"), [("2", 1), ("3", 3)])
 def test_logged_alphas_are_those_of_the_checkpointed_weights(tmp_path, stage, world_size):
     options = tiny_options(tmp_path, data__pack=True, checkpoint__every=10)
