@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from alphadecay_dist.spectral.analyze import Analysis, analyze
+from alphadecay_dist.spectral.esd import full_precision_matmul
 
 
 def analyze_each(matrices: Iterable[tuple[str, Tensor]]) -> dict[str, Analysis]:
@@ -38,7 +39,7 @@ def analyze_each(matrices: Iterable[tuple[str, Tensor]]) -> dict[str, Analysis]:
         name, future = pending.popleft()
         found[name] = future.result()
 
-    with _one_blas_thread(), ThreadPoolExecutor(workers) as pool:
+    with full_precision_matmul(), _one_blas_thread(), ThreadPoolExecutor(workers) as pool:
         for name, matrix in matrices:
             if matrix.device.type != "cpu":
                 found[name] = analyze(matrix)  # its own stream of work: host threads would not help

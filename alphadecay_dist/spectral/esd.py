@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,17 +64,25 @@ def _gram_eigenvalues(matrix: Tensor, scale: Tensor, dtype: torch.dtype) -> Tens
     scaled = (matrix.double() / scale).to(dtype) if scale < 1e-30 else matrix.to(dtype) / scale.to(dtype)
     if scaled.shape[0] < scaled.shape[1]:
         scaled = scaled.T
-    with _full_precision_matmul():
+    with full_precision_matmul():
         gram = scaled.T @ scaled  # (N, N), N = min(m, n)
     return torch.linalg.eigvalsh(gram)
 
 
 @contextlib.contextmanager
-def _full_precision_matmul() -> Iterator[None]:
-    """TF32 or bf16 products of fp32 matrices would move alpha by 3.5e-5 and more."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+def full_precision_matmul() -> Iterator[None]:
+    """TF32 or bf16 products of fp32 matrices would move alpha by 3.5e-5 and more.
+
+    The settings are the process's: threads that enter and leave must do so inside one that holds it.
+    """
+    # Each backend's own, for torch.get_float32_matmul_precision() raises once a user has set one of them.
+    mkldnn: Any = torch.backends.mkldnn
+    backends = torch.backends.cuda.matmul, mkldnn.matmul
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
