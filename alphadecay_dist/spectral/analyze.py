@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,10 +16,10 @@ MIN_EIGENVALUES = 50  # fewer than these carry no tail to fit (as in the release
 
 OK = "ok"
 TOO_SMALL = "too_small"  # fewer than MIN_EIGENVALUES eigenvalues
-NON_FINITE = "non_finite"  # a NaN or an infinity among the entries
-ZERO = "zero"  # nothing but zeros
+NON_FINITE = "non_finite"  # a NaN or an infinity among the entries, or their squares beyond fp64
+ZERO = "zero"  # nothing but zeros, or their squares below fp64
 RANK_DEFICIENT = "rank_deficient"  # the median eigenvalue is lost in rounding
-NO_TAIL = "no_tail"  # all eigenvalues of the tail are equal
+NO_TAIL = "no_tail"  # all eigenvalues of the tail are equal up to rounding
 FAILED = "failed"  # the eigensolver gave up
 STATUSES = (OK, TOO_SMALL, NON_FINITE, ZERO, RANK_DEFICIENT, NO_TAIL, FAILED)
 
@@ -70,15 +71,21 @@ def analyze(matrix: Tensor, *, xmin_pos: float = 2.0) -> Analysis:
     except torch.linalg.LinAlgError:
         return Analysis(status=FAILED)
     values = density.values
+    total = float(values.sum())
+    if total == 0 or math.isinf(total):
+        return Analysis(status=NON_FINITE if total else ZERO)
     norms = Analysis(
         stable_rank=stable_rank(values),
         spectral_norm=spectral_norm(values),
         frobenius_norm=frobenius_norm(values),
     )
+    # Rounding moves an eigenvalue by up to N eps lambda_max: below it xmin is noise, and so is a tail that
+    # spans less than it (an orthogonal matrix would otherwise have an alpha of a million).
     floor = values.numel() * density.eps * values[-1]
-    if bool(values[int(values.numel() / xmin_pos)] <= floor):
+    xmin = values[int(values.numel() / xmin_pos)]
+    if bool(xmin <= floor):
         return replace(norms, status=RANK_DEFICIENT)
     fit = hill(values, xmin_pos)
-    if fit is None:
+    if fit is None or bool(values[-1] - xmin <= floor):
         return replace(norms, status=NO_TAIL)
     return replace(norms, alpha=fit.alpha, ks=fit.ks)
