@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alphadecay_dist.spectral import STATUSES, analyze
+from tests.spectral.truth import MATRICES, gaussian, orthogonal, spiked, true_alpha
+
+
+def with_entry(value):
+    matrix = gaussian(60, 80)
+    matrix[7, 11] = value
+    return matrix
+
+
+def of_rank(rank):
+    return gaussian(64, rank) @ gaussian(rank, 80, 1)
+
+
+UNDEFINED = {
+    "too_small": [torch.ones(49, 500), torch.ones(500, 49), torch.ones(1, 1), torch.ones(0, 64)],
+    "non_finite": [
+        *(with_entry(value) for value in (math.nan, math.inf, -math.inf)),
+        torch.full((64, 64), math.nan),
+        gaussian(64, 64).double() * 1e200,  # finite, but not its squares
+    ],
+    "zero": [
+        torch.zeros(64, 80),
+        torch.zeros(64, 80, dtype=torch.bfloat16),
+        -torch.zeros(64, 64),
+        gaussian(64, 64).double() * 1e-200,
+    ],
+    "rank_deficient": [of_rank(1), of_rank(20), of_rank(31), with_entry(1e20), torch.ones(60, 60)],
+    "no_tail": [
+        torch.eye(64),
+        torch.eye(60, 80) * 1e-20,
+        torch.full((64,), -3.0).diag(),
+        *(orthogonal(size).to(dtype) for size in (64, 512) for dtype in (torch.float32, torch.float64)),
+        orthogonal(128)[:60].float() * 1e20,
+    ],
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_alpha_is_that_of_fp64_singular_values(name):
+    report = analyze(MATRICES[name])
+    assert report.status == "ok"
+    assert report.alpha == pytest.approx(true_alpha(MATRICES[name]), abs=1e-5)
+
+
+@pytest.mark.parametrize("spread", [100, 1000, 9500])
+def test_alpha_of_a_large_spiked_matrix_is_defined_at_any_spread(spread):
+    matrix = spiked(950, 950, spread)
+    assert analyze(matrix).alpha == pytest.approx(true_alpha(matrix), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("status", "matrix"), [(status, matrix) for status, matrices in UNDEFINED.items() for matrix in matrices]
+)
+def test_an_undefined_alpha_has_a_named_status(status, matrix):
+    report = analyze(matrix)
+    assert report.status == status
+    assert report.status in STATUSES
+    assert report.alpha is None
+    assert report.ks is None
+    assert all(math.isfinite(v) for v in dataclasses.astuple(report)[:-1] if v is not None)
+
+
+def test_rank_above_half_keeps_its_alpha():
+    matrix = of_rank(40)
+    assert analyze(matrix).alpha == pytest.approx(true_alpha(matrix), abs=1e-5)
+
+
+def test_an_orthogonal_matrix_rounded_to_bf16_has_a_finite_alpha():
+    report = analyze(orthogonal(128).bfloat16())
+    assert report.status == "ok"
+    assert 100 < report.alpha < 1e5
+
+
+def test_one_large_direction_is_a_tail():
+    matrix = orthogonal(64)
+    matrix[:, 0] *= 3
+    # All but one of the 32 tail eigenvalues are 1, the last is 9.
+    assert analyze(matrix.float()).alpha == pytest.approx(1 + 32 / math.log(9), rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(), (64,), (2, 64, 64)])
+def test_what_is_no_matrix_is_refused(shape):
+    with pytest.raises(ValueError, match="expects a matrix"):
+        analyze(torch.ones(shape))
+
+
+same_matrices = settings(deadline=None, max_examples=25)
+seeds = st.integers(0, 10**6)
+
+
+@same_matrices
+@given(seeds, st.floats(1e-20, 1e20))
+def test_alpha_is_free_of_scale(seed, scale):
+    matrix = gaussian(50, 70, seed)
+    assert analyze(matrix * scale).alpha == pytest.approx(analyze(matrix).alpha, abs=1e-5)
+
+
+@same_matrices
+@given(seeds)
+def test_alpha_is_that_of_the_transpose(seed):
+    matrix = gaussian(50, 70, seed)
+    assert analyze(matrix.T).alpha == pytest.approx(analyze(matrix).alpha, abs=1e-5)
+
+
+@same_matrices
+@given(seeds)
+def test_alpha_is_free_of_the_order_of_rows_and_columns(seed):
+    matrix = gaussian(50, 70, seed)
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = matrix[torch.randperm(50, generator=generator)][:, torch.randperm(70, generator=generator)]
+    assert analyze(shuffled).alpha == pytest.approx(analyze(matrix).alpha, abs=1e-5)
+
+
+@same_matrices
+@given(st.integers(50, 90), st.integers(50, 90), seeds, st.sampled_from([0.0, 1e-30, 1e30, 3e38, math.nan]))
+def test_any_matrix_has_a_value_or_a_status(rows, columns, seed, entry):
+    matrix = gaussian(rows, columns, seed)
+    matrix[seed % rows] = entry
+    report = analyze(matrix)
+    assert (report.alpha is None) == (report.status != "ok")
+    assert all(math.isfinite(v) for v in dataclasses.astuple(report)[:-1] if v is not None)
