@@ -1,0 +1,24 @@
+"""Tuned matrices of the model configs that come with the package."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from transformers import LlamaForCausalLM
+
+from alphadecay_dist.sharding.inventory import tuned_matrices
+from alphadecay_dist.training.model import build_on_meta, model_names, read_model_config
+
+PUBLISHED = [name for name in model_names() if name != "llama_demo"]
+
+
+@cache
+def on_meta(name: str) -> LlamaForCausalLM:
+    """The model of a package config, without storage."""
+    return build_on_meta(read_model_config(name, 64))
+
+
+@cache
+def shapes_of(name: str) -> dict[str, tuple[int, int]]:
+    """Shapes of a model's tuned matrices by module name."""
+    return {matrix.module: matrix.shape for matrix in tuned_matrices(on_meta(name))}

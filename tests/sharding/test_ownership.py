@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alphadecay_dist.sharding.ownership import assign_owners, cost, default_budget, plan
+from tests.sharding.shapes import PUBLISHED, shapes_of
+
+WORLDS = range(2, 65)
+
+
+def loads_of(costs, owners, world_size):
+    loads = [0.0] * world_size
+    for name, rank in owners.items():
+        loads[rank] += costs[name]
+    return loads
+
+
+def costs_of(model):
+    return {name: cost(shape) for name, shape in shapes_of(model).items()}
+
+
+def most_within(limit, world_size, large, small, count):
+    """How many small items fit beside ``count`` large ones when no rank may exceed ``limit``; -1: not even
+    the large ones do."""
+    fits = [int((limit - taken * large) // small) for taken in range(int(limit // large) + 1)]
+    best = [0] + [-1] * count
+    for _ in range(world_size):
+        best = [
+            max((best[n - k] + fits[k] for k in range(min(n + 1, len(fits))) if best[n - k] >= 0), default=-1)
+            for n in range(count + 1)
+        ]
+    return best[count]
+
+
+def test_cost_counts_gram_and_tridiagonalisation():
+    assert cost((30, 10)) == cost((10, 30)) == 2 * 30 * 10 * 10 + 4 / 3 * 1000
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8, 64, 200])
+def test_every_matrix_has_one_owner_and_one_round_whatever_the_order(model, world_size):
+    shapes = shapes_of(model)
+    nbytes = {name: 2 * m * n for name, (m, n) in shapes.items()}
+    budget = 3 * max(nbytes.values())
+    found = plan(shapes, nbytes, world_size, budget)
+    assert set(found.owners) == set(shapes)
+    assert set(found.owners.values()) == set(range(min(world_size, len(shapes))))
+    assert sorted(name for names in found.rounds for name in names) == sorted(shapes)
+    shuffled = list(shapes)
+    for seed in range(3):
+        random.Random(seed).shuffle(shuffled)
+        again = plan({n: shapes[n] for n in shuffled}, {n: nbytes[n] for n in shuffled}, world_size, budget)
+        assert again == found
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_owners_are_balanced_while_a_rank_has_four_of_the_largest_matrices_to_do(model):
+    costs = costs_of(model)
+    served = 0
+    for world_size in WORLDS:
+        mean = sum(costs.values()) / world_size
+        if 4 * max(costs.values()) <= mean:
+            assert max(loads_of(costs, assign_owners(costs, world_size), world_size)) <= 1.10 * mean
+            served = world_size
+    assert served >= 8
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_no_deal_of_owners_is_ten_percent_better(model):
+    # With fewer matrices a rank no deal can be level: 1.5 a rank leave some ranks with two.
+    costs = costs_of(model)
+    small, large = sorted(set(costs.values()))
+    count = sum(value == large for value in costs.values())
+    for world_size in [*range(2, 17), 24, 32, 48, 64]:
+        longest = max(loads_of(costs, assign_owners(costs, world_size), world_size))
+        fitting = most_within(longest / 1.10, world_size, large, small, count)
+        assert fitting < len(costs) - count <= most_within(longest * 1.001, world_size, large, small, count)
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=40), st.integers(1, 12))
+def test_the_longest_queue_keeps_the_bound_of_lpt(sizes, world_size):
+    costs = {str(number): float(size) for number, size in enumerate(sizes)}
+    owners = assign_owners(costs, world_size)
+    assert set(owners) == set(costs)
+    longest = max(loads_of(costs, owners, world_size))
+    least = max(sum(sizes) / world_size, *sizes)
+    assert longest <= least + max(sizes) * (1 - 1 / world_size) + 1e-6
+    if len(sizes) <= world_size:
+        assert longest == max(sizes)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(50, 90), st.integers(50, 90)), min_size=1, max_size=25),
+    st.integers(1, 5),
+    st.integers(1, 60_000),
+)
+def test_rounds_respect_the_budget_or_hold_one_matrix(sizes, world_size, budget):
+    shapes = {f"m{number}": shape for number, shape in enumerate(sizes)}
+    nbytes = {name: 4 * m * n for name, (m, n) in shapes.items()}
+    found = plan(shapes, nbytes, world_size, budget)
+    assert all(found.rounds)
+    for rank in range(world_size):
+        own = [[name for name in names if found.owners[name] == rank] for names in found.rounds]
+        for names in own:
+            assert len(names) <= 1 or sum(nbytes[name] for name in names) <= budget
+        # No round that could have held the next one's first matrix, and none skipped.
+        for names, following in pairwise(own):
+            assert not following or sum(nbytes[name] for name in [*names, following[0]]) > budget
+
+
+def test_an_oversized_matrix_has_a_round_of_its_own():
+    shapes = {"large": (100, 100), "small": (50, 60), "smaller": (50, 50)}
+    nbytes = {name: m * n for name, (m, n) in shapes.items()}
+    assert plan(shapes, nbytes, 1, 6000).rounds == (("large",), ("small", "smaller"))
+
+
+def test_default_budget_is_two_of_the_largest_or_256_mib():
+    assert default_budget({"a": 100, "b": 7}) == 256 * 2**20
+    assert default_budget({"a": 2**30, "b": 7}) == 2**31
