@@ -120,7 +120,7 @@ def refuse(config: Mapping[str, Any]) -> None:
             "DeepSpeed config: SuperOffload (offload_optimizer.super_offload) ignores a weight decay that "
             "changes: remove it"
         )
-    if zero.get("zenflow"):
+    if zero.get("zenflow") not in (None, False):  # an empty section switches it on
         raise UserError(
             "DeepSpeed config: ZenFlow (zero_optimization.zenflow) ignores a weight decay that changes: "
             "remove it"
