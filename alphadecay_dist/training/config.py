@@ -247,7 +247,10 @@ def read_yaml(recipe: str) -> dict[str, Any]:
         path = Path(recipe)
         if not path.is_file():
             raise UserError(f"recipe {recipe}: no such file")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"recipe {recipe}: cannot be read: {error}") from None
     elif recipe in recipe_names():
         text = (resources.files("alphadecay_dist.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
     else:
@@ -343,13 +346,13 @@ def _convert(key: str, hint: Any, value: Any) -> Any:
     elif hint is float and not isinstance(value, bool):
         try:  # YAML reads 1e-3 as a string
             return float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
     elif hint is str and isinstance(value, bool) and not value and "off" in CHOICES.get(key, ()):
         return "off"  # YAML reads off as false
     elif isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
         return value
-    elif hint is str and isinstance(value, int | float):
+    elif hint is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     expected = getattr(hint, "__name__", str(hint))
     raise UserError(f"{key}: found {value!r}, expected {expected}")
@@ -358,5 +361,5 @@ def _convert(key: str, hint: Any, value: Any) -> Any:
 def _parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2024-13-45 is no date
         raise UserError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
