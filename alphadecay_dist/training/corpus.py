@@ -42,6 +42,11 @@ class Corpus:
         self._held_out = held_out
 
     @property
+    def name(self) -> str:
+        """What errors call it."""
+        return f"{self._where} (every {self._holdout}th document of it)" if self._held_out else self._where
+
+    @property
     def num_files(self) -> int:
         """Number of files, each a unit of the order."""
         return self._stream.num_shards
@@ -63,8 +68,10 @@ class Corpus:
                     )
                 if self._belongs(row) and text.strip():
                     yield row, text.strip()
-        except (OSError, ValueError) as error:
-            raise error if isinstance(error, UserError) else _unreadable(self._where, error) from error
+        except UserError:
+            raise
+        except Exception as error:  # readers raise a dozen unrelated types: EOFError, zlib.error, Arrow's
+            raise _unreadable(self._where, error) from error
 
     def _belongs(self, row: int) -> bool:
         if not self._holdout:
@@ -128,8 +135,8 @@ class DocumentLane:
             self._advance(ended=not self._block)
             if self.cursor.epoch > begun + 1:
                 raise UserError(
-                    f"data: lane {self._lane} of {self._lanes} has no document; "
-                    "use more documents or fewer data.lanes"
+                    f"data: {self._corpus.name}: lane {self._lane} of {self._lanes} has no document; "
+                    "use more documents, fewer data.lanes or another data.holdout"
                 )
 
     def _advance(self, ended: bool) -> None:
@@ -227,9 +234,12 @@ def _open_files(source: str, text_field: str, holdout: int = 0, held_out: bool =
 
     loader, files = find_files(source)
     options = {"sample_by": "paragraph"} if loader == "text" else {}
+    names = [glob.escape(name) for name in files]  # load_dataset takes every name for a pattern
     try:
-        stream = datasets.load_dataset(loader, data_files=files, split="train", streaming=True, **options)
-    except (OSError, ValueError) as error:
+        stream = datasets.load_dataset(loader, data_files=names, split="train", streaming=True, **options)
+    except StopIteration:  # how the JSON reader meets files without a byte
+        raise UserError(f"data: {source}: has no document; give files with text") from None
+    except Exception as error:
         raise _unreadable(source, error) from error
     return Corpus(stream, "text" if loader == "text" else text_field, source, holdout, held_out)
 
@@ -249,4 +259,5 @@ def _open_c4(split: str) -> Corpus:
 
 
 def _unreadable(where: str, error: Exception) -> UserError:
-    return UserError(f"data: {where}: cannot be read: {' '.join(str(error).split())}")
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return UserError(f"data: {where}: cannot be read: {reason}; check it, or give another data.source")
