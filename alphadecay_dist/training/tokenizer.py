@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import sentencepiece
@@ -53,7 +53,10 @@ def load_tokenizer(model: str) -> Tokenizer:
     if not path.is_file():
         path = Path(_from_hub(model))
     try:
-        return Tokenizer(path.read_bytes())
+        tokenizer = Tokenizer(path.read_bytes())
+        if not tokenizer.vocab_size:  # sentencepiece takes an empty file for a model
+            raise RuntimeError("no pieces in it")
+        return tokenizer
     except (OSError, RuntimeError) as error:
         raise UserError(f"tokenizer.model {model}: not a sentencepiece model: {error}") from None
 
@@ -66,12 +69,13 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
         vocab_size: pieces; fewer where the corpus does not carry as many.
 
     Raises:
-        UserError: the corpus is too small for any model.
+        UserError: the corpus is too small for any model, or cannot be read.
     """
     proto = io.BytesIO()
+    unreadable: list[UserError] = []
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(documents),
+            sentence_iterator=_lines(documents, unreadable),
             model_writer=proto,
             model_type="unigram",
             vocab_size=vocab_size,
@@ -85,6 +89,8 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
             minloglevel=2,
         )
     except RuntimeError as error:
+        if unreadable:
+            raise unreadable[0] from None
         raise UserError(
             f"tokenizer.model train: sentencepiece cannot train {vocab_size} pieces on this corpus: "
             f"{' '.join(str(error).split())}; use more text or a smaller vocab_size in the model config"
@@ -105,14 +111,19 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
         )
 
 
-def _lines(documents: Iterable[str]) -> Iterable[str]:
+def _lines(documents: Iterable[str], unreadable: list[UserError]) -> Iterator[str]:
+    """Lines to train on; a user's error is kept aside, since sentencepiece wraps what it is given."""
     characters = 0
-    for document in documents:
-        for line in document.splitlines():
-            yield line
-            characters += len(line)
-        if characters > TRAINING_CHARACTERS:
-            return
+    try:
+        for document in documents:
+            for line in document.splitlines():
+                yield line
+                characters += len(line)
+            if characters > TRAINING_CHARACTERS:
+                return
+    except UserError as error:
+        unreadable.append(error)
+        raise
 
 
 def _from_hub(repository: str) -> str:
