@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,4 +79,9 @@ def check(options: Options) -> Checked:
     folder = Path(options.output_dir or Path("runs") / name)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder}: is a file, expected a directory")
+    above = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(
+            f"--output_dir {folder}: cannot be made, {above} is no directory to write to; choose another"
+        )
     return Checked(config, model_config, shapes, engine_config, folder)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -43,7 +43,10 @@ def read_model_config(name: str, seq_len: int) -> LlamaConfig:
         path = Path(name)
         if not path.is_file():
             raise UserError(f"model.name {name}: no such file")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"model.name {name}: cannot be read: {error}") from None
     elif name in model_names():
         text = (resources.files("alphadecay_dist.recipes") / "models" / f"{name}.json").read_text("utf-8")
     else:
@@ -58,7 +61,16 @@ def read_model_config(name: str, seq_len: int) -> LlamaConfig:
         raise UserError(f"model.name {name}: found {sizes!r}, expected a JSON object")
     _check_sizes(name, sizes, seq_len)
     sizes.setdefault("tie_word_embeddings", False)
-    return LlamaConfig(use_cache=False, **{k: v for k, v in sizes.items() if k not in _NOT_OURS})
+    try:
+        config = LlamaConfig(use_cache=False, **{k: v for k, v in sizes.items() if k not in _NOT_OURS})
+        build_on_meta(config)
+    except Exception as error:  # transformers and torch raise a dozen unrelated types
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"model {name}: transformers cannot build a LLaMA of it: {type(error).__name__}: {reason}; "
+            "correct that value"
+        ) from None
+    return config
 
 
 _NOT_OURS = ("use_cache", "architectures", "model_type", "torch_dtype", "dtype", "transformers_version")
@@ -66,8 +78,7 @@ _NOT_OURS = ("use_cache", "architectures", "model_type", "torch_dtype", "dtype",
 
 def _check_sizes(name: str, sizes: dict[str, Any], seq_len: int) -> None:
     for key in REQUIRED:
-        if not isinstance(sizes.get(key), int) or sizes[key] < 1:
-            raise UserError(f"model {name}: {key} is {sizes.get(key)!r}, expected a whole number from 1 on")
+        _check_whole(name, key, sizes.get(key))
     hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
     if hidden % heads:
         raise UserError(f"model {name}: hidden_size {hidden} is not divisible by num_attention_heads {heads}")
@@ -75,11 +86,24 @@ def _check_sizes(name: str, sizes: dict[str, Any], seq_len: int) -> None:
         raise UserError(
             f"model {name}: head width {hidden // heads} is odd, expected even (rotary embedding)"
         )
+    if "num_key_value_heads" in sizes:
+        shared = sizes["num_key_value_heads"]
+        _check_whole(name, "num_key_value_heads", shared)
+        if heads % shared:
+            raise UserError(
+                f"model {name}: num_attention_heads {heads} is not divisible by num_key_value_heads {shared}"
+            )
     positions = sizes.get("max_position_embeddings", 2048)
+    _check_whole(name, "max_position_embeddings", positions)
     if seq_len > positions:
         raise UserError(
             f"train.seq_len: found {seq_len}, above max_position_embeddings {positions} of {name}"
         )
+
+
+def _check_whole(name: str, key: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"model {name}: {key} is {value!r}, expected a whole number from 1 on")
 
 
 def build_model(config: LlamaConfig) -> LlamaForCausalLM:
@@ -129,8 +153,11 @@ def values_from(folder: str, shapes: nn.Module) -> Callable[[str], Tensor]:
     """
     homes = {}
     for path in sorted(Path(folder).glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            homes.update({name: (path, tuple(file.get_slice(name).get_shape())) for name in file.keys()})  # noqa: SIM118  (no dict)
+        try:
+            with safe_open(path, framework="pt") as file:
+                homes.update({name: (path, tuple(file.get_slice(name).get_shape())) for name in file.keys()})  # noqa: SIM118  (no dict)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"--init_from {path}: cannot be read: {error}; give a whole checkpoint") from None
     if not homes:
         raise UserError(f"--init_from {folder}: no *.safetensors there; give a HF checkpoint directory")
     for name, parameter in shapes.named_parameters():
