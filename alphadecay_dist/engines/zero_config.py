@@ -31,7 +31,7 @@ def read_json(path: str) -> dict[str, Any]:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--deepspeed {path}: cannot be read: {error}") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers and nesting beyond Python's limits
         raise UserError(f"--deepspeed {path}: not JSON: {error}") from None
     if not isinstance(config, dict):
         raise UserError(f"--deepspeed {path}: found a {type(config).__name__}, expected a JSON object")
@@ -112,8 +112,9 @@ def refuse(config: Mapping[str, Any]) -> None:
     zero = config.get("zero_optimization", {})
     if not isinstance(zero, dict):
         raise UserError(f"DeepSpeed config: zero_optimization is {zero!r}, expected an object")
-    if zero.get("stage", 0) not in (0, 1, 2, 3):
-        raise UserError(f"DeepSpeed config: zero_optimization.stage is {zero['stage']!r}, expected 0 to 3")
+    stage = zero.get("stage", 0)
+    if type(stage) is not int or stage not in (0, 1, 2, 3):  # true is an int, and stage 1, to Python
+        raise UserError(f"DeepSpeed config: zero_optimization.stage is {stage!r}, expected 0 to 3")
     offload = zero.get("offload_optimizer") or {}
     if isinstance(offload, dict) and offload.get("super_offload"):
         raise UserError(
