@@ -1,0 +1,77 @@
+"""The learning rate of each update."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+
+from alphadecay_dist.training.config import OptimizerConfig, load_config
+from alphadecay_dist.training.schedule import learning_rate
+
+
+def rates(steps, **options):
+    config = OptimizerConfig(**{"lr": 1.0, "warmup": 0.1, "min_lr_ratio": 0.1, **options})
+    return [learning_rate(update, steps, config) for update in range(1, steps + 1)]
+
+
+def test_hand_values_of_cosine_after_warm_up():
+    found = rates(20, warmup=0.2)
+    assert found[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert found[11] == pytest.approx(0.55)  # half-way down: 0.1 + 0.9 / 2
+    assert found[7] == pytest.approx(0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2)
+    assert found[15] == pytest.approx(0.1 + 0.9 * (1 - math.sqrt(0.5)) / 2)
+    assert found[19] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("steps", [10, 37, 1000])
+def test_warm_up_rises_in_equal_steps_to_the_peak(schedule, steps):
+    warmup = round(0.1 * steps)
+    found = rates(steps, schedule=schedule, lr=3e-3)
+    assert found[:warmup] == pytest.approx([3e-3 * (i + 1) / warmup for i in range(warmup)])
+    assert max(found) == pytest.approx(3e-3)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("ratio", [0.0, 0.1, 1.0])
+def test_the_last_update_has_the_least_rate(schedule, ratio):
+    found = rates(50, schedule=schedule, min_lr_ratio=ratio)
+    assert found[-1] == pytest.approx(ratio, abs=1e-12)
+    assert all(later <= before + 1e-12 for before, later in itertools.pairwise(found[4:]))
+
+
+def test_linear_falls_in_equal_steps():
+    found = rates(12, warmup=2, schedule="linear", min_lr_ratio=0.0)
+    assert found == pytest.approx([0.5, 1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0], abs=1e-12)
+
+
+def test_constant_stays_at_the_peak():
+    assert rates(10, warmup=2, schedule="constant")[1:] == [1.0] * 9
+
+
+def test_warm_up_by_number_is_that_many_updates_whatever_the_length():
+    for steps in (10, 100):
+        assert rates(steps, warmup=5)[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_without_warm_up_the_first_update_has_begun_to_fall():
+    assert rates(4, warmup=0, schedule="linear", min_lr_ratio=0.0) == pytest.approx([0.75, 0.5, 0.25, 0])
+
+
+def test_a_warm_up_longer_than_the_run_never_passes_its_line():
+    assert rates(3, warmup=10) == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_a_run_of_one_update_has_a_rate():
+    assert rates(1) == pytest.approx([0.1])
+    assert rates(1, warmup=1) == pytest.approx([1.0])
+
+
+def test_the_published_schedule_peaks_after_a_tenth_and_ends_at_a_tenth():
+    config = load_config("llama_60m")
+    found = [
+        learning_rate(update, config.train.steps, config.optimizer) for update in (1, 1000, 5500, 10_000)
+    ]
+    assert found == pytest.approx([1e-6, 1e-3, 0.55e-3, 1e-4])
