@@ -44,11 +44,19 @@ def test_every_shipped_config_resolves_and_is_left_as_it_was(path, dtype):
 
 
 def test_missing_values_are_filled_as_auto_ones_are():
-    assert resolve({}, **RECIPE) == FILLED
+    stage = {"zero_optimization": {"stage": 1}}
+    assert resolve(stage, **RECIPE) == {**FILLED, **stage}
 
 
 def test_values_equal_to_the_recipes_are_taken():
-    assert resolve(copy.deepcopy(FILLED), **RECIPE) == FILLED
+    config = {**FILLED, "zero_optimization": {"stage": 2}}
+    assert resolve(copy.deepcopy(config), **RECIPE) == config
+
+
+def test_bf16_at_stage_0_is_refused():
+    with pytest.raises(UserError, match=r"stage is 0 with train\.dtype bfloat16"):
+        resolve({}, **RECIPE)
+    assert not resolve({}, **{**RECIPE, "dtype": "float32"})["bf16"]["enabled"]
 
 
 def test_what_is_not_the_recipes_passes_through():

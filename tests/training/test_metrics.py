@@ -155,7 +155,8 @@ def test_off_takes_records_in_this_process_too(tmp_path):
         ("machine example.org login a password b\n", {}, "False"),
         ("not a netrc file", {}, "False"),
         ("machine api.wandb.ai login user password x\n", {}, "True"),
-        (None, {"WANDB_API_KEY": "x"}, "True"),
+        (None, {"WANDB_API_KEY": "x" * 40}, "True"),
+        (None, {"WANDB_API_KEY": "x" * 40, "WANDB_MODE": "offline"}, "False"),
         (None, {"WANDB_API_KEY": ""}, "False"),
     ],
 )
@@ -163,7 +164,9 @@ def test_auto_is_online_with_a_key_or_a_netrc_entry_alone(tmp_path, netrc, envir
     if netrc is not None:
         (tmp_path / ".netrc").write_text(netrc)
         (tmp_path / ".netrc").chmod(0o600)
-    found = in_a_new_process("print(metrics._logged_in())", tmp_path, **environment)
+    found = in_a_new_process(
+        "import wandb; print(metrics._logged_in(wandb.setup().settings))", tmp_path, **environment
+    )
     assert found.stdout.split() == [expected]
 
 
