@@ -1,0 +1,273 @@
+"""A user's mistake is one line on rank 0 and exit code 2, whatever started the ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+import train
+from alphadecay_dist.training.tokenizer import train_tokenizer
+from tests.multirank import run_ranks
+from tests.training.runs import ROOT, SIZES, tiny_options
+
+pytestmark = pytest.mark.slow
+
+ZERO2 = str(ROOT / "ds_configs" / "zero2.json")
+
+
+def main_and_output(argv):
+    """On one rank: the exit code of the trainer, and all that it and its libraries printed."""
+    with tempfile.TemporaryFile() as output:
+        kept = [os.dup(1), os.dup(2)]
+        for stream in (1, 2):
+            os.dup2(output.fileno(), stream)
+        try:
+            code = train.main(argv)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for stream, copy in zip((1, 2), kept, strict=True):
+                os.dup2(copy, stream)
+        output.seek(0)
+        return code, output.read().decode(errors="replace")
+
+
+def the_error_line(text):
+    """The one error line of an output that has no traceback."""
+    assert "Traceback" not in text, text
+    lines = [line for line in text.splitlines() if "train.py: error:" in line]
+    assert len(lines) == 1, text
+    return lines[0]
+
+
+def error_of_ranks(argv, world_size=2):
+    """The error line of a run on forked ranks: rank 0's; the others print none."""
+    outcomes = run_ranks(main_and_output, world_size, argv, timeout=90)
+    assert [code for code, _ in outcomes] == [2] * world_size, outcomes
+    for _, text in outcomes[1:]:
+        assert "train.py: error:" not in text, text
+        assert "Traceback" not in text, text
+    line = the_error_line(outcomes[0][1])
+    assert line.startswith("train.py: error: ")
+    return line
+
+
+def write(path, content):
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def deepspeed_json(folder, **options):
+    return str(write(folder / "ds.json", {"zero_optimization": {"stage": 2}, **options}))
+
+
+def model_json(folder, **sizes):
+    return f"--model.name={write(folder / 'model.json', {**SIZES, **sizes})}"
+
+
+def small_corpus(folder):
+    return write(folder / "small.txt", "\n\n".join(["a few words"] * 11))
+
+
+def file_of_ids(folder, pieces):
+    path = folder / "large.model"
+    path.write_bytes(train_tokenizer((f"{i} {i * 7919} word{i % 97}" for i in range(5000)), pieces).proto)
+    return path
+
+
+# What is wrong: options from a folder, and the words that the line must have.
+BEFORE_THE_RANKS_MEET = {
+    "unknown recipe": (lambda _: ["--recipe=llama_60"], ["'llama_60'", "did you mean 'llama_60m'"]),
+    "missing recipe file": (lambda _: ["--recipe=no/such.yaml"], ["no/such.yaml: no such file"]),
+    "unknown key": (lambda _: ["--train.stepz=3"], ["train.stepz", "did you mean 'steps'"]),
+    "unknown section": (lambda _: ["--trian.steps=3"], ["'trian'", "did you mean 'train'"]),
+    "unknown option": (lambda _: ["--resum=none"], ["'--resum=none'", "unknown option", "--help"]),
+    "value apart": (lambda _: ["--train.steps", "3"], ["'3'", "--section.key=value"]),
+    "option without value": (lambda _: ["--output_dir"], ["--output_dir", "expected one argument"]),
+    "wrong type": (lambda _: ["--train.steps=many"], ["train.steps", "'many'", "int"]),
+    "interval 0": (lambda _: ["--decay.interval=0"], ["decay.interval", "0", "1 or more"]),
+    "min above max": (
+        lambda _: ["--decay.min_ratio=6"],
+        ["decay.min_ratio", "6", "decay.max_ratio 5", "min_ratio <= max_ratio"],
+    ),
+    "no DeepSpeed JSON": (lambda _: ["--deepspeed=no.json"], ["--deepspeed no.json", "no such file"]),
+    "not JSON": (lambda f: [f"--deepspeed={write(f / 'ds.json', '{stage: 2}')}"], ["ds.json", "not JSON"]),
+    "optimizer section": (
+        lambda f: ["--deepspeed", deepspeed_json(f, optimizer={"type": "AdamW"})],
+        ["'optimizer' section", "remove the section"],
+    ),
+    "contradiction": (
+        lambda f: ["--deepspeed", deepspeed_json(f, train_batch_size=48)],
+        ["train_batch_size is 48", "12", "train.global_batch"],
+    ),
+    "SuperOffload": (
+        lambda f: [
+            "--deepspeed",
+            deepspeed_json(f, zero_optimization={"stage": 3, "offload_optimizer": {"super_offload": True}}),
+        ],
+        ["SuperOffload", "remove it"],
+    ),
+    "ZenFlow": (
+        lambda f: ["--deepspeed", deepspeed_json(f, zero_optimization={"stage": 2, "zenflow": {}})],
+        ["ZenFlow", "remove it"],
+    ),
+    "missing data": (lambda _: ["--data.source=no/such.txt"], ["no/such.txt", "no such file"]),
+    "missing validation data": (
+        lambda f: [f"--data.source={small_corpus(f)}", "--data.validation=no*.txt"],
+        ["no*.txt", "no such file"],
+    ),
+    "ranks do not divide": (
+        lambda _: ["--train.global_batch=13"],
+        ["train.global_batch", "13", "2 ranks"],
+    ),
+    "unknown model": (lambda _: ["--model.name=llama_7b"], ["'llama_7b'", "did you mean 'llama_"]),
+    "heads do not divide": (
+        lambda f: [model_json(f, num_attention_heads=3)],
+        ["hidden_size 64", "num_attention_heads 3"],
+    ),
+    "unknown activation": (lambda f: [model_json(f, hidden_act="nope")], ["model.json", "nope"]),
+    "nothing to tune": (lambda f: [model_json(f, hidden_size=32)], ["no module to tune", "50 rows"]),
+    "too long for the model": (lambda _: ["--train.seq_len=65"], ["train.seq_len", "65", "64"]),
+    "no checkpoint to start from": (lambda f: [f"--init_from={f}"], ["--init_from", "safetensors"]),
+    "output_dir is a file": (
+        lambda f: [f"--output_dir={write(f / 'taken', 'x')}"],
+        ["--output_dir", "taken", "is a file"],
+    ),
+    "output_dir below a file": (
+        lambda f: [f"--output_dir={write(f / 'taken', 'x')}/run"],
+        ["--output_dir", "taken", "no directory"],
+    ),
+}
+AFTER_THE_RANKS_MEET = {
+    "too short": (
+        lambda f: [f"--data.source={small_corpus(f)}", f"--data.validation={small_corpus(f)}"],
+        ["too short for one batch", "11 of the 12 sequences"],
+    ),
+    "too short for a validation set": (
+        lambda f: [f"--data.source={small_corpus(f)}", "--train.global_batch=2"],
+        ["small.txt", "every 100th", "no document", "data.holdout"],
+    ),
+    "broken data": (
+        lambda f: [f"--data.source={write(f / 'broken.json', '{')}"],
+        ["broken.json", "cannot be read"],
+    ),
+    "no text field": (
+        lambda f: [f"--data.source={write(f / 'a.json', [{'body': 'x'}] * 50)}", "--tokenizer.model=train"],
+        ["a.json", "row 0", "its fields: body", "data.text_field"],
+    ),
+    "ids outside the vocabulary": (
+        lambda f: [f"--tokenizer.model={file_of_ids(f, 600)}"],
+        ["token ids up to 599", "ends at 511", "vocab_size"],
+    ),
+    "no tokenizer": (lambda _: ["--tokenizer.model=./none.model"], ["none.model", "no such file"]),
+    "no sentencepiece model": (
+        lambda f: [f"--tokenizer.model={write(f / 'text.model', 'text')}"],
+        ["text.model", "not a sentencepiece model"],
+    ),
+    "resume from nowhere": (lambda f: [f"--resume={f / 'none'}"], ["--resume", "none", "manifest.json"]),
+}
+MISTAKES = {**BEFORE_THE_RANKS_MEET, **AFTER_THE_RANKS_MEET}
+
+
+def argv_of(name, folder):
+    """Options of a run that has nothing wrong but this."""
+    wrong, words = MISTAKES[name]
+    argv = [
+        "--deepspeed",
+        ZERO2,
+        "--output_dir",
+        str(folder / "run"),
+        *tiny_options(folder, data__pack=False),
+    ]
+    return [*argv, *wrong(folder)], words
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_on_rank_0_and_exit_code_2_on_all(tmp_path, name):
+    argv, words = argv_of(name, tmp_path)
+    line = error_of_ranks(argv)
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_engine_must_be_named(tmp_path):
+    line = error_of_ranks(["--output_dir", str(tmp_path / "run"), *tiny_options(tmp_path)])
+    assert "--deepspeed: missing" in line
+    assert "deepspeed train.py --deepspeed ds_configs/zero2.json" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_none_leaves_a_run_that_is_there_as_it_is(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    write(run / "status.json", {"state": "failed", "step": 3, "exit_code": 1, "reason": "x"})
+    write(run / "metrics.jsonl", '{"step": 1}\n')
+    before = {path.name: path.read_text() for path in run.iterdir()}
+    argv = ["--deepspeed", ZERO2, "--output_dir", str(run), "--resume", "none", *tiny_options(tmp_path)]
+    line = error_of_ranks(argv)
+    assert all(word in line for word in ("--resume none", str(run), "already holds a run", "--overwrite"))
+    assert {path.name: path.read_text() for path in run.iterdir()} == before
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_mistake_on_1_or_3_ranks_is_one_line_too(tmp_path, world_size):
+    argv, words = argv_of("too short", tmp_path)
+    line = error_of_ranks(argv, world_size)
+    assert words[0] in line
+
+
+def launch(*command):
+    """A launcher's exit code and its whole output."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "RANK")}
+    environment |= {"HF_HUB_OFFLINE": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "port"), [("unknown recipe", 29611), ("heads do not divide", 29612), ("too short", 29613)]
+)
+def test_the_deepspeed_launcher_hands_on_line_and_code(tmp_path, name, port):
+    argv, words = argv_of(name, tmp_path)
+    launcher = ["deepspeed", "--num_gpus", "2", "--master_port", str(port)]
+    code, text = launch(*launcher, "train.py", *argv)
+    assert code == 2, text
+    line = the_error_line(text)
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "run").exists()
+
+
+def test_torchrun_hands_on_the_line_and_fails(tmp_path):
+    argv, words = argv_of("contradiction", tmp_path)
+    code, text = launch("torchrun", "--nproc_per_node", "2", "--master_port", "29614", "train.py", *argv)
+    assert code == 1  # torchrun's own, whatever the ranks gave
+    lines = [line for line in text.splitlines() if line.startswith("train.py: error:")]
+    assert len(lines) == 1, text
+    assert all(word in lines[0] for word in words), text
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["unknown key", "ids outside the vocabulary"])
+def test_without_a_launcher_it_is_the_same_line_and_code(tmp_path, name):
+    argv, words = argv_of(name, tmp_path)
+    code, text = launch(sys.executable, "train.py", *argv)
+    assert code == 2, text
+    line = the_error_line(text)
+    assert line.startswith("train.py: error: ")
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "run").exists()
