@@ -10,8 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from requests.utils import get_netrc_auth
-
 from alphadecay_dist.checkpoint.manifest import write_atomically
 from alphadecay_dist.controller import Refresh
 from alphadecay_dist.errors import UserError
@@ -134,8 +132,14 @@ def _logged_in(settings: Any) -> bool:
     """Whether wandb can be online without asking: a key or token in its settings, or one in netrc."""
     if os.environ.get("WANDB_MODE", "online") != "online":
         return False
-    token = settings.api_key or settings.identity_token_file
-    return bool(token or get_netrc_auth(settings.base_url))
+    from wandb.errors import AuthenticationError  # noqa: PLC0415
+    from wandb.sdk.lib import wbauth  # noqa: PLC0415  (knows the hosts that one login serves)
+
+    try:
+        in_netrc = wbauth.read_netrc_auth(host=settings.base_url)
+    except AuthenticationError:  # no key has that form
+        return False
+    return bool(settings.api_key or settings.identity_token_file or in_netrc)
 
 
 def _run_id(folder: Path) -> str:
