@@ -61,4 +61,8 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is saved: threads of data readers and of gloo now and then abort an orderly exit, with another code.
+    os._exit(code)

@@ -109,6 +109,12 @@ def refuse(config: Mapping[str, Any]) -> None:
                 f"DeepSpeed config: has an {section!r} section, expected none: "
                 "the recipe decides it (optimizer.* and train.*); remove the section"
             )
+    for section in ("amp", "bfloat16"):
+        if section in config:
+            raise UserError(
+                f"DeepSpeed config: has the section {section!r}, expected 'bf16' alone: "
+                'write "bf16": {"enabled": "auto"}; the recipe decides it (train.dtype)'
+            )
     zero = config.get("zero_optimization", {})
     if not isinstance(zero, dict):
         raise UserError(f"DeepSpeed config: zero_optimization is {zero!r}, expected an object")

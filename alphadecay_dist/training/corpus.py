@@ -9,6 +9,7 @@ on resume; its plain streams, used here, do not.)
 from __future__ import annotations
 
 import glob
+import logging
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -232,6 +233,7 @@ def _loader(name: str) -> str | None:
 def _open_files(source: str, text_field: str, holdout: int = 0, held_out: bool = False) -> Corpus:
     import datasets  # noqa: PLC0415  (slow to load, and not needed to refuse a bad path)
 
+    datasets.logging.set_verbosity(logging.CRITICAL)  # its errors reach the user once, as ours
     loader, files = find_files(source)
     options = {"sample_by": "paragraph"} if loader == "text" else {}
     names = [glob.escape(name) for name in files]  # load_dataset takes every name for a pattern

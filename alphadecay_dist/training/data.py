@@ -8,7 +8,7 @@ same update on any number of ranks, and a rank reads the lanes of its own sequen
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,14 +187,14 @@ class EvaluationData:
         lane = SequenceLane(documents, tokenizer, train.seq_len, data.pack)
         self._seq_len, self._pad = train.seq_len, tokenizer.pad
         self._size = micro_batch(train, world_size)
-        self._sequences: list[list[int]] = []
+        self._sequences: list[Tensor] = []
         found = count = 0
         while found < tokens:
             sequence = lane.next()
             if lane.epoch > 0:
                 break
             if count % world_size == rank:
-                self._sequences.append(sequence)
+                self._sequences.append(torch.tensor(sequence, dtype=torch.int32))
             found, count = found + len(sequence) - 1, count + 1
         if not count:
             raise UserError("data: the validation set does not hold one sequence; use more text")
@@ -204,7 +204,7 @@ class EvaluationData:
         """Micro-batches, as many on every rank (some may be all padding): ZeRO-3 gathers weights in each."""
         for i in range(self._rounds):
             part = self._sequences[i * self._size : (i + 1) * self._size]
-            yield make_batch(part or [[]], self._seq_len, self._pad)
+            yield make_batch(part or [torch.empty(0)], self._seq_len, self._pad)
 
 
 def micro_batch(train: TrainConfig, world_size: int) -> int:
@@ -222,11 +222,11 @@ def micro_batch(train: TrainConfig, world_size: int) -> int:
     return max(size for size in range(1, min(train.micro_batch, share) + 1) if share % size == 0)
 
 
-def make_batch(sequences: list[list[int]], seq_len: int, pad: int) -> Batch:
+def make_batch(sequences: Sequence[list[int] | Tensor], seq_len: int, pad: int) -> Batch:
     """Pad sequences at the right to (b, seq_len)."""
     input_ids = torch.full((len(sequences), seq_len), pad)
     labels = torch.full((len(sequences), seq_len), IGNORE)
     for row, ids in enumerate(sequences):
-        input_ids[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+        input_ids[row, : len(ids)] = torch.as_tensor(ids, dtype=torch.int64)
         labels[row, : len(ids)] = input_ids[row, : len(ids)]
     return Batch(input_ids, labels)

@@ -19,6 +19,7 @@ from alphadecay_dist.checkpoint import writer
 from alphadecay_dist.checkpoint.reader import Checkpoint
 from alphadecay_dist.controller import AlphaDecay, Refresh
 from alphadecay_dist.engines.zero_training import ZeroTraining
+from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.config import Config
 from alphadecay_dist.training.data import Batch, EvaluationData, TrainingData
 from alphadecay_dist.training.metrics import (
@@ -118,10 +119,14 @@ class Trainer:
         begin = time.perf_counter()
         step = self.progress.step + 1
         rate = learning_rate(step, self._config.train.steps, self._config.optimizer)
-        batches = self._data.next_update()
+        try:
+            batches = self._data.next_update()
+        except UserError as error:  # no mistake in what was given any more: the run fails, and may be resumed
+            raise RuntimeError(f"update {step}: {error}") from error
         (tokens,) = self._ranks.sum(float(sum(batch.targets for batch in batches)))
         self._engine.set_learning_rate(rate)
         # The engine takes the mean over ranks: times their number, it is the sum over all tokens' losses.
+        tokens = max(tokens, 1.0)
         total = self._engine.update(self._losses(batches), self._ranks.world_size / tokens, self._step_decay)
         (loss,) = self._ranks.sum(total)
         seconds = time.perf_counter() - begin
@@ -157,7 +162,7 @@ class Trainer:
         targets = sum(batch.targets for batch in self._evaluation)
         total = self._engine.evaluate(self._losses(self._evaluation))
         loss, tokens = self._ranks.sum(total, float(targets))
-        loss /= tokens
+        loss /= max(tokens, 1)
         perplexity = math.exp(loss) if loss < 700 else math.inf
         self.perplexities.append(perplexity)
         record = {

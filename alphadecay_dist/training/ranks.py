@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -63,30 +64,66 @@ class Ranks:
         return everyone
 
     def together(self, work: Callable[[], T]) -> T:
-        """Run ``work`` on every rank; if one meets a user's error, all raise it.
+        """Run ``work`` on every rank; if it fails on one, all raise, so that none waits for the others.
 
         Raises:
-            UserError: the error of the lowest rank that had one.
+            UserError: the user's error of the lowest rank that had one.
+            RuntimeError: another rank failed otherwise; the rank that failed raises its own error.
         """
-        result, error = _attempt(work)
-        errors = [text for text in self.gather(error) if text is not None]
-        if errors:
-            raise UserError(errors[0])
-        assert result is not None
-        return result[0]
+        outcome = _attempt(work)
+        faults = self.gather(outcome.fault)
+        if outcome.fault is None or outcome.fault.is_users:
+            _raise_first(faults)
+        return outcome.result()
 
     def from_main(self, work: Callable[[], T]) -> T:
-        """Run ``work`` on rank 0 alone and give its result, or its user's error, to all."""
-        outcome: list[Any] = list(_attempt(work)) if self.is_main else [None, None]
-        dist.broadcast_object_list(outcome, src=0)
-        result, error = outcome
-        if error is not None:
-            raise UserError(error)
-        return result[0]
+        """Run ``work`` on rank 0 alone and give its result to all; errors as in :meth:`together`."""
+        outcome = _attempt(work) if self.is_main else _Outcome[T]()
+        shared: list[Any] = [outcome.fault, outcome.value]
+        dist.broadcast_object_list(shared, src=0)
+        fault, value = shared
+        if self.is_main:
+            return outcome.result()
+        _raise_first([fault])
+        return value
 
 
-def _attempt(work: Callable[[], T]) -> tuple[tuple[T] | None, str | None]:
+@dataclass
+class _Fault:
+    """An error in a form that travels."""
+
+    is_users: bool
+    text: str
+
+
+@dataclass
+class _Outcome(Generic[T]):
+    """What some work gave: a value, or an error and its form that travels."""
+
+    value: T | None = None
+    error: Exception | None = None
+    fault: _Fault | None = None
+
+    def result(self) -> T:
+        if self.error is not None:
+            raise self.error
+        return cast(T, self.value)
+
+
+def _attempt(work: Callable[[], T]) -> _Outcome[T]:
     try:
-        return (work(),), None
+        return _Outcome(work())
     except UserError as error:
-        return None, str(error)
+        return _Outcome(error=error, fault=_Fault(True, str(error)))
+    except Exception as error:
+        return _Outcome(error=error, fault=_Fault(False, f"{type(error).__name__}: {error}"))
+
+
+def _raise_first(faults: list[_Fault | None]) -> None:
+    """Raise the first user's error, the same on every rank, or else tell that some rank failed."""
+    found = [fault for fault in faults if fault is not None]
+    for fault in found:
+        if fault.is_users:
+            raise UserError(fault.text)
+    if found:
+        raise RuntimeError(f"another rank failed: {found[0].text}")

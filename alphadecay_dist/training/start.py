@@ -111,11 +111,16 @@ def _same_recipe(checkpoint: Checkpoint, config: Config) -> None:
     saved = dict(flat(config_from_dict(checkpoint.state()["config"])))
     now = dict(flat(config))
     for key in FIXED:
-        if saved[key] != now[key]:
+        if _place_free(saved[key]) != _place_free(now[key]):
             raise UserError(
                 f"{key}: found {now[key]!r}, the run in {checkpoint.folder} was begun with {saved[key]!r}; "
                 "give it the same value, or start anew with --resume none and another --output_dir"
             )
+
+
+def _place_free(value: Any) -> Any:
+    """A path's last part, so that a run may move to another machine; other values as they are."""
+    return Path(value).name if isinstance(value, str) else value
 
 
 def _same_layout(checkpoint: Checkpoint, world_size: int, layout: str) -> None:

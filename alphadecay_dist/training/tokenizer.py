@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -84,6 +83,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
             eos_id=1,
             unk_id=2,
             bos_id=-1,
+            character_coverage=0.99999,  # a small corpus keeps its rare capitals
             max_sentence_length=1 << 20,
             num_threads=TRAINING_THREADS,
             minloglevel=2,
@@ -130,7 +130,7 @@ def _from_hub(repository: str) -> str:
     from huggingface_hub import hf_hub_download  # noqa: PLC0415  (slow, and seldom needed)
 
     try:
-        return hf_hub_download(repository, "spiece.model", local_files_only="HF_HUB_OFFLINE" in os.environ)
+        return hf_hub_download(repository, "spiece.model")
     except Exception as error:  # the hub client raises a dozen unrelated types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,6 +71,36 @@ def tiny_options(folder: Path, **overrides: Any) -> list[str]:
 def _tokenizer() -> bytes:
     corpus, _ = open_corpora(DataConfig())
     return train_tokenizer((text for _, text in corpus.rows(0, 0)), SIZES["vocab_size"]).proto
+
+
+def free_port() -> int:
+    """A TCP port for a launcher's rendezvous."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def launch(*command: object) -> tuple[int, str]:
+    """Run a command from the project's root, without network, home or prompt: exit code and whole output."""
+    unwanted = ("OMP_NUM_THREADS", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+    environment = {k: v for k, v in os.environ.items() if k not in unwanted and not k.startswith("WANDB")}
+    environment |= {
+        "HF_HUB_OFFLINE": "1",
+        "HOME": "/nonexistent",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return done.returncode, done.stdout
 
 
 def train_on(world_size: int, stage: str, output: Path, options: list[str]) -> dict[str, Any]:

@@ -3,46 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from transformers import LlamaForCausalLM
 
 from alphadecay_dist.spectral import analyze
 from alphadecay_dist.training import model as models
-from tests.training.runs import ROOT, left_behind, tiny_options, train_on
+from tests.training.runs import free_port, launch, left_behind, tiny_options, train_on
 
 pytestmark = pytest.mark.slow
-
-BIN = Path(sys.executable).parent
-TYPES = ["q", "k", "v", "o", "gate", "up", "down"]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def launch(*command):
-    """Run a command from the project's root, without network, GPU or prompt."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-    environment |= {"HF_HUB_OFFLINE": "1", "PATH": f"{BIN}:{os.environ['PATH']}", "HOME": "/nonexistent"}
-    return subprocess.run(
-        [str(part) for part in command],
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 def test_deepspeed_on_two_ranks_with_wandb(tmp_path):
@@ -50,14 +19,14 @@ def test_deepspeed_on_two_ranks_with_wandb(tmp_path):
     command = ["deepspeed", "--num_gpus", 2, "--master_port", free_port(), "train.py"]
     command += ["--deepspeed", "ds_configs/zero3.json", "--output_dir", output]
     command += [*tiny_options(tmp_path, train__steps=12, decay__interval=4), "--logging.wandb=auto"]
-    first = launch(*command)
-    assert first.returncode == 0, first.stdout
-    assert first.stdout.count("training:") >= 2  # the progress bar, of one rank
-    assert " tokens/s" in first.stdout
-    assert "loss " in first.stdout
-    assert "0/12 [00:00<?" in first.stdout  # updates, time gone and left
-    assert "FutureWarning" not in first.stdout
-    closing = next(line for line in first.stdout.splitlines() if line.startswith("finished:"))
+    code, first = launch(*command)
+    assert code == 0, first
+    assert first.count("training:") >= 2  # the progress bar, of one rank
+    assert " tokens/s" in first
+    assert "loss " in first
+    assert "0/12 [00:00<?" in first  # updates, time gone and left
+    assert "FutureWarning" not in first
+    closing = next(line for line in first.splitlines() if line.startswith("finished:"))
     assert str(output) in closing
     (offline,) = (output / "wandb").glob("offline-run-*")
     assert any(offline.glob("*.wandb"))
@@ -74,9 +43,9 @@ def test_deepspeed_on_two_ranks_with_wandb(tmp_path):
     for name in ("config.yaml", "status.json", "tokenizer.model", "checkpoints/latest"):
         assert (output / name).is_file()
 
-    again = launch(*command)
-    assert again.returncode == 0
-    assert f"{output} is finished (12 updates)" in again.stdout
+    code, again = launch(*command)
+    assert code == 0, again
+    assert f"{output} is finished (12 updates)" in again
     assert left_behind(output) == run
 
 
@@ -89,8 +58,8 @@ def test_other_launchers_give_the_same_run(tmp_path, launcher):
     options = tiny_options(tmp_path, train__steps=6, decay__interval=4)
     launcher = [str(free_port()) if part == "PORT" else part for part in launcher]
     command = [*launcher, "--deepspeed", "ds_configs/zero1.json", "--output_dir", tmp_path / "run", *options]
-    done = launch(*command)
-    assert done.returncode == 0, done.stdout
+    code, done = launch(*command)
+    assert code == 0, done
     expected = train_on(1, "1", tmp_path / "expected", options)
     losses = [line["loss"] for line in left_behind(tmp_path / "run")["metrics"]]
     assert losses == pytest.approx([line["loss"] for line in expected["metrics"]], abs=1e-5)
@@ -99,11 +68,11 @@ def test_other_launchers_give_the_same_run(tmp_path, launcher):
 def test_dry_run_prints_config_plan_and_first_batch_and_writes_nothing(tmp_path):
     output = tmp_path / "run"
     command = ["python", "train.py", "--deepspeed", "ds_configs/zero2.json", "--output_dir", output]
-    shown = launch(*command, *tiny_options(tmp_path), "--dry_run")
-    assert shown.returncode == 0, shown.stdout
+    code, shown = launch(*command, *tiny_options(tmp_path), "--dry_run")
+    assert code == 0, shown
     for words in ("global_batch: 12", "train_batch_size: 12", "weights: ", "layers.1.mlp.down_proj 64 x 172"):
-        assert words in shown.stdout
-    assert "first sequence, 32 tokens" in shown.stdout
+        assert words in shown
+    assert "first sequence, 32 tokens" in shown
     assert not output.exists()
 
 
@@ -120,6 +89,6 @@ def test_init_from_starts_with_the_weights_of_a_hf_checkpoint(tmp_path):
     (tmp_path / "narrow.json").write_text(json.dumps(narrow))
     command = ["python", "train.py", "--deepspeed", "ds_configs/zero2.json", *options]
     command += [f"--model.name={tmp_path / 'narrow.json'}", "--init_from", tmp_path / "donor"]
-    refused = launch(*command, "--output_dir", tmp_path / "other")
-    assert refused.returncode == 2
-    assert "model.layers.0.mlp.gate_proj.weight has shape (172, 64)" in refused.stdout
+    code, refused = launch(*command, "--output_dir", tmp_path / "other")
+    assert code == 2, refused
+    assert "model.layers.0.mlp.gate_proj.weight has shape (172, 64)" in refused
