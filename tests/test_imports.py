@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "alphadecay_dist"
+FILES = [*sorted(PACKAGE.rglob("*.py")), ROOT / "train.py"]
+
+# Each room knows only those before it; what stands in one line does not know its neighbours.
+ROOMS = [
+    {"errors", "recipes"},
+    {"spectral"},
+    {"decay"},
+    {"sharding"},
+    {"engines"},
+    {"controller"},
+    {"checkpoint"},
+    {"training"},
+    {"plan"},
+    {"report", "integrations"},
+    {"cli"},
+    {"train"},
+]
+PLACE = {room: place for place, rooms in enumerate(ROOMS) for room in rooms}
+
+COLLECTIVE_HOMES = {"sharding/exchange.py", "training/ranks.py"}
+COLLECTIVE = re.compile(
+    r"(all_|broadcast|reduce|gather|scatter|monitored_barrier|barrier)\w*|(batch_)?(isend|irecv)\w*|send|recv"
+)
+
+
+def room_of(path: Path) -> str:
+    if path.parent == ROOT:
+        return path.stem
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_modules(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Dotted names that a file imports, with their lines; ``from a import b`` is a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def imported_rooms(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    for line, name in imported_modules(tree):
+        package, *rest = name.split(".")
+        if package == "train":
+            yield line, "train"
+        elif package == PACKAGE.name:
+            # What the package itself offers comes from the controller.
+            yield line, rest[0] if rest and rest[0] in PLACE else "controller"
+
+
+def wrong_imports(room: str, tree: ast.Module) -> list[tuple[int, str]]:
+    return [
+        (line, found) for line, found in imported_rooms(tree) if found != room and PLACE[found] >= PLACE[room]
+    ]
+
+
+def collective_calls(tree: ast.Module) -> list[str]:
+    """Collectives of torch.distributed or deepspeed.comm that a file calls or imports by name."""
+    aliases = {"torch.distributed", "deepspeed.comm", "deepspeed"}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            aliases |= {a.asname for a in node.names if a.asname and a.name in aliases}
+        elif isinstance(node, ast.ImportFrom):
+            aliases |= {a.asname or a.name for a in node.names if f"{node.module}.{a.name}" in aliases}
+            if node.module in aliases or "distributed" in (node.module or ""):
+                found += [a.name for a in node.names if COLLECTIVE.fullmatch(a.name)]
+    return found + [
+        ast.unparse(node.func)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and COLLECTIVE.fullmatch(node.func.attr)
+        and ast.unparse(node.func.value) in aliases
+    ]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_an_import_never_points_to_the_right(path):
+    room = room_of(path)
+    if room == "__init__":
+        room = "checkpoint"  # the package's front: it may offer what lies left of checkpoint
+    assert room in PLACE, f"{room}: give the new room its place in ROOMS"
+    assert not wrong_imports(room, ast.parse(path.read_text()))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_collectives_are_called_in_two_files_alone(path):
+    calls = collective_calls(ast.parse(path.read_text()))
+    if path.is_relative_to(PACKAGE) and str(path.relative_to(PACKAGE)) in COLLECTIVE_HOMES:
+        assert calls
+    else:
+        assert not calls
+
+
+@pytest.mark.parametrize(
+    ("room", "code", "fine"),
+    [
+        ("decay", "from alphadecay_dist.spectral import esd", True),
+        ("decay", "from alphadecay_dist.sharding import plan", False),
+        ("decay", "def f():\n    import alphadecay_dist.controller as c", False),
+        ("engines", "from alphadecay_dist import controller", False),
+        ("engines", "from alphadecay_dist import AlphaDecay", False),
+        ("training", "from alphadecay_dist import AlphaDecay", True),
+        ("training", "import train", False),
+        ("plan", "from alphadecay_dist.report import table", False),
+    ],
+)
+def test_the_walk_sees_an_import_to_the_right(room, code, fine):
+    assert bool(wrong_imports(room, ast.parse(code))) != fine
+
+
+@pytest.mark.parametrize(
+    ("code", "seen"),
+    [
+        ("import torch\ntorch.distributed.all_reduce(x)", True),
+        ("import torch.distributed as dist\ndist.barrier()", True),
+        ("from torch import distributed as d\nd.all_gather_object(x, y)", True),
+        ("from torch.distributed import broadcast", True),
+        ("import deepspeed\ndeepspeed.comm.reduce_scatter_tensor(x, y)", True),
+        ("import torch.distributed as dist\ndist.get_rank()\ndist.destroy_process_group()", False),
+        ("x.gather(0, y)\nranks.barrier()", False),
+    ],
+)
+def test_the_walk_sees_a_collective(code, seen):
+    assert bool(collective_calls(ast.parse(code))) == seen
