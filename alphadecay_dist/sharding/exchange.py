@@ -64,8 +64,6 @@ class Exchange:
         dtype: torch.dtype,
         group: dist.ProcessGroup | None,
     ) -> None:
-        for source in sources:
-            check_cover(source)
         self._sources = {source.name: source for source in sources}
         self._plan = plan
         self._dtype = dtype
@@ -73,9 +71,11 @@ class Exchange:
         self._rank = dist.get_rank(group) if group else 0
         self._world_size = dist.get_world_size(group) if group else 1
         self._device = _collective_device(group)
-        self._rounds = [(names, self._transfers(names)) for names in plan.rounds]
         self.bytes_received = 0  # by this rank, from others, since the last matrices() began
-        self._check_agreement()
+        self._check_agreement()  # before anything that could fail on this rank alone
+        for source in sources:
+            check_cover(source)
+        self._rounds = [(names, self._transfers(names)) for names in plan.rounds]
 
     def matrices(self) -> Iterator[tuple[str, Tensor]]:
         """Whole matrices, (m, n) in ``dtype``, of those that this rank owns, in the plan's order.
