@@ -1,0 +1,85 @@
+"""A small model of uneven matrices under a real DeepSpeed engine, built as the trainer builds its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from alphadecay_dist.engines import zero_config
+from alphadecay_dist.engines.zero_training import ZeroTraining
+from alphadecay_dist.sharding.inventory import Matrix
+from alphadecay_dist.training.model import fill, initial_value
+
+SHAPES = [(43, 127), (127, 43), (61, 67), (5, 3), (64, 172)]
+TUNABLE = [(64, 172), (61, 67), (172, 64), (67, 61), (50, 90)]
+
+
+class Uneven(nn.Module):
+    """Linear layers side by side; the output is one scalar that every weight has a part in."""
+
+    def __init__(self, shapes: list[tuple[int, int]]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(n, m, bias=False) for m, n in shapes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mean squares of all outputs, of (b, 172) inputs."""
+        outputs = [layer(x[:, : layer.in_features]) for layer in self.layers]
+        return torch.stack([output.float().square().mean() for output in outputs]).sum()
+
+
+def value_of(name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """The initial weight of a matrix, whole."""
+    return initial_value(name, shape, 0.1, 0).to(dtype)
+
+
+def matrices_of(model: nn.Module) -> list[Matrix]:
+    """Every Linear of the model, large enough to tune or not."""
+    linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return [
+        Matrix(name, module.weight, (module.out_features, module.in_features)) for name, module in linears
+    ]
+
+
+def groups_of(model: nn.Module) -> list[dict[str, Any]]:
+    """A param group a matrix, as param_groups() makes them."""
+    return [{"params": [m.parameter], "weight_decay": 0.1, "module": m.module} for m in matrices_of(model)]
+
+
+def engine_of(
+    stage: int,
+    shapes: list[tuple[int, int]],
+    dtype: torch.dtype = torch.float32,
+    accumulation: int = 1,
+    **zero_options: Any,
+) -> tuple[Any, nn.Module, torch.optim.Optimizer]:
+    """Engine, model with known initial weights and client optimizer; inside a rank."""
+    path = Path(__file__).parents[2] / "ds_configs" / f"zero{max(1, stage)}.json"
+    config = json.loads(path.read_text())
+    config["zero_optimization"] |= {"stage": stage, **zero_options}
+    config = zero_config.resolve(
+        config,
+        global_batch=dist.get_world_size() * accumulation,
+        micro_batch=1,
+        accumulation=accumulation,
+        clip=0.0,
+        dtype=str(dtype).removeprefix("torch."),
+    )
+    training = ZeroTraining(config)
+    training.start()
+    model = training.construct(lambda: Uneven(shapes))
+    named = dict(zip((f"{m.module}.weight" for m in matrices_of(model)), shapes, strict=True))
+    fill(model, lambda name: value_of(name, named[name], torch.float32), dtype, training.whole)
+    optimizer = torch.optim.AdamW(groups_of(model), lr=1e-2)
+    return training.initialize(model, optimizer), model, optimizer
+
+
+def backward(engine: Any, number: int = 0) -> None:
+    """Forward and backward of one micro-batch, another on every rank."""
+    generator = torch.Generator().manual_seed(100 * number + dist.get_rank())
+    parameter = next(engine.module.parameters())
+    engine.backward(engine(torch.randn(1, 172, generator=generator).to(parameter.dtype)))
