@@ -21,7 +21,7 @@ from alphadecay_dist.decay import linear
 from alphadecay_dist.engines import Host, host_for
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.exchange import Exchange
-from alphadecay_dist.sharding.inventory import GROUP_KEY, UNTUNED, Matrix, require_matrices
+from alphadecay_dist.sharding.inventory import GROUP_KEY, UNTUNED, Matrix
 from alphadecay_dist.sharding.layout import numel
 from alphadecay_dist.sharding.ownership import default_budget, plan
 from alphadecay_dist.spectral import STATUSES, Analysis, analyze_each
@@ -220,6 +220,11 @@ def _numbers(analysis: Analysis) -> tuple[float, float]:
 def _tuned_in(model: nn.Module, groups: list[dict[str, Any]]) -> list[Matrix]:
     """The matrices that the optimizer's groups name, in the groups' order."""
     names = [group[GROUP_KEY] for group in groups if group.get(GROUP_KEY, UNTUNED) != UNTUNED]
+    if not names:
+        raise UserError(
+            f"optimizer: none of its {len(groups)} param groups names a module to tune (key {GROUP_KEY!r}); "
+            "build them with alphadecay_dist.param_groups(model, ...)"
+        )
     modules = dict(model.named_modules())
     for name in names:
         if names.count(name) > 1 or not isinstance(modules.get(name), nn.Linear):
@@ -227,11 +232,7 @@ def _tuned_in(model: nn.Module, groups: list[dict[str, Any]]) -> list[Matrix]:
                 f"param group {name!r}: expected one group for one nn.Linear of the model given; "
                 "build the groups with alphadecay_dist.param_groups(model, ...) from that same model"
             )
-    matrices = [
-        Matrix(n, modules[n].weight, (modules[n].out_features, modules[n].in_features)) for n in names
-    ]
-    require_matrices(matrices)
-    return matrices
+    return [Matrix(n, modules[n].weight, (modules[n].out_features, modules[n].in_features)) for n in names]
 
 
 def _exchange(host: Host, matrices: list[Matrix], budget: int | None) -> tuple[Exchange, Mapping[str, int]]:
