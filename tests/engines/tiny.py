@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -20,15 +20,17 @@ TUNABLE = [(64, 172), (61, 67), (172, 64), (67, 61), (50, 90)]
 
 
 class Uneven(nn.Module):
-    """Linear layers side by side; the output is one scalar that every weight has a part in."""
+    """Blocks side by side, a matrix each; the output is one scalar that every weight has a part in."""
 
     def __init__(self, shapes: list[tuple[int, int]]) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(n, m, bias=False) for m, n in shapes)
+        blocks = [nn.ModuleDict({"up": nn.Linear(n, m, bias=False)}) for m, n in shapes]
+        self.layers = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mean squares of all outputs, of (b, 172) inputs."""
-        outputs = [layer(x[:, : layer.in_features]) for layer in self.layers]
+        linears = [cast(nn.ModuleDict, block)["up"] for block in self.layers]
+        outputs = [linear(x[:, : linear.in_features]) for linear in linears]
         return torch.stack([output.float().square().mean() for output in outputs]).sum()
 
 

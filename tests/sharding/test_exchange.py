@@ -106,7 +106,7 @@ def check_zero_shards(dtype, threshold):
 )
 def test_zero_shards_arrive_whole_at_their_owner_and_only_there(world_size, dtype, threshold):
     owned = run_ranks(check_zero_shards, world_size, dtype, threshold)
-    assert sorted(name for names in owned for name in names) == [f"layers.{n}" for n in range(len(SHAPES))]
+    assert sorted(name for names in owned for name in names) == [f"layers.{n}.up" for n in range(len(SHAPES))]
 
 
 def check_replicated():
@@ -188,7 +188,7 @@ def check_share():
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_shared_numbers_are_bit_equal_on_every_rank(world_size):
-    expected = {f"layers.{n}": struct.pack("2d", ODD[n], n + math.pi) for n in range(len(SHAPES))}
+    expected = {f"layers.{n}.up": struct.pack("2d", ODD[n], n + math.pi) for n in range(len(SHAPES))}
     assert run_ranks(check_share, world_size) == [expected] * world_size
 
 

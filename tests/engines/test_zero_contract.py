@@ -1,0 +1,121 @@
+"""What alphadecay_dist/engines/zero.py takes for granted of DeepSpeed, attribute by attribute."""
+
+from __future__ import annotations
+
+import deepspeed
+import pytest
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerConfig
+
+from alphadecay_dist import UserError
+from alphadecay_dist.engines.zero import refuse_unservable
+from tests.engines.tiny import SHAPES, backward, engine_of, matrices_of, value_of
+from tests.multirank import run_ranks
+
+pytestmark = pytest.mark.slow
+
+STAGES = [0, 1, 2, 3]
+
+
+def check_engine(stage, dtype):
+    engine, model, _ = engine_of(stage, SHAPES, dtype, accumulation=2)
+    assert engine.zero_optimization_stage() == stage, "engine.zero_optimization_stage()"
+    group = engine.seq_data_parallel_group
+    assert isinstance(group, dist.ProcessGroup), "engine.seq_data_parallel_group"
+    assert dist.get_process_group_ranks(group) == list(range(dist.get_world_size()))
+    assert engine.managed_gradient_accumulation() is True, "engine.managed_gradient_accumulation()"
+    assert engine.super_offload() is False, "engine.super_offload()"
+    assert not engine.zenflow, "engine.zenflow"
+
+    names = [matrix.module for matrix in matrices_of(model)]
+    assert [group["module"] for group in engine.optimizer.param_groups] == names, "our key, the order"
+    if stage < 3:
+        for matrix in matrices_of(model):
+            whole = value_of(f"{matrix.module}.weight", matrix.shape, dtype)
+            assert torch.equal(matrix.parameter.detach(), whole), "weights whole below stage 3"
+
+    # The boundary is known between backward() and step(), before the update.
+    boundaries = []
+    for number in range(4):
+        backward(engine, number)
+        boundaries.append(engine.is_gradient_accumulation_boundary())
+        engine.step()
+    assert boundaries == [False, True, False, True], "engine.is_gradient_accumulation_boundary()"
+    assert engine.global_steps == 2
+    assert [group["module"] for group in engine.optimizer.param_groups] == names, "our key after steps"
+
+
+def check_refusals():
+    engine, _, _ = engine_of(2, SHAPES)
+    refuse_unservable(engine)
+    engine.zenflow = True
+    with pytest.raises(UserError, match="ZenFlow"):
+        refuse_unservable(engine)
+    engine.zenflow = False
+    options = DeepSpeedZeroOffloadOptimizerConfig(device="cpu", super_offload=True)
+    engine._config.zero_config.offload_optimizer = options
+    with pytest.raises(UserError, match="SuperOffload"):
+        refuse_unservable(engine)
+
+
+def test_optimizers_that_ignore_a_written_decay_are_refused():
+    run_ranks(check_refusals, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_engine_offers_what_the_host_asks(stage, dtype):
+    run_ranks(check_engine, 2, stage, dtype)
+
+
+def check_partition(threshold):
+    engine, model, _ = engine_of(3, SHAPES, stage3_param_persistence_threshold=threshold)
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    for update in range(2):
+        for matrix in matrices_of(model):
+            parameter = matrix.parameter
+            m, n = matrix.shape
+            chunk = -(-m * n // world_size)
+            assert tuple(parameter.ds_shape) == matrix.shape, "ds_shape"
+            assert parameter.ds_numel == m * n, "ds_numel"
+            assert parameter.ds_tensor.shape == (chunk,), "ds_tensor: flat, ceil(numel / W)"
+            assert parameter.ds_tensor.dtype == torch.float32, "ds_tensor.dtype"
+            if update == 0:
+                whole = value_of(f"{matrix.module}.weight", matrix.shape, torch.float32).flatten()
+                mine = whole[rank * chunk : (rank + 1) * chunk]
+                assert torch.equal(parameter.ds_tensor[: mine.numel()].cpu(), mine), "ds_tensor: our range"
+        backward(engine)
+        engine.step()
+
+
+@pytest.mark.parametrize("threshold", [0, 10_000])
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_stage_3_partitions_flat_with_a_padded_tail(world_size, threshold):
+    run_ranks(check_partition, world_size, threshold)
+
+
+def check_written_decay(stage, dtype):
+    """The first step of AdamW moves elements by the learning rate; a decay of 1 / lr leaves only that."""
+    engine, model, _ = engine_of(stage, SHAPES, dtype)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = 0.5
+        group["weight_decay"] = 2.0 if group["module"] == "layers.3.up" else 0.0
+    backward(engine)
+    engine.step()
+    return {name: float((value.abs() - 0.5).abs().max()) for name, value in _whole(model).items()}
+
+
+def _whole(model):
+    found = {}
+    for matrix in matrices_of(model):
+        with deepspeed.zero.GatheredParameters(matrix.parameter, enabled=hasattr(matrix.parameter, "ds_id")):
+            found[matrix.module] = matrix.parameter.detach().clone()
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_decays_are_read_from_the_engines_groups(stage):
+    for sizes in run_ranks(check_written_decay, 2, stage, torch.float32):
+        assert sizes.pop("layers.3.up") < 1e-3
+        assert all(size > 0.2 for size in sizes.values())
