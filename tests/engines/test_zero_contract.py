@@ -69,8 +69,8 @@ def test_the_engine_offers_what_the_host_asks(stage, dtype):
     run_ranks(check_engine, 2, stage, dtype)
 
 
-def check_partition(threshold):
-    engine, model, _ = engine_of(3, SHAPES, stage3_param_persistence_threshold=threshold)
+def check_partition(options):
+    engine, model, _ = engine_of(3, SHAPES, **options)
     rank, world_size = dist.get_rank(), dist.get_world_size()
     for update in range(2):
         for matrix in matrices_of(model):
@@ -89,10 +89,23 @@ def check_partition(threshold):
         engine.step()
 
 
-@pytest.mark.parametrize("threshold", [0, 10_000])
-@pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_stage_3_partitions_flat_with_a_padded_tail(world_size, threshold):
-    run_ranks(check_partition, world_size, threshold)
+NONE_PERSISTENT = {"stage3_param_persistence_threshold": 0}
+SOME_PERSISTENT = {"stage3_param_persistence_threshold": 10_000}
+SECOND_COPY = {"zero_hpz_partition_size": 2, **NONE_PERSISTENT}
+
+
+@pytest.mark.parametrize(
+    ("world_size", "options"),
+    [
+        (2, NONE_PERSISTENT),
+        (3, NONE_PERSISTENT),
+        (3, SOME_PERSISTENT),
+        (4, SOME_PERSISTENT),
+        (4, SECOND_COPY),
+    ],
+)
+def test_stage_3_partitions_flat_with_a_padded_tail(world_size, options):
+    run_ranks(check_partition, world_size, options)
 
 
 def check_written_decay(stage, dtype):
