@@ -53,9 +53,9 @@ def test_alpha_is_that_of_fp64_singular_values(name):
     assert report.alpha == pytest.approx(true_alpha(MATRICES[name]), abs=1e-5)
 
 
-@pytest.mark.parametrize("spread", [100, 1000, 9500])
-def test_alpha_of_a_large_spiked_matrix_is_defined_at_any_spread(spread):
-    matrix = spiked(950, 950, spread)
+def test_a_large_spiked_matrix_is_not_taken_for_a_rank_deficient_one():
+    # fp32 cannot tell: N eps is above lambda_median / lambda_max.
+    matrix = spiked(950, 950, 9500)
     assert analyze(matrix).alpha == pytest.approx(true_alpha(matrix), abs=1e-5)
 
 
