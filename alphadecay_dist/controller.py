@@ -100,8 +100,8 @@ class AlphaDecay:
         interval: optimizer updates between refreshes.
         min_ratio: decay of the smallest alpha (heaviest tail), in base decays.
         max_ratio: decay of the largest alpha, in base decays.
-        memory_budget: bytes of gathered weights in memory at once at one owner; by default two of the
-            largest matrices, or 256 MiB where that is more.
+        memory_budget: bytes of gathered weights that one owner takes in a round; one round is worked on
+            while the next one arrives. By default two of the largest matrices, or 256 MiB where that is more.
 
     Raises:
         UserError: a setting out of its range, groups that param_groups() did not make, or an engine that
@@ -189,6 +189,8 @@ class AlphaDecay:
         Raises:
             UserError: the state is another model's.
         """
+        if STATE_KEY not in state:
+            raise UserError(f"AlphaDecay state: has no {STATE_KEY!r}; give what state_dict() returned")
         loaded = json.loads(state[STATE_KEY])
         modules = loaded["modules"]
         if set(modules) != set(self._alphas):

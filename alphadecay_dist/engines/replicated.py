@@ -59,13 +59,20 @@ class ReplicatedHost:
         """Every weight whole, on every rank.
 
         Raises:
-            UserError: a weight is sharded.
+            UserError: a weight is sharded, or is not the one that the optimizer has.
         """
         for matrix in matrices:
             if isinstance(matrix.parameter, DTensor) or tuple(matrix.parameter.shape) != matrix.shape:
                 raise UserError(
                     f"{matrix.module}.weight is sharded, expected a whole weight {matrix.shape}; "
                     "under DeepSpeed give AlphaDecay(..., engine=engine); FSDP is not served yet"
+                )
+        optimized = {id(p) for group in self.param_groups() for p in group["params"]}
+        for matrix in matrices:
+            if id(matrix.parameter) not in optimized:
+                raise UserError(
+                    f"{matrix.module}.weight is not in the optimizer, whose groups name it: "
+                    "give AlphaDecay the model that the groups were built from"
                 )
         return replicated_sources(matrices, self._group)
 

@@ -31,6 +31,12 @@ class ZeroShard:
                 f"{matrix.module}.weight: DeepSpeed holds shape {tuple(parameter.ds_shape)}, "
                 f"its module says {matrix.shape}"
             )
+        held, chunk = parameter.ds_tensor.numel(), -(-parameter.ds_numel // world_size)
+        if held != chunk:
+            raise UserError(
+                f"{matrix.module}.weight: this rank has {held} elements of it in memory, expected {chunk}; "
+                "parameters on NVMe or quantised ones cannot be analysed: use device cpu or none"
+            )
         self.name = matrix.module
         self.shape: tuple[int, ...] = matrix.shape
         self.dtype: torch.dtype = parameter.ds_tensor.dtype

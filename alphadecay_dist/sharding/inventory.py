@@ -95,8 +95,8 @@ def require_matrices(matrices: list[Matrix]) -> None:
     """Raise a UserError where there is nothing to tune."""
     if not matrices:
         raise UserError(
-            "no module to tune: found no trained nn.Linear inside a block with at least "
-            f"{MIN_EIGENVALUES} rows and columns; use a wider model, or name modules yourself"
+            "no module to tune: found no trained nn.Linear inside a numbered block (layers.0.mlp.up_proj), "
+            f"of {MIN_EIGENVALUES} rows and columns or more; use a wider model, or name modules yourself"
         )
 
 

@@ -1,8 +1,8 @@
 """Numbers alone: matrices to eigenvalues, eigenvalues to tail exponents. Knows no rank and no model."""
 
-from alphadecay_dist.spectral.analyze import MIN_EIGENVALUES, STATUSES, Analysis, analyze
+from alphadecay_dist.spectral.analysis import MIN_EIGENVALUES, STATUSES, Analysis, analyze
 from alphadecay_dist.spectral.batch import analyze_each
-from alphadecay_dist.spectral.esd import ESD, esd
+from alphadecay_dist.spectral.esd import ESD
 from alphadecay_dist.spectral.powerlaw import Fit, hill
 
-__all__ = ["ESD", "MIN_EIGENVALUES", "STATUSES", "Analysis", "Fit", "analyze", "analyze_each", "esd", "hill"]
+__all__ = ["ESD", "MIN_EIGENVALUES", "STATUSES", "Analysis", "Fit", "analyze", "analyze_each", "hill"]

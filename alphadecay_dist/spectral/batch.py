@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from alphadecay_dist.spectral.analyze import Analysis, analyze
+from alphadecay_dist.spectral.analysis import Analysis, analyze
 from alphadecay_dist.spectral.esd import full_precision_matmul
 
 

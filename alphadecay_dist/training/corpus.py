@@ -234,6 +234,7 @@ def _open_files(source: str, text_field: str, holdout: int = 0, held_out: bool =
     import datasets  # noqa: PLC0415  (slow to load, and not needed to refuse a bad path)
 
     datasets.logging.set_verbosity(logging.CRITICAL)  # its errors reach the user once, as ours
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # local files: no word to the hub, no wait for it
     loader, files = find_files(source)
     options = {"sample_by": "paragraph"} if loader == "text" else {}
     names = [glob.escape(name) for name in files]  # load_dataset takes every name for a pattern

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alphadecay_dist.spectral import esd
+from alphadecay_dist.spectral.esd import esd
 from tests.spectral.truth import MATRICES, gaussian, spiked, true_eigenvalues
 
 

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alphadecay_dist.spectral import analyze, esd
+from alphadecay_dist.spectral import analyze
+from alphadecay_dist.spectral.esd import esd
 from alphadecay_dist.spectral.metrics import frobenius_norm, spectral_norm, stable_rank
 from tests.spectral.truth import MATRICES
 

@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import random
+import socket
 
 import pyarrow
 import pytest
@@ -320,3 +321,17 @@ def test_c4_without_the_hub_is_one_clear_line(monkeypatch):
     assert str(caught.value).startswith("data.source c4: the hub does not give allenai/c4")
     assert "without network give local files: --data.source=PATH" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_local_files_ask_nothing_of_the_network(tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(host, *_, **__):
+        asked.append(host)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    folder = write_files(tmp_path / "texts", [numbered(5), numbered(5, 100)])
+    assert open_all(folder, holdout=5) != ([], [])
+    assert asked == []

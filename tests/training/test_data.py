@@ -55,7 +55,6 @@ def merged(ranks):
     return states
 
 
-@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(
     lanes=st.sampled_from([1, 2, 3, 4, 6, 12]),
@@ -83,7 +82,6 @@ def test_two_lanes_and_two_seeds_are_other_orders(folder, pack):
     assert orders[0] != orders[2]
 
 
-@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(
     lanes=st.sampled_from([1, 2, 4, 12]),

@@ -56,8 +56,10 @@ def analyze(matrix: Tensor, *, xmin_pos: float = 2.0) -> Analysis:
         The analysis; whatever the matrix holds, a status and never an exception.
 
     Raises:
-        ValueError: ``matrix`` is not two-dimensional.
+        ValueError: ``matrix`` is not two-dimensional, or ``xmin_pos`` leaves no tail.
     """
+    if not xmin_pos > 1:
+        raise ValueError(f"xmin_pos: found {xmin_pos}, expected more than 1: the tail begins at N / xmin_pos")
     if matrix.ndim != 2:
         raise ValueError(f"analyze expects a matrix (m, n), found shape {tuple(matrix.shape)}")
     if min(matrix.shape) < MIN_EIGENVALUES:
