@@ -17,15 +17,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from alphadecay_dist.decay import linear
+from alphadecay_dist.decay import SHAPES, Assignment, Bounds, assign, normalize_mean
 from alphadecay_dist.engines import Host, host_for
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.exchange import Exchange
 from alphadecay_dist.sharding.inventory import GROUP_KEY, UNTUNED, Matrix
 from alphadecay_dist.sharding.layout import numel
 from alphadecay_dist.sharding.ownership import default_budget, plan
-from alphadecay_dist.spectral import STATUSES, Analysis, analyze_each
+from alphadecay_dist.spectral import FITS, STATUSES, Analysis, analyze_each
 
+NORMALIZE = ("none", "mean")
 STATE_KEY = "alphadecay"  # the one key of state_dict(): its value is a JSON string, safe in any checkpoint
 
 
@@ -72,6 +73,9 @@ class Settings:
     interval: int
     min_ratio: float
     max_ratio: float
+    assign: str = "linear"
+    normalize: str = "none"
+    fit: str = "hill"
 
     def __post_init__(self) -> None:
         if self.interval < 1:
@@ -83,6 +87,9 @@ class Settings:
                 f"min_ratio {self.min_ratio} and max_ratio {self.max_ratio}: "
                 "expected 0 <= min_ratio <= max_ratio"
             )
+        for name, known in (("assign", SHAPES), ("normalize", NORMALIZE), ("fit", FITS)):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name}: found {getattr(self, name)!r}, expected one of {', '.join(known)}")
 
 
 class AlphaDecay:
@@ -100,6 +107,11 @@ class AlphaDecay:
         interval: optimizer updates between refreshes.
         min_ratio: decay of the smallest alpha (heaviest tail), in base decays.
         max_ratio: decay of the largest alpha, in base decays.
+        assign: the map from alpha to decay: ``linear`` (as published), ``sqrt``, ``log2`` or ``sigmoid``.
+        normalize: ``mean`` scales the decays so that their mean over all weights is the base decay;
+            ``none`` (as published) does not.
+        fit: the estimator of alpha: ``hill`` at the median (as published), ``goodness_of_fit`` or
+            ``fix_finger``.
         memory_budget: bytes of gathered weights that one owner takes in a round; one round is worked on
             while the next one arrives. By default two of the largest matrices, or 256 MiB where that is more.
 
@@ -119,14 +131,18 @@ class AlphaDecay:
         interval: int = 500,
         min_ratio: float = 2 / 3,
         max_ratio: float = 5.0,
+        assign: str = "linear",
+        normalize: str = "none",
+        fit: str = "hill",
         memory_budget: int | None = None,
     ) -> None:
-        self.settings = Settings(weight_decay, interval, min_ratio, max_ratio)
+        self.settings = Settings(weight_decay, interval, min_ratio, max_ratio, assign, normalize, fit)
         self._host: Host = host_for(optimizer, engine, process_group)
         matrices = _tuned_in(model, self._host.param_groups())
         self._exchange, self._owners = _exchange(self._host, matrices, memory_budget)
         self._alphas: dict[str, float | None] = {matrix.module: None for matrix in matrices}
         self._decays = {matrix.module: weight_decay for matrix in matrices}
+        self._sizes = {matrix.module: math.prod(matrix.shape) for matrix in matrices}
         self._updates = 0
         self._refreshed_at: int | None = None
 
@@ -146,17 +162,11 @@ class AlphaDecay:
     def refresh(self) -> Refresh:
         """Analyse the weights as they are now and write the decays. Collective."""
         begin = time.perf_counter()
-        analyses = analyze_each(self._exchange.matrices())
+        analyses = analyze_each(self._exchange.matrices(), fit=self.settings.fit)
         found = {name: _numbers(analysis) for name, analysis in analyses.items()}
         shared = self._exchange.share(found, width=2)
         alphas = {name: None if math.isnan(shared[name][0]) else shared[name][0] for name in self._alphas}
-        assigned = linear(
-            alphas,
-            weight_decay=self.settings.weight_decay,
-            min_ratio=self.settings.min_ratio,
-            max_ratio=self.settings.max_ratio,
-            last=self._decays,
-        )
+        assigned = self._assign(alphas)
         self._alphas = alphas
         self._decays = {name: assignment.weight_decay for name, assignment in assigned.items()}
         self._write()
@@ -167,6 +177,15 @@ class AlphaDecay:
             modules[name] = ModuleRefresh(alpha, self._decays[name], self._owners[name], status)
         received = self._exchange.received_by_rank()
         return Refresh(self._updates, time.perf_counter() - begin, received, modules)
+
+    def _assign(self, alphas: Mapping[str, float | None]) -> dict[str, Assignment]:
+        """The pure map from all alphas to all decays, the same on every rank."""
+        settings = self.settings
+        bounds = Bounds(settings.weight_decay, settings.min_ratio, settings.max_ratio)
+        assigned = assign(alphas, bounds, shape=settings.assign, last=self._decays)
+        if settings.normalize == "mean":
+            assigned = normalize_mean(assigned, settings.weight_decay, self._sizes)
+        return assigned
 
     def state_dict(self) -> dict[str, str]:
         """What a resume needs, by module name: one JSON string under one fixed key."""

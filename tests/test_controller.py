@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 
 from alphadecay_dist import AlphaDecay, UserError, param_groups
-from alphadecay_dist.decay import linear
+from alphadecay_dist.decay import Bounds, assign
+from alphadecay_dist.spectral import analyze
 from tests.engines.tiny import TUNABLE, Uneven, backward, engine_of
 from tests.multirank import run_ranks
 from tests.spectral.truth import true_alpha
@@ -37,8 +38,13 @@ def decays_in(optimizer):
 
 
 def expected_decays(model, **settings):
-    alphas = {name: true_alpha(p) for name, p in weights(model).items()}
-    found = linear(alphas, **{**SETTINGS, **settings}, last=dict.fromkeys(alphas, 0.1))
+    return mapped({name: true_alpha(p) for name, p in weights(model).items()}, **settings)
+
+
+def mapped(alphas, **settings):
+    chosen = {**SETTINGS, **settings}
+    bounds = Bounds(chosen["weight_decay"], chosen["min_ratio"], chosen["max_ratio"])
+    found = assign(alphas, bounds, shape="linear", last={})
     return {name: assignment.weight_decay for name, assignment in found.items()}
 
 
@@ -213,11 +219,9 @@ def test_an_undefined_module_keeps_its_decay_and_leaves_the_others_alone(entry, 
     odd = refresh.modules["layers.2.up"]
     assert (odd.alpha, odd.weight_decay, odd.status) == (None, kept, status)
     found = {name: m.alpha for name, m in refresh.modules.items() if m.alpha is not None}
-    without = linear(found, **SETTINGS, last={})
+    without = mapped(found)
     assert found == pytest.approx({name: alpha for name, alpha in alphas.items() if alpha}, abs=1e-5)
-    assert {name: refresh.modules[name].weight_decay for name in found} == {
-        name: assignment.weight_decay for name, assignment in without.items()
-    }
+    assert {name: refresh.modules[name].weight_decay for name in found} == without
     assert decays_in(optimizer)["layers.2.up"] == kept
     json.loads(decay.state_dict()["alphadecay"], parse_constant=pytest.fail)
 
@@ -282,3 +286,34 @@ def test_an_engine_that_accumulates_refreshes_at_its_boundary_alone(stage):
     first, second = run_ranks(check_accumulation, 2, stage)
     assert first == second
     assert first[0] == [(2, 0), (8, 2), (14, 4)]
+
+
+@pytest.mark.parametrize("shape", ["linear", "sqrt", "log2", "sigmoid"])
+@pytest.mark.parametrize("fit", ["hill", "goodness_of_fit", "fix_finger"])
+def test_map_and_fit_are_those_that_were_asked_for(shape, fit):
+    model = Uneven(TUNABLE)
+    optimizer = torch.optim.SGD(param_groups(model, weight_decay=0.1), lr=0.1)
+    refresh = AlphaDecay(model, optimizer, **SETTINGS, assign=shape, fit=fit).refresh()
+    alphas = {name: analyze(weight, fit=fit).alpha for name, weight in weights(model).items()}
+    assert {name: module.alpha for name, module in refresh.modules.items()} == pytest.approx(alphas, abs=1e-5)
+    bounds = Bounds(SETTINGS["weight_decay"], SETTINGS["min_ratio"], SETTINGS["max_ratio"])
+    expected = assign({n: m.alpha for n, m in refresh.modules.items()}, bounds, shape=shape, last={})
+    assert decays_in(optimizer) == {name: a.weight_decay for name, a in expected.items()}
+
+
+def test_normalized_decays_have_the_base_decay_as_their_mean():
+    model = Uneven(TUNABLE)
+    optimizer = torch.optim.SGD(param_groups(model, weight_decay=0.1), lr=0.1)
+    AlphaDecay(model, optimizer, **SETTINGS, normalize="mean").refresh()
+    sizes = {name: weight.numel() for name, weight in weights(model).items()}
+    decays = decays_in(optimizer)
+    assert sum(sizes[n] * decays[n] for n in sizes) / sum(sizes.values()) == pytest.approx(0.1)
+    assert len(set(decays.values())) == len(decays)
+
+
+@pytest.mark.parametrize("setting", ["assign", "normalize", "fit"])
+def test_unknown_names_are_refused_with_the_known_ones(setting):
+    model = Uneven(TUNABLE)
+    optimizer = torch.optim.SGD(param_groups(model, weight_decay=0.1), lr=0.1)
+    with pytest.raises(UserError, match=f"{setting}: found 'nope', expected one of"):
+        AlphaDecay(model, optimizer, **SETTINGS, **{setting: "nope"})

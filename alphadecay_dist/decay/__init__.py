@@ -1,5 +1,5 @@
 """Numbers alone: metric values to weight decays."""
 
-from alphadecay_dist.decay.assign import Assignment, linear
+from alphadecay_dist.decay.assign import SHAPES, Assignment, Bounds, assign, normalize_mean
 
-__all__ = ["Assignment", "linear"]
+__all__ = ["SHAPES", "Assignment", "Bounds", "assign", "normalize_mean"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import statistics
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 ASSIGNED = "assigned"  # mapped from the module's own alpha
@@ -18,37 +20,122 @@ class Assignment:
     case: str
 
 
-def linear(
-    values: Mapping[str, float | None],
-    *,
-    weight_decay: float,
-    min_ratio: float,
-    max_ratio: float,
-    last: Mapping[str, float],
-) -> dict[str, Assignment]:
-    """Linear map of AlphaDecay (arXiv 2506.14562, section 3): a higher alpha gets a stronger decay.
+@dataclass(frozen=True)
+class Bounds:
+    """The base decay, and the smallest and largest decay in base decays."""
 
-    [min alpha, max alpha] over all modules goes to [min_ratio, max_ratio] times ``weight_decay``.
+    weight_decay: float
+    min_ratio: float
+    max_ratio: float
+
+
+def assign(
+    values: Mapping[str, float | None], bounds: Bounds, *, shape: str, last: Mapping[str, float]
+) -> dict[str, Assignment]:
+    """Map metric values to decays.
 
     Args:
-        values: alpha by module; None where undefined, which leaves that module out of the range.
-        weight_decay: the base decay.
-        min_ratio: decay of the smallest alpha, in base decays.
-        max_ratio: decay of the largest alpha, in base decays.
-        last: the decay that each module has now, kept where alpha is undefined.
+        values: alpha by module; None where undefined, which leaves that module out of every mean and range.
+        bounds: the base decay and how far from it decays may be.
+        shape: a name of ``SHAPES``.
+        last: the decay that each module has now, kept where its value is undefined.
 
     Returns:
-        An assignment for every module, in the order of ``values``.
+        An assignment for every module, in the order of ``values``; the base decay for all with a value where
+        all values are equal.
     """
-    defined = [value for value in values.values() if value is not None]
-    low, high = min(defined, default=0.0), max(defined, default=0.0)
+    defined = {name: value for name, value in values.items() if value is not None}
+    equal = len(set(defined.values())) < 2
+    ratios = dict.fromkeys(defined, 1.0) if equal else SHAPES[shape](defined, bounds)
+    case = EQUAL if equal else ASSIGNED
+    return {
+        name: Assignment(bounds.weight_decay * ratios[name], case)
+        if name in ratios
+        else Assignment(last[name], KEPT)
+        for name in values
+    }
 
-    def assign(name: str, value: float | None) -> Assignment:
-        if value is None:
-            return Assignment(last[name], KEPT)
-        if high == low:
-            return Assignment(weight_decay, EQUAL)
-        share = (value - low) / (high - low)
-        return Assignment(weight_decay * (min_ratio + share * (max_ratio - min_ratio)), ASSIGNED)
 
-    return {name: assign(name, value) for name, value in values.items()}
+def linear(values: Mapping[str, float], bounds: Bounds) -> dict[str, float]:
+    """Linear map of AlphaDecay (arXiv 2506.14562, section 3): a higher alpha gets a stronger decay.
+
+    [min alpha, max alpha] over all modules goes to [min_ratio, max_ratio] base decays.
+    """
+    low, high = min(values.values()), max(values.values())
+    width = bounds.max_ratio - bounds.min_ratio
+    return {name: bounds.min_ratio + (v - low) / (high - low) * width for name, v in values.items()}
+
+
+def sqrt(values: Mapping[str, float], bounds: Bounds) -> dict[str, float]:
+    """As the square root of alpha; the base decay is their mean, before the bounds are kept."""
+    return _proportional({name: math.sqrt(value) for name, value in values.items()}, bounds)
+
+
+def log2(values: Mapping[str, float], bounds: Bounds) -> dict[str, float]:
+    """As the binary logarithm of alpha; the base decay is their mean, before the bounds are kept."""
+    return _proportional({name: math.log2(value) for name, value in values.items()}, bounds)
+
+
+def sigmoid(values: Mapping[str, float], bounds: Bounds) -> dict[str, float]:
+    """2 / (1 + exp(-4 z)) base decays, z the z-score of alpha within the module's own layer.
+
+    A layer is what shares a name up to its first number. Where a layer's alphas are equal, z is 0.
+    """
+    layers: dict[str, list[float]] = {}
+    for name, value in values.items():
+        layers.setdefault(_layer(name), []).append(value)
+    centres = {layer: (statistics.fmean(own), statistics.pstdev(own)) for layer, own in layers.items()}
+    ratios = {}
+    for name, value in values.items():
+        mean, deviation = centres[_layer(name)]
+        score = (value - mean) / deviation if deviation > 0 else 0.0
+        ratios[name] = 2.0 / (1.0 + math.exp(-4.0 * score))
+    return _bounded(ratios, bounds)
+
+
+SHAPES: dict[str, Callable[[Mapping[str, float], Bounds], dict[str, float]]] = {
+    "linear": linear,
+    "sqrt": sqrt,
+    "log2": log2,
+    "sigmoid": sigmoid,
+}
+
+
+def normalize_mean(
+    assigned: Mapping[str, Assignment], weight_decay: float, sizes: Mapping[str, int]
+) -> dict[str, Assignment]:
+    """Scale the decays that were assigned so that their mean is the base decay.
+
+    Without it AlphaDecay also decays more than Uniform in total. Modules that kept their last decay stay as
+    they are and count in no mean.
+
+    Args:
+        assigned: what :func:`assign` gave.
+        weight_decay: the base decay.
+        sizes: number of weights by module, which weigh the mean.
+    """
+    moved = {name: a for name, a in assigned.items() if a.case == ASSIGNED}
+    total = math.fsum(sizes[name] * a.weight_decay for name, a in moved.items())
+    if total <= 0:
+        return dict(assigned)
+    factor = weight_decay * sum(sizes[name] for name in moved) / total
+    return {
+        name: Assignment(a.weight_decay * factor, a.case) if name in moved else a
+        for name, a in assigned.items()
+    }
+
+
+def _proportional(weights: Mapping[str, float], bounds: Bounds) -> dict[str, float]:
+    total = math.fsum(weights.values())
+    return _bounded({name: weight / total * len(weights) for name, weight in weights.items()}, bounds)
+
+
+def _bounded(ratios: Mapping[str, float], bounds: Bounds) -> dict[str, float]:
+    return {name: min(max(ratio, bounds.min_ratio), bounds.max_ratio) for name, ratio in ratios.items()}
+
+
+def _layer(name: str) -> str:
+    """The name up to its first number: ``model.layers.3`` for ``model.layers.3.mlp.up_proj``."""
+    parts = name.split(".")
+    first = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
+    return ".".join(parts[: first + 1])

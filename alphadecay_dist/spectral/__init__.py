@@ -3,6 +3,18 @@
 from alphadecay_dist.spectral.analysis import MIN_EIGENVALUES, STATUSES, Analysis, analyze
 from alphadecay_dist.spectral.batch import analyze_each
 from alphadecay_dist.spectral.esd import ESD
-from alphadecay_dist.spectral.powerlaw import Fit, hill
+from alphadecay_dist.spectral.powerlaw import FITS, Fit, fix_finger, goodness_of_fit, hill
 
-__all__ = ["ESD", "MIN_EIGENVALUES", "STATUSES", "Analysis", "Fit", "analyze", "analyze_each", "hill"]
+__all__ = [
+    "ESD",
+    "FITS",
+    "MIN_EIGENVALUES",
+    "STATUSES",
+    "Analysis",
+    "Fit",
+    "analyze",
+    "analyze_each",
+    "fix_finger",
+    "goodness_of_fit",
+    "hill",
+]

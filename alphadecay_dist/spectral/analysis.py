@@ -9,8 +9,16 @@ import torch
 from torch import Tensor
 
 from alphadecay_dist.spectral.esd import esd
-from alphadecay_dist.spectral.metrics import frobenius_norm, spectral_norm, stable_rank
-from alphadecay_dist.spectral.powerlaw import hill
+from alphadecay_dist.spectral.metrics import (
+    alpha_hat,
+    frobenius_norm,
+    log_norm,
+    matrix_entropy,
+    nuclear_to_frobenius,
+    spectral_norm,
+    stable_rank,
+)
+from alphadecay_dist.spectral.powerlaw import FITS
 
 MIN_EIGENVALUES = 50  # fewer than these carry no tail to fit (as in the released code)
 
@@ -34,6 +42,10 @@ class Analysis:
         stable_rank: squared Frobenius over squared spectral norm.
         spectral_norm: largest singular value.
         frobenius_norm: root of the sum of squares of the entries.
+        log_norm: log10 of the squared Frobenius norm.
+        matrix_entropy: entropy of the eigenvalues over its largest value, in [0, 1].
+        nuclear_to_frobenius: squared nuclear over squared Frobenius norm.
+        alpha_hat: softplus(alpha log10 lambda_max); None where alpha is.
         status: one of ``STATUSES``.
     """
 
@@ -42,24 +54,27 @@ class Analysis:
     stable_rank: float | None = None
     spectral_norm: float | None = None
     frobenius_norm: float | None = None
+    log_norm: float | None = None
+    matrix_entropy: float | None = None
+    nuclear_to_frobenius: float | None = None
+    alpha_hat: float | None = None
     status: str = OK
 
 
-def analyze(matrix: Tensor, *, xmin_pos: float = 2.0) -> Analysis:
+def analyze(matrix: Tensor, *, fit: str = "hill") -> Analysis:
     """Analyse the spectrum of one weight matrix.
 
     Args:
         matrix: (m, n), fp32, bf16, fp16 or fp64, on any device, wide or tall, contiguous or not.
-        xmin_pos: where the tail begins: at eigenvalue floor(N / xmin_pos).
+        fit: the estimator of alpha, a name of ``FITS``: ``hill`` (at the median, as published),
+            ``goodness_of_fit`` or ``fix_finger``.
 
     Returns:
         The analysis; whatever the matrix holds, a status and never an exception.
 
     Raises:
-        ValueError: ``matrix`` is not two-dimensional, or ``xmin_pos`` leaves no tail.
+        ValueError: ``matrix`` is not two-dimensional.
     """
-    if not xmin_pos > 1:
-        raise ValueError(f"xmin_pos: found {xmin_pos}, expected more than 1: the tail begins at N / xmin_pos")
     if matrix.ndim != 2:
         raise ValueError(f"analyze expects a matrix (m, n), found shape {tuple(matrix.shape)}")
     if min(matrix.shape) < MIN_EIGENVALUES:
@@ -80,14 +95,17 @@ def analyze(matrix: Tensor, *, xmin_pos: float = 2.0) -> Analysis:
         stable_rank=stable_rank(values),
         spectral_norm=spectral_norm(values),
         frobenius_norm=frobenius_norm(values),
+        log_norm=log_norm(values),
+        matrix_entropy=matrix_entropy(values),
+        nuclear_to_frobenius=nuclear_to_frobenius(values),
     )
     # Rounding moves an eigenvalue by up to N eps lambda_max: below it xmin is noise, and so is a tail that
     # spans less than it (an orthogonal matrix would otherwise have an alpha of a million).
-    floor = values.numel() * density.eps * values[-1]
-    xmin = values[int(values.numel() / xmin_pos)]
-    if bool(xmin <= floor):
+    floor = float(values.numel() * density.eps * values[-1])
+    known = torch.where(values > floor, values, 0)
+    found = FITS[fit](known)
+    if found is None and not bool(known[values.numel() // 2]):
         return replace(norms, status=RANK_DEFICIENT)
-    fit = hill(values, xmin_pos)
-    if fit is None or bool(values[-1] - xmin <= floor):
+    if found is None or float(values[-1]) - found.xmin <= floor:
         return replace(norms, status=NO_TAIL)
-    return replace(norms, alpha=fit.alpha, ks=fit.ks)
+    return replace(norms, alpha=found.alpha, ks=found.ks, alpha_hat=alpha_hat(found.alpha, values))

@@ -19,7 +19,7 @@ from alphadecay_dist.spectral.analysis import Analysis, analyze
 from alphadecay_dist.spectral.esd import full_precision_matmul
 
 
-def analyze_each(matrices: Iterable[tuple[str, Tensor]]) -> dict[str, Analysis]:
+def analyze_each(matrices: Iterable[tuple[str, Tensor]], *, fit: str = "hill") -> dict[str, Analysis]:
     """Analyse named matrices, (m, n) each.
 
     The iterable is advanced by this thread alone, and no further than one matrix a host thread ahead: it may
@@ -27,6 +27,7 @@ def analyze_each(matrices: Iterable[tuple[str, Tensor]]) -> dict[str, Analysis]:
 
     Args:
         matrices: names and matrices; those on one device only.
+        fit: the estimator of alpha, see :func:`analyze`.
 
     Returns:
         An analysis by name, in the order given.
@@ -42,9 +43,9 @@ def analyze_each(matrices: Iterable[tuple[str, Tensor]]) -> dict[str, Analysis]:
     with full_precision_matmul(), _one_blas_thread(), ThreadPoolExecutor(workers) as pool:
         for name, matrix in matrices:
             if matrix.device.type != "cpu":
-                found[name] = analyze(matrix)  # its own stream of work: host threads would not help
+                found[name] = analyze(matrix, fit=fit)  # its own stream of work: host threads would not help
                 continue
-            pending.append((name, pool.submit(analyze, matrix)))
+            pending.append((name, pool.submit(analyze, matrix, fit=fit)))
             if len(pending) == workers:
                 finish_oldest()
         while pending:

@@ -15,7 +15,10 @@ from typing import Any
 
 import yaml
 
+from alphadecay_dist.controller import NORMALIZE
+from alphadecay_dist.decay import SHAPES
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.spectral import FITS
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,9 @@ class DecayConfig:
         interval: updates between refreshes.
         min_ratio: decay of the heaviest tail, in base decays.
         max_ratio: decay of the lightest tail, in base decays.
+        assign: the map from alpha to decay: ``linear`` (as published), ``sqrt``, ``log2`` or ``sigmoid``.
+        normalize: ``mean`` scales the decays so that their mean over all weights is the base decay.
+        fit: the estimator of alpha: ``hill`` (as published), ``goodness_of_fit`` or ``fix_finger``.
         untuned: ``base`` or ``zero``: what embeddings, norms and head get.
         memory_budget: bytes of gathered weights at once at an owner; null is two of the largest matrices
             or 256 MiB.
@@ -127,6 +133,9 @@ class DecayConfig:
     interval: int = 500
     min_ratio: float = 2 / 3
     max_ratio: float = 5.0
+    assign: str = "linear"
+    normalize: str = "none"
+    fit: str = "hill"
     untuned: str = "base"
     memory_budget: int | None = None
 
@@ -177,6 +186,9 @@ CHOICES = {
     "optimizer.name": ("adam", "adamw"),
     "optimizer.schedule": ("cosine", "linear", "constant"),
     "decay.policy": ("alphadecay", "uniform"),
+    "decay.assign": tuple(SHAPES),
+    "decay.normalize": NORMALIZE,
+    "decay.fit": tuple(FITS),
     "decay.untuned": ("base", "zero"),
     "logging.wandb": ("auto", "online", "offline", "off"),
 }

@@ -132,6 +132,9 @@ def _build(checked: Checked, options: Options, engine: ZeroTraining) -> AlphaDec
         interval=config.decay.interval,
         min_ratio=config.decay.min_ratio,
         max_ratio=config.decay.max_ratio,
+        assign=config.decay.assign,
+        normalize=config.decay.normalize,
+        fit=config.decay.fit,
         memory_budget=config.decay.memory_budget,
     )
 

@@ -1,20 +1,22 @@
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alphadecay_dist.decay import Assignment, linear
+from alphadecay_dist import decay
+from alphadecay_dist.decay import SHAPES, Assignment, Bounds, normalize_mean
 from alphadecay_dist.decay.assign import ASSIGNED, EQUAL, KEPT
 
 alphas = st.dictionaries(st.text(max_size=5), st.none() | st.floats(1, 1e6), max_size=12)
 
 
-def assign(values, weight_decay=0.1, min_ratio=2 / 3, max_ratio=5.0, last=None):
+def assign(values, weight_decay=0.1, min_ratio=2 / 3, max_ratio=5.0, last=None, shape="linear"):
     last = last or dict.fromkeys(values, 0.1)
-    return linear(values, weight_decay=weight_decay, min_ratio=min_ratio, max_ratio=max_ratio, last=last)
+    return decay.assign(values, Bounds(weight_decay, min_ratio, max_ratio), shape=shape, last=last)
 
 
 def test_the_map_by_hand():
@@ -56,7 +58,7 @@ def test_all_undefined_keep_theirs():
 def test_decays_are_within_bounds_and_grow_with_alpha(values, weight_decay, min_ratio, above):
     last = dict.fromkeys(values, 0.5)
     max_ratio = min_ratio + above
-    found = linear(values, weight_decay=weight_decay, min_ratio=min_ratio, max_ratio=max_ratio, last=last)
+    found = assign(values, weight_decay, min_ratio, max_ratio, last)
     assert list(found) == list(values)
     mapped = sorted((values[name], a.weight_decay) for name, a in found.items() if values[name] is not None)
     assert all(low <= high * (1 + 1e-12) for (_, low), (_, high) in pairwise(mapped))
@@ -65,3 +67,79 @@ def test_decays_are_within_bounds_and_grow_with_alpha(values, weight_decay, min_
         assert mapped[-1][1] == pytest.approx(max_ratio * weight_decay, rel=1e-12)
     else:
         assert all(decay == weight_decay for _, decay in mapped)
+
+
+FREE = {"min_ratio": 0.0, "max_ratio": 100.0}
+
+
+def decays(values, **options):
+    return {name: a.weight_decay for name, a in assign(values, **options).items()}
+
+
+@pytest.mark.parametrize(("shape", "function"), [("sqrt", math.sqrt), ("log2", math.log2)])
+def test_proportional_maps_keep_the_base_decay_as_their_mean(shape, function):
+    values = {"q": 1.6, "v": 2.0, "up": 2.5, "x": None}
+    found = decays(values, weight_decay=0.3, shape=shape, last={"x": 0.9}, **FREE)
+    assert found.pop("x") == 0.9
+    total = sum(function(values[name]) for name in found)
+    assert found == pytest.approx({name: function(values[name]) / total * 3 * 0.3 for name in found})
+    assert sum(found.values()) / 3 == pytest.approx(0.3)
+
+
+def test_sigmoid_scores_a_module_within_its_own_layer():
+    values = {"l.0.q": 1.0, "l.0.up": 3.0, "l.1.q": 10.0, "l.1.v": 20.0, "l.1.up": 30.0, "l.2.q": 7.0}
+    found = decays(values, weight_decay=1.0, shape="sigmoid", **FREE)
+
+    def sigmoid(z):
+        return 2 / (1 + math.exp(-4 * z))
+
+    side = math.sqrt(1.5)
+    assert found == pytest.approx(
+        {
+            "l.0.q": sigmoid(-1),
+            "l.0.up": sigmoid(1),
+            "l.1.q": sigmoid(-side),
+            "l.1.v": 1.0,
+            "l.1.up": sigmoid(side),
+            "l.2.q": 1.0,
+        }
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(alphas, st.sampled_from(list(SHAPES)), st.floats(0, 1), st.floats(1, 5))
+def test_every_map_is_finite_and_within_the_bounds(values, shape, min_ratio, max_ratio):
+    found = assign(values, 0.1, min_ratio, max_ratio, dict.fromkeys(values, 0.2), shape)
+    for name, value in values.items():
+        if value is None:
+            assert found[name] == Assignment(0.2, KEPT)
+        else:
+            assert 0.1 * min_ratio * (1 - 1e-12) <= found[name].weight_decay <= 0.1 * max_ratio * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_undefined_values_change_nothing_for_the_others(shape):
+    values = {"l.0.q": 1.5, "l.0.up": 2.5, "l.1.q": 1.8, "l.1.up": 3.0}
+    with_one = decays({**values, "l.1.v": None}, shape=shape)
+    del with_one["l.1.v"]
+    assert with_one == decays(values, shape=shape)
+
+
+def test_normalized_decays_have_the_base_decay_as_their_mean_over_weights():
+    values = {"q": 1.6, "v": 2.0, "up": 2.5, "x": None}
+    sizes = {"q": 100, "v": 100, "up": 300, "x": 1000}
+    assigned = assign(values, weight_decay=0.2, last={"x": 0.7})
+    found = normalize_mean(assigned, 0.2, sizes)
+    assert found["x"] == Assignment(0.7, KEPT)
+    moved = [name for name in values if name != "x"]
+    mean = sum(sizes[name] * found[name].weight_decay for name in moved) / 500
+    assert mean == pytest.approx(0.2)
+    ratios = {found[name].weight_decay / assigned[name].weight_decay for name in moved}
+    assert max(ratios) == pytest.approx(min(ratios))
+
+
+def test_normalizing_equal_or_zero_decays_changes_nothing():
+    equal = assign({"a": 2.0, "b": 2.0})
+    assert normalize_mean(equal, 0.1, {"a": 1, "b": 5}) == equal
+    zero = assign({"a": 1.0, "b": 2.0}, weight_decay=0.0)
+    assert normalize_mean(zero, 0.0, {"a": 1, "b": 5}) == zero

@@ -35,8 +35,8 @@ def test_no_more_matrices_are_taken_than_there_are_threads(threads, monkeypatch,
     threads(count)
     analysed, ahead, lock = [], [], threading.Lock()
 
-    def counted(matrix):
-        report = analyze(matrix)
+    def counted(matrix, **options):
+        report = analyze(matrix, **options)
         with lock:
             analysed.append(report)
         return report

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import math
 
+import powerlaw
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alphadecay_dist.spectral import hill
+from alphadecay_dist.spectral.powerlaw import fix_finger, goodness_of_fit, hill
+from tests.spectral.truth import gaussian, heavy, spiked, true_eigenvalues
 
 eigenvalue_lists = st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=80)
 
@@ -55,7 +57,7 @@ def test_ks_is_the_largest_gap_between_the_distribution_functions(values):
     gaps = []
     for rank, value in enumerate(tail):
         fitted = 1 - (value / fit.xmin) ** (1 - fit.alpha)
-        gaps += [abs(fitted - rank / len(tail)), abs(fitted - (rank + 1) / len(tail))]
+        gaps.append(abs(fitted - rank / len(tail)))
     assert fit.ks == pytest.approx(max(gaps), abs=1e-9)
     assert 0 <= fit.ks <= 1
 
@@ -81,3 +83,88 @@ def test_a_heavier_tail_has_a_smaller_alpha():
     alphas = [hill(ranks**power).alpha for power in (0.5, 1.0, 2.0, 4.0)]
     assert alphas == sorted(alphas, reverse=True)
     assert all(math.isfinite(alpha) for alpha in alphas)
+
+
+SPECTRA = {
+    "gaussian": true_eigenvalues(gaussian(96, 160)),
+    "heavy": true_eigenvalues(heavy(120, 90)),
+    "spiked": true_eigenvalues(spiked(64, 172, 1e4)),
+    "rank_deficient": torch.cat([torch.zeros(30, dtype=torch.float64), true_eigenvalues(heavy(60, 60, 3))]),
+}
+
+
+def by_package(values, xmin):
+    """Exponent and KS distance of the powerlaw package, at the same xmin."""
+    free = {"alpha": [1, 1000]}  # it stops at 3 otherwise
+    fit = powerlaw.Fit(values.numpy(), xmin=xmin, parameter_ranges=free, verbose=False)
+    return fit.power_law.alpha, fit.power_law.D
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("fit", [hill, goodness_of_fit, fix_finger])
+def test_fits_are_those_of_the_powerlaw_package_at_the_same_xmin(name, fit):
+    values = SPECTRA[name]
+    found = fit(values)
+    alpha, distance = by_package(values, found.xmin)
+    assert found.alpha == pytest.approx(alpha, rel=1e-9)
+    assert found.ks == pytest.approx(distance, abs=1e-9)
+
+
+def tried_one_by_one(values, candidates):
+    """The smallest KS distance over tails, by a loop over hill's formula."""
+    best = None
+    for start in candidates:
+        tail = values[start:].log()
+        alpha = 1 + tail.numel() / float((tail - tail[0]).sum())
+        fitted = 1 - torch.exp((1 - alpha) * (tail - tail[0]))
+        distance = float((fitted - torch.arange(tail.numel()).double() / tail.numel()).abs().max())
+        best = min(best or (distance, start), (distance, start))
+    return best
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_goodness_of_fit_takes_the_nearest_tail_of_all(name):
+    values = SPECTRA[name]
+    first = int((values > 0).nonzero()[0])
+    distance, start = tried_one_by_one(values, range(first, len(values) - 1))
+    found = goodness_of_fit(values)
+    assert found.tail == len(values) - start
+    assert found.ks == pytest.approx(distance, abs=1e-12)
+
+
+def test_goodness_of_fit_finds_where_the_power_law_begins():
+    share = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+    tail = 5 * (1 - share) ** (-1 / 1.5)
+    body = torch.linspace(0.1, 5, 2000, dtype=torch.float64)
+    found = goodness_of_fit(torch.cat([body, tail]).sort().values)
+    assert found.xmin == pytest.approx(5, rel=0.05)
+    assert found.alpha == pytest.approx(2.5, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "heavy", "spiked"])
+def test_fix_finger_begins_near_the_peak(name):
+    values = SPECTRA[name]
+    logs = values.log10()
+    counts = torch.zeros(100)
+    width = (logs[-1] - logs[0]) / 100
+    for value in logs:
+        counts[min(99, int((value - logs[0]) / width))] += 1
+    peak = float(10 ** (logs[0] + width * int(counts.argmax())))
+    allowed = [i for i, value in enumerate(values[:-1]) if 0.95 * peak <= value <= 1.5 * peak]
+    distance, start = tried_one_by_one(values, allowed)
+    found = fix_finger(values)
+    assert found.tail == len(values) - start
+    assert found.ks == pytest.approx(distance, abs=1e-12)
+
+
+@pytest.mark.parametrize("fit", [goodness_of_fit, fix_finger])
+@pytest.mark.parametrize("values", [[], [0.0], [0.0, 0.0, 1.0], [3.0] * 60])
+def test_searched_fits_without_a_tail_are_none(fit, values):
+    assert fit(ascending(values)) is None
+
+
+@settings(deadline=None, max_examples=60)
+@given(eigenvalue_lists, st.sampled_from([goodness_of_fit, fix_finger]))
+def test_searched_fits_are_finite_or_none(values, fit):
+    found = fit(ascending(values))
+    assert found is None or (1 < found.alpha < math.inf and 0 <= found.ks <= 1 and found.tail >= 2)
