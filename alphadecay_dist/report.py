@@ -1,12 +1,14 @@
-"""The files of a run -> pictures."""
+"""The files of a run, or a table of spectra -> pictures."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.spectrum import Row
 from alphadecay_dist.training.metrics import DECAY, EVAL, METRICS, modules_by_type, read_lines
 
 
@@ -25,13 +27,7 @@ def plot_run(folder: Path, picture: Path) -> None:
     refreshes = read_lines(folder / DECAY)
     if not refreshes:
         raise UserError(f"{folder}: {DECAY} has no refresh yet")
-    try:
-        import matplotlib as mpl  # noqa: PLC0415  (an extra)
-        from matplotlib.figure import Figure  # noqa: PLC0415
-    except ImportError:
-        raise UserError("matplotlib: not installed; pip install 'alphadecay-dist[plot]'") from None
-    colours = mpl.color_sequences["tab10"]
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    figure, colours = _figure()
     left, middle, right = figure.subplots(1, 3)
     steps = [refresh["step"] for refresh in refreshes]
     for number, (kind, names) in enumerate(modules_by_type(refreshes[0]["modules"]).items()):
@@ -56,6 +52,39 @@ def plot_run(folder: Path, picture: Path) -> None:
     for axis in (left, middle, right):
         axis.grid(alpha=0.3)
     figure.savefig(picture, dpi=110)
+
+
+def plot_spectrum(rows: Sequence[Row], picture: Path) -> None:
+    """Draw alpha and stable rank of every matrix, by module type, in the order of the file.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    figure, colours = _figure()
+    left, right = figure.subplots(1, 2)
+    by_name = {row.name.removesuffix(".weight"): row for row in rows}
+    for number, (kind, names) in enumerate(modules_by_type(by_name).items()):
+        for axis, key in ((left, "alpha"), (right, "stable_rank")):
+            values = [getattr(by_name[name].analysis, key) for name in names]
+            points = [(place, value) for place, value in enumerate(values) if value is not None]
+            if points:
+                axis.plot(*zip(*points, strict=True), ".-", label=kind, color=colours[number % len(colours)])
+    left.set(title="alpha", xlabel="place among its type", ylabel="alpha")
+    right.set(title="stable rank", xlabel="place among its type", yscale="log")
+    left.legend(fontsize="small", ncols=2)
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    figure.savefig(picture, dpi=110)
+
+
+def _figure() -> tuple[Any, Any]:
+    """An empty figure and its colours; matplotlib is loaded when something is drawn."""
+    try:
+        import matplotlib as mpl  # noqa: PLC0415  (an extra)
+        from matplotlib.figure import Figure  # noqa: PLC0415
+    except ImportError:
+        raise UserError("matplotlib: not installed; pip install 'alphadecay-dist[plot]'") from None
+    return Figure(figsize=(12, 3.6), layout="constrained"), mpl.color_sequences["tab10"]
 
 
 def _mean(values: Iterable[float | None]) -> float:

@@ -21,7 +21,7 @@ ROOMS = [
     {"controller"},
     {"checkpoint"},
     {"training"},
-    {"plan"},
+    {"plan", "spectrum"},
     {"report", "integrations"},
     {"cli"},
     {"train"},
