@@ -105,7 +105,7 @@ class ZeroTraining:
             The sum of this rank's losses, a detached scalar.
         """
         self._engine.train()
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         for loss_of in losses:
             loss = loss_of(self._engine)
             self._engine.backward(loss * scale, scale_wrt_gas=False)
@@ -118,7 +118,7 @@ class ZeroTraining:
     def evaluate(self, losses: Iterator[Callable[[nn.Module], Tensor]]) -> Tensor:
         """The sum of this rank's losses, without gradients."""
         self._engine.eval()
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         for loss_of in losses:
             total += loss_of(self._engine)
         return total
