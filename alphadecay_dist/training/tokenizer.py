@@ -11,7 +11,7 @@ import sentencepiece
 from alphadecay_dist.errors import UserError
 
 TRAIN = "train"
-TRAINING_CHARACTERS = 20_000_000  # more text than this does not change 32k pieces much, and costs minutes
+TRAINING_CHARACTERS = 20_000_000  # enough for 32k pieces; the rest of a large corpus would only take time
 # sentencepiece's result depends on its thread count: fixed, so that every machine trains the same model.
 TRAINING_THREADS = 4
 
