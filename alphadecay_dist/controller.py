@@ -9,24 +9,25 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
-from alphadecay_dist.decay import SHAPES, Assignment, Bounds, assign, normalize_mean
+from alphadecay_dist.decay import Assignment, assign, normalize_mean
 from alphadecay_dist.engines import Host, host_for
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.settings import REFERENCE, Settings
 from alphadecay_dist.sharding.exchange import Exchange
-from alphadecay_dist.sharding.inventory import GROUP_KEY, UNTUNED, Matrix
-from alphadecay_dist.sharding.layout import numel
-from alphadecay_dist.sharding.ownership import default_budget, plan
-from alphadecay_dist.spectral import FITS, STATUSES, Analysis, analyze_each
+from alphadecay_dist.sharding.inventory import GROUP_KEY, UNTUNED, Weight, all_weights, first_and_last
+from alphadecay_dist.sharding.layout import Block, Flat
+from alphadecay_dist.sharding.ownership import cost, default_budget, plan
+from alphadecay_dist.spectral import STATUSES, Analysis, Windows, analyze_each
 
-NORMALIZE = ("none", "mean")
+MIXED = "mixed"  # the status of a fused weight whose parts have several
 STATE_KEY = "alphadecay"  # the one key of state_dict(): its value is a JSON string, safe in any checkpoint
 
 
@@ -35,17 +36,21 @@ class ModuleRefresh:
     """What one refresh found and wrote for one module.
 
     Attributes:
-        alpha: tail exponent; None where undefined.
-        weight_decay: the decay written into the module's param group.
-        owner: rank that analysed the matrix.
+        alpha: tail exponent; None where undefined. The mean of its parts' for a fused weight or a stack.
+        weight_decay: the decay written into the module's param group, the mean of its parts'.
+        owner: rank that analysed the matrix, or the first of its parts.
         status: "assigned", "all_equal", or why alpha is undefined (``alphadecay_dist.spectral.STATUSES``),
-            in which case the module keeps the decay that it had.
+            in which case the module keeps the decay that it had; "mixed" where its parts differ.
+        value: what was mapped, where that is another metric than alpha.
+        parts: the same for each part of a fused weight and each expert of a stack, by name.
     """
 
     alpha: float | None
     weight_decay: float
     owner: int
     status: str
+    value: float | None = None
+    parts: dict[str, ModuleRefresh] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,33 +68,6 @@ class Refresh:
     seconds: float
     bytes_received: tuple[int, ...]
     modules: dict[str, ModuleRefresh]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The settings of the rule; see :class:`AlphaDecay`."""
-
-    weight_decay: float
-    interval: int
-    min_ratio: float
-    max_ratio: float
-    assign: str = "linear"
-    normalize: str = "none"
-    fit: str = "hill"
-
-    def __post_init__(self) -> None:
-        if self.interval < 1:
-            raise UserError(f"interval: found {self.interval}, expected 1 or more updates")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise UserError(f"weight_decay: found {self.weight_decay}, expected a number >= 0")
-        if not 0 <= self.min_ratio <= self.max_ratio < math.inf:
-            raise UserError(
-                f"min_ratio {self.min_ratio} and max_ratio {self.max_ratio}: "
-                "expected 0 <= min_ratio <= max_ratio"
-            )
-        for name, known in (("assign", SHAPES), ("normalize", NORMALIZE), ("fit", FITS)):
-            if getattr(self, name) not in known:
-                raise UserError(f"{name}: found {getattr(self, name)!r}, expected one of {', '.join(known)}")
 
 
 class AlphaDecay:
@@ -110,8 +88,15 @@ class AlphaDecay:
         assign: the map from alpha to decay: ``linear`` (as published), ``sqrt``, ``log2`` or ``sigmoid``.
         normalize: ``mean`` scales the decays so that their mean over all weights is the base decay;
             ``none`` (as published) does not.
+        metric: what is mapped: ``alpha`` (as published) or another of ``alphadecay_dist.spectral.METRICS``.
         fit: the estimator of alpha: ``hill`` at the median (as published), ``goodness_of_fit`` or
             ``fix_finger``.
+        xmin_pos: for ``hill``: the tail begins at eigenvalue floor(N / xmin_pos).
+        farms: the windows whose pooled eigenvalues stand for a matrix (FARMS); None is the whole matrix.
+        preset: ``reference`` repeats the released code: the first and the last nn.Linear of the model keep
+            the base decay, refreshes come one update earlier, its own fix-finger, no bounds but for the
+            linear map.
+        parts: sizes of fused weights by glob pattern, where names do not tell: ``{"*.qkv": (64, 64, 64)}``.
         memory_budget: bytes of gathered weights that one owner takes in a round; one round is worked on
             while the next one arrives. By default two of the largest matrices, or 256 MiB where that is more.
 
@@ -133,16 +118,40 @@ class AlphaDecay:
         max_ratio: float = 5.0,
         assign: str = "linear",
         normalize: str = "none",
+        metric: str = "alpha",
         fit: str = "hill",
+        xmin_pos: float = 2.0,
+        farms: Windows | None = None,
+        preset: str | None = None,
+        parts: Mapping[str, Sequence[int]] | None = None,
         memory_budget: int | None = None,
     ) -> None:
-        self.settings = Settings(weight_decay, interval, min_ratio, max_ratio, assign, normalize, fit)
+        self.settings = Settings(
+            weight_decay,
+            interval,
+            min_ratio,
+            max_ratio,
+            assign=assign,
+            normalize=normalize,
+            metric=metric,
+            fit=fit,
+            xmin_pos=xmin_pos,
+            farms=farms,
+            preset=preset,
+        )
         self._host: Host = host_for(optimizer, engine, process_group)
-        matrices = _tuned_in(model, self._host.param_groups())
-        self._exchange, self._owners = _exchange(self._host, matrices, memory_budget)
-        self._alphas: dict[str, float | None] = {matrix.module: None for matrix in matrices}
-        self._decays = {matrix.module: weight_decay for matrix in matrices}
-        self._sizes = {matrix.module: math.prod(matrix.shape) for matrix in matrices}
+        weights = _tuned_in(model, self._host.param_groups(), parts or {})
+        if preset == REFERENCE:
+            left_out = first_and_last(model)
+            weights = [weight for weight in weights if weight.name not in left_out]
+        _check_windows(weights, farms)
+        self._weights = {unit: weight for weight in weights for unit in weight.units()}
+        self._exchange, self._owners = _exchange(self._host, weights, self.settings, memory_budget)
+        self._parts = {weight.name: _parts(weight) for weight in weights}
+        sizes = {weight.name: math.prod(weight.shape) for weight in weights}
+        self._sizes = {part: sizes[name] // len(own) for name, own in self._parts.items() for part in own}
+        self._alphas: dict[str, float | None] = dict.fromkeys(self._sizes)
+        self._decays = dict.fromkeys(self._sizes, weight_decay)
         self._updates = 0
         self._refreshed_at: int | None = None
 
@@ -153,7 +162,7 @@ class AlphaDecay:
         """
         if not self._host.at_boundary():
             return None
-        due = self._updates % self.settings.interval == 0 and self._refreshed_at != self._updates
+        due = self.settings.due(self._updates) and self._refreshed_at != self._updates
         refresh = self.refresh() if due else None
         self._updates += 1
         return refresh
@@ -162,27 +171,66 @@ class AlphaDecay:
     def refresh(self) -> Refresh:
         """Analyse the weights as they are now and write the decays. Collective."""
         begin = time.perf_counter()
-        analyses = analyze_each(self._exchange.matrices(), fit=self.settings.fit)
-        found = {name: _numbers(analysis) for name, analysis in analyses.items()}
-        shared = self._exchange.share(found, width=2)
-        alphas = {name: None if math.isnan(shared[name][0]) else shared[name][0] for name in self._alphas}
-        assigned = self._assign(alphas)
-        self._alphas = alphas
+        analyses = analyze_each(self._matrices(), self.settings.estimator())
+        shared = self._share(analyses)
+        assigned = self._assign({name: found.value for name, found in shared.items()})
+        self._alphas = {name: found.alpha for name, found in shared.items()}
         self._decays = {name: assignment.weight_decay for name, assignment in assigned.items()}
         self._write()
         self._refreshed_at = self._updates
-        modules = {}
-        for name, alpha in alphas.items():
-            status = STATUSES[int(shared[name][1])] if alpha is None else assigned[name].case
-            modules[name] = ModuleRefresh(alpha, self._decays[name], self._owners[name], status)
+        modules = {name: self._report(name, parts, shared, assigned) for name, parts in self._parts.items()}
         received = self._exchange.received_by_rank()
         return Refresh(self._updates, time.perf_counter() - begin, received, modules)
 
-    def _assign(self, alphas: Mapping[str, float | None]) -> dict[str, Assignment]:
-        """The pure map from all alphas to all decays, the same on every rank."""
+    def _matrices(self) -> Iterator[tuple[str, Tensor]]:
+        """The matrices that this rank owns, fused ones cut into their parts."""
+        for unit, tensor in self._exchange.matrices():
+            yield from self._weights[unit].cut_up(unit, tensor)
+
+    def _share(self, analyses: Mapping[str, Analysis]) -> dict[str, _Found]:
+        """What all owners found, by part."""
+        parts = {unit: weight.parts(unit) for unit, weight in self._weights.items()}
+        mine = {
+            unit: [n for part in names for n in _numbers(analyses[part], self.settings.metric)]
+            for unit, names in parts.items()
+            if names[0] in analyses
+        }
+        shared = self._exchange.share(mine, {unit: 3 * len(names) for unit, names in parts.items()})
+        return {
+            part: _Found.of(shared[unit][3 * place : 3 * place + 3], self._owners[unit])
+            for unit, names in parts.items()
+            for place, part in enumerate(names)
+        }
+
+    def _report(
+        self,
+        name: str,
+        parts: Sequence[str],
+        shared: Mapping[str, _Found],
+        assigned: Mapping[str, Assignment],
+    ) -> ModuleRefresh:
+        """What is said of one module, and of its parts if it has several."""
+        reports = {}
+        for part in parts:
+            found, assignment = shared[part], assigned[part]
+            status = found.status if found.value is None else assignment.case
+            value = None if self.settings.metric == "alpha" else found.value
+            reports[part] = ModuleRefresh(found.alpha, assignment.weight_decay, found.owner, status, value)
+        if len(reports) == 1:
+            return reports[parts[0]]
+        return ModuleRefresh(
+            _mean(report.alpha for report in reports.values()),
+            self._decay_of(name),
+            reports[parts[0]].owner,
+            reports[parts[0]].status if len({r.status for r in reports.values()}) == 1 else MIXED,
+            _mean(report.value for report in reports.values()),
+            reports,
+        )
+
+    def _assign(self, values: Mapping[str, float | None]) -> dict[str, Assignment]:
+        """The pure map from all values to all decays, the same on every rank."""
         settings = self.settings
-        bounds = Bounds(settings.weight_decay, settings.min_ratio, settings.max_ratio)
-        assigned = assign(alphas, bounds, shape=settings.assign, last=self._decays)
+        assigned = assign(values, settings.bounds(), shape=settings.assign, last=self._decays)
         if settings.normalize == "mean":
             assigned = normalize_mean(assigned, settings.weight_decay, self._sizes)
         return assigned
@@ -195,7 +243,7 @@ class AlphaDecay:
         state = {
             "step": self._updates,
             "refreshed_at": self._refreshed_at,
-            "settings": asdict(self.settings),
+            "settings": self.settings.as_dict(),
             "modules": modules,
         }
         return {STATE_KEY: json.dumps(state)}
@@ -229,46 +277,113 @@ class AlphaDecay:
         """Write each module's decay into its group, fetched anew and found by name."""
         for group in self._host.param_groups():
             name = group.get(GROUP_KEY)
-            if name in self._decays:
-                group["weight_decay"] = self._decays[name]
+            if name in self._parts:
+                group["weight_decay"] = self._decay_of(name)
+
+    def _decay_of(self, name: str) -> float:
+        """The decay of a module: the mean of its parts'."""
+        decays = [self._decays[part] for part in self._parts[name]]
+        return decays[0] if len(decays) == 1 else math.fsum(decays) / len(decays)
 
 
-def _numbers(analysis: Analysis) -> tuple[float, float]:
-    """Alpha (NaN where undefined) and the status' number, as they travel."""
-    return math.nan if analysis.alpha is None else analysis.alpha, float(STATUSES.index(analysis.status))
+@dataclass(frozen=True)
+class _Found:
+    """What an owner found of one part: alpha, the metric's value, status."""
+
+    alpha: float | None
+    value: float | None
+    status: str
+    owner: int
+
+    @classmethod
+    def of(cls, numbers: Sequence[float], owner: int) -> _Found:
+        """From the numbers that travelled, see :func:`_numbers`."""
+        alpha, value, status = numbers
+        return cls(_defined(alpha), _defined(value), STATUSES[int(status)], owner)
 
 
-def _tuned_in(model: nn.Module, groups: list[dict[str, Any]]) -> list[Matrix]:
-    """The matrices that the optimizer's groups name, in the groups' order."""
+def _numbers(analysis: Analysis, metric: str) -> tuple[float, float, float]:
+    """Alpha and the metric's value (NaN where undefined) and the status' number, as they travel."""
+    alpha, value = (getattr(analysis, name) for name in ("alpha", metric))
+    status = float(STATUSES.index(analysis.status))
+    return math.nan if alpha is None else alpha, math.nan if value is None else value, status
+
+
+def _defined(number: float) -> float | None:
+    return None if math.isnan(number) else number
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Mean of those that are defined; None without any."""
+    defined = [value for value in values if value is not None]
+    return math.fsum(defined) / len(defined) if defined else None
+
+
+def _parts(weight: Weight) -> list[str]:
+    return [part for unit in weight.units() for part in weight.parts(unit)]
+
+
+def _tuned_in(
+    model: nn.Module, groups: list[dict[str, Any]], parts: Mapping[str, Sequence[int]]
+) -> list[Weight]:
+    """The weights that the optimizer's groups name, in the groups' order."""
     names = [group[GROUP_KEY] for group in groups if group.get(GROUP_KEY, UNTUNED) != UNTUNED]
     if not names:
         raise UserError(
             f"optimizer: none of its {len(groups)} param groups names a module to tune (key {GROUP_KEY!r}); "
             "build them with alphadecay_dist.param_groups(model, ...)"
         )
-    modules = dict(model.named_modules())
+    weights = {weight.name: weight for weight in all_weights(model, parts)}
     for name in names:
-        if names.count(name) > 1 or not isinstance(modules.get(name), nn.Linear):
+        if names.count(name) > 1 or name not in weights:
             raise UserError(
-                f"param group {name!r}: expected one group for one nn.Linear of the model given; "
+                f"param group {name!r}: expected one group for one weight of the model given; "
                 "build the groups with alphadecay_dist.param_groups(model, ...) from that same model"
             )
-    return [Matrix(n, modules[n].weight, (modules[n].out_features, modules[n].in_features)) for n in names]
+    return [weights[name] for name in names]
 
 
-def _exchange(host: Host, matrices: list[Matrix], budget: int | None) -> tuple[Exchange, Mapping[str, int]]:
-    """Plan owners and rounds for the matrices as the engine holds them, and agree on the plan."""
-    sources = host.sources(matrices)
+def _check_windows(weights: Sequence[Weight], windows: Windows | None) -> None:
+    """Refuse FARMS windows that do not fit into a matrix, before any training."""
+    if windows is None:
+        return
+    for weight in weights:
+        for shape in weight.part_shapes():
+            try:
+                windows.check_fit(shape)
+            except ValueError as error:
+                raise UserError(f"{weight.name}: {error}") from None
+
+
+def _cost(weight: Weight, windows: Windows | None) -> float:
+    """Work of one unit of a weight."""
+    if windows is not None:
+        shapes: list[tuple[int, ...]] = [(windows.rows, windows.columns)] * math.prod(windows.grid)
+        return sum(map(cost, shapes)) * len(weight.part_shapes())
+    return sum(map(cost, weight.part_shapes()))
+
+
+def _exchange(
+    host: Host, weights: Sequence[Weight], settings: Settings, budget: int | None
+) -> tuple[Exchange, Mapping[str, int]]:
+    """Plan owners and rounds for the weights as the engine holds them, and agree on the plan."""
+    sources = host.sources(weights)
     dtypes = {source.dtype for source in sources}
     if len(dtypes) != 1:
         raise UserError(f"tuned weights have types {sorted(map(str, dtypes))}, expected one")
     dtype = dtypes.pop()
-    nbytes = {source.name: numel(source) * dtype.itemsize for source in sources}
+    blocks = [block for weight in weights for block in _blocks(weight)]
+    costs = {unit: _cost(weight, settings.farms) for weight in weights for unit in weight.units()}
+    nbytes = {block.name: block.index.numel * dtype.itemsize for block in blocks}
     world_size = dist.get_world_size(host.group) if host.group else 1
-    planned = plan(
-        {matrix.module: matrix.shape for matrix in matrices},
-        nbytes,
-        world_size,
-        default_budget(nbytes) if budget is None else budget,
-    )
-    return Exchange(sources, planned, dtype, host.group), planned.owners
+    planned = plan(costs, nbytes, world_size, default_budget(nbytes) if budget is None else budget)
+    return Exchange(sources, blocks, planned, dtype, host.group), planned.owners
+
+
+def _blocks(weight: Weight) -> list[Block]:
+    """The units of a weight as ranges of its flattened tensor."""
+    size = math.prod(weight.unit_shape)
+    return [
+        Block(unit, weight.name, Flat(place * size, (place + 1) * size), weight.unit_shape)
+        for place, unit in enumerate(weight.units())
+    ]

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from alphadecay_dist.decay import Bounds, assign
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.spectral import MIN_EIGENVALUES, Analysis, analyze
+from alphadecay_dist.spectral import MIN_EIGENVALUES, Analysis, Estimator, analyze
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def spectrum(path: Path, bounds: Bounds, *, shape: str, fit: str) -> list[Row]:
     for file, name in tqdm(places, desc="spectra", unit="matrix"):
         matrix = _read(file, name)
         shapes[name] = (matrix.shape[0], matrix.shape[1])
-        analyses[name] = analyze(matrix, fit=fit)
+        analyses[name] = analyze(matrix, Estimator(fit))
     defined = {name: found.alpha for name, found in analyses.items() if found.alpha is not None}
     decays = assign(defined, bounds, shape=shape, last={})
     return [

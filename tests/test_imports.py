@@ -16,6 +16,7 @@ ROOMS = [
     {"errors", "recipes"},
     {"spectral"},
     {"decay"},
+    {"settings"},
     {"sharding"},
     {"engines"},
     {"controller"},

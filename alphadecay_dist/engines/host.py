@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from alphadecay_dist.sharding.inventory import Matrix
+from alphadecay_dist.sharding.inventory import Weight
 from alphadecay_dist.sharding.layout import ShardSource
 
 
@@ -28,7 +28,7 @@ class Host(Protocol):
         """Whether the next engine step updates the weights."""
         ...
 
-    def sources(self, matrices: Sequence[Matrix]) -> list[ShardSource]:
+    def sources(self, weights: Sequence[Weight]) -> list[ShardSource]:
         """The tuned weights as this engine stores them."""
         ...
 

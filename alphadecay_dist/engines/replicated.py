@@ -12,18 +12,18 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.sharding.inventory import Matrix
+from alphadecay_dist.sharding.inventory import Weight
 from alphadecay_dist.sharding.layout import Flat, Piece, ShardSource
 
 
 class ReplicatedSource:
     """A weight that every rank holds whole."""
 
-    def __init__(self, matrix: Matrix, world_size: int) -> None:
-        self.name = matrix.module
-        self.shape: tuple[int, ...] = matrix.shape
-        self.dtype = matrix.parameter.dtype
-        self._parameter = matrix.parameter
+    def __init__(self, weight: Weight, world_size: int) -> None:
+        self.name = weight.name
+        self.shape: tuple[int, ...] = weight.shape
+        self.dtype = weight.parameter.dtype
+        self._parameter = weight.parameter
         self._holders = tuple(range(world_size))
 
     def pieces(self) -> list[Piece]:
@@ -55,29 +55,29 @@ class ReplicatedHost:
         """Always: without an engine the caller steps the controller once an update."""
         return True
 
-    def sources(self, matrices: Sequence[Matrix]) -> list[ShardSource]:
+    def sources(self, weights: Sequence[Weight]) -> list[ShardSource]:
         """Every weight whole, on every rank.
 
         Raises:
             UserError: a weight is sharded, or is not the one that the optimizer has.
         """
-        for matrix in matrices:
-            if isinstance(matrix.parameter, DTensor) or tuple(matrix.parameter.shape) != matrix.shape:
+        for weight in weights:
+            if isinstance(weight.parameter, DTensor) or tuple(weight.parameter.shape) != weight.shape:
                 raise UserError(
-                    f"{matrix.module}.weight is sharded, expected a whole weight {matrix.shape}; "
+                    f"{weight.name} is sharded, expected a whole weight {weight.shape}; "
                     "under DeepSpeed give AlphaDecay(..., engine=engine); FSDP is not served yet"
                 )
         optimized = {id(p) for group in self.param_groups() for p in group["params"]}
-        for matrix in matrices:
-            if id(matrix.parameter) not in optimized:
+        for weight in weights:
+            if id(weight.parameter) not in optimized:
                 raise UserError(
-                    f"{matrix.module}.weight is not in the optimizer, whose groups name it: "
+                    f"{weight.name} is not in the optimizer, whose groups name it: "
                     "give AlphaDecay the model that the groups were built from"
                 )
-        return replicated_sources(matrices, self._group)
+        return replicated_sources(weights, self._group)
 
 
-def replicated_sources(matrices: Sequence[Matrix], group: dist.ProcessGroup | None) -> list[ShardSource]:
+def replicated_sources(weights: Sequence[Weight], group: dist.ProcessGroup | None) -> list[ShardSource]:
     """Sources of weights that every rank of the group holds whole."""
     world_size = dist.get_world_size(group) if group else 1
-    return [ReplicatedSource(matrix, world_size) for matrix in matrices]
+    return [ReplicatedSource(weight, world_size) for weight in weights]

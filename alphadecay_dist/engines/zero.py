@@ -17,28 +17,28 @@ from torch import Tensor
 
 from alphadecay_dist.engines.replicated import replicated_sources
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.sharding.inventory import Matrix
+from alphadecay_dist.sharding.inventory import Weight
 from alphadecay_dist.sharding.layout import Flat, Piece, ShardSource
 
 
 class ZeroShard:
     """A weight under stage 3: rank r holds elements [r c, (r + 1) c) with c = ceil(numel / W)."""
 
-    def __init__(self, matrix: Matrix, world_size: int, rank: int) -> None:
-        parameter: Any = matrix.parameter
-        if tuple(parameter.ds_shape) != matrix.shape:
+    def __init__(self, weight: Weight, world_size: int, rank: int) -> None:
+        parameter: Any = weight.parameter
+        if tuple(parameter.ds_shape) != weight.shape:
             raise UserError(
-                f"{matrix.module}.weight: DeepSpeed holds shape {tuple(parameter.ds_shape)}, "
-                f"its module says {matrix.shape}"
+                f"{weight.name}: DeepSpeed holds shape {tuple(parameter.ds_shape)}, "
+                f"its module says {weight.shape}"
             )
         held, chunk = parameter.ds_tensor.numel(), -(-parameter.ds_numel // world_size)
         if held != chunk:
             raise UserError(
-                f"{matrix.module}.weight: this rank has {held} elements of it in memory, expected {chunk}; "
+                f"{weight.name}: this rank has {held} elements of it in memory, expected {chunk}; "
                 "parameters on NVMe or quantised ones cannot be analysed: use device cpu or none"
             )
-        self.name = matrix.module
-        self.shape: tuple[int, ...] = matrix.shape
+        self.name = weight.name
+        self.shape: tuple[int, ...] = weight.shape
         self.dtype: torch.dtype = parameter.ds_tensor.dtype
         self._parameter = parameter
         self._ranges = _flat_ranges(parameter.ds_numel, world_size)
@@ -76,12 +76,12 @@ class ZeroHost:
             return True  # the caller owns the boundary: every step() is one
         return self._engine.is_gradient_accumulation_boundary()
 
-    def sources(self, matrices: Sequence[Matrix]) -> list[ShardSource]:
+    def sources(self, weights: Sequence[Weight]) -> list[ShardSource]:
         """Flat pieces at stage 3, whole weights below."""
         if self._engine.zero_optimization_stage() < 3:
-            return replicated_sources(matrices, self.group)
+            return replicated_sources(weights, self.group)
         world_size, rank = dist.get_world_size(self.group), dist.get_rank(self.group)
-        return [ZeroShard(matrix, world_size, rank) for matrix in matrices]
+        return [ZeroShard(weight, world_size, rank) for weight in weights]
 
 
 def refuse_unservable(engine: Any) -> None:

@@ -12,6 +12,7 @@ A matrix that its owner holds whole already (replicated weights) crosses no netw
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,16 +20,27 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from alphadecay_dist.sharding.layout import Flat, ShardSource, check_cover, numel
+from alphadecay_dist.sharding.layout import Block, Flat, ShardSource, check_cover
 from alphadecay_dist.sharding.ownership import Plan
 
 
 @dataclass(frozen=True)
 class _Transfer:
-    """One piece of one matrix on its way."""
+    """What one rank sends of one block.
+
+    Attributes:
+        name: the block's.
+        index: where in the block it goes.
+        local: where in the sender's piece it lies.
+        held: elements of that piece.
+        sender: rank.
+        owner: rank.
+    """
 
     name: str
     index: Flat
+    local: Flat
+    held: int
     sender: int
     owner: int
 
@@ -48,6 +60,7 @@ class Exchange:
 
     Args:
         sources: the tensors, equal in name, shape and layout on every rank.
+        blocks: the matrices in them that have owners.
         plan: owners and rounds, equal on every rank.
         dtype: the type that weights travel in and are analysed in.
         group: the process group whose ranks the pieces name; None without one (a single process).
@@ -60,11 +73,13 @@ class Exchange:
     def __init__(
         self,
         sources: Sequence[ShardSource],
+        blocks: Sequence[Block],
         plan: Plan,
         dtype: torch.dtype,
         group: dist.ProcessGroup | None,
     ) -> None:
         self._sources = {source.name: source for source in sources}
+        self._blocks = {block.name: block for block in blocks}
         self._plan = plan
         self._dtype = dtype
         self._group = group
@@ -78,7 +93,7 @@ class Exchange:
         self._rounds = [(names, self._transfers(names)) for names in plan.rounds]
 
     def matrices(self) -> Iterator[tuple[str, Tensor]]:
-        """Whole matrices, (m, n) in ``dtype``, of those that this rank owns, in the plan's order.
+        """Whole blocks, in their shape and ``dtype``, of those that this rank owns, in the plan's order.
 
         Collective: every rank must run it to the end.
         """
@@ -91,27 +106,29 @@ class Exchange:
             arrived, pending = pending, self._send(*following) if following else None
             yield from self._assemble(arrived)
 
-    def share(self, values: Mapping[str, Sequence[float]], width: int) -> dict[str, tuple[float, ...]]:
+    def share(
+        self, values: Mapping[str, Sequence[float]], widths: Mapping[str, int]
+    ) -> dict[str, tuple[float, ...]]:
         """One all-gather of what the owners found.
 
         Args:
-            values: ``width`` numbers a matrix for the matrices that this rank owns.
-            width: how many numbers each matrix has.
+            values: numbers by name for the blocks that this rank owns.
+            widths: how many numbers each block has, for all blocks.
 
         Returns:
-            The numbers of every matrix, bit for bit equal on every rank (they travel as fp64).
+            The numbers of every block, bit for bit equal on every rank (they travel as fp64).
         """
         owned = [self._owned(rank) for rank in range(self._world_size)]
-        longest = max(len(names) for names in owned)
-        mine = torch.zeros(longest, width, dtype=torch.float64)
-        for row, name in enumerate(owned[self._rank]):
-            mine[row] = torch.tensor(values[name], dtype=torch.float64)
-        everyone = self._all_gather(mine)  # (W, longest, width)
-        return {
-            name: tuple(everyone[rank, row].tolist())
-            for rank, names in enumerate(owned)
-            for row, name in enumerate(names)
-        }
+        longest = max(sum(widths[name] for name in names) for names in owned)
+        flat = [number for name in owned[self._rank] for number in values[name]]
+        mine = torch.zeros(longest, dtype=torch.float64)
+        mine[: len(flat)] = torch.tensor(flat, dtype=torch.float64)
+        everyone = self._all_gather(mine).tolist()  # (W, longest)
+        shared = {}
+        for rank, names in enumerate(owned):
+            numbers = iter(everyone[rank])
+            shared.update({name: tuple(itertools.islice(numbers, widths[name])) for name in names})
+        return shared
 
     def received_by_rank(self) -> tuple[int, ...]:
         """Bytes that each rank received from others since its last :meth:`matrices` began."""
@@ -125,14 +142,25 @@ class Exchange:
         """The pieces of a round that must be packed, a sender each: the owner itself where it holds one."""
         transfers = []
         for name in names:
-            owner = self._plan.owners[name]
-            pieces = self._sources[name].pieces()
-            if len(pieces) == 1 and owner in pieces[0].holders:
-                continue  # whole at its owner
-            for piece in pieces:
+            block, owner = self._blocks[name], self._plan.owners[name]
+            if self._whole_at_owner(block) is not None:
+                continue
+            for piece in self._sources[block.source].pieces():
+                index, local = piece.index.within(block.index), block.index.within(piece.index)
+                if index is None or local is None:
+                    continue
                 sender = owner if owner in piece.holders else piece.holders[owner % len(piece.holders)]
-                transfers.append(_Transfer(name, piece.index, sender, owner))
+                transfers.append(_Transfer(name, index, local, piece.index.numel, sender, owner))
         return transfers
+
+    def _whole_at_owner(self, block: Block) -> Flat | None:
+        """Where in its owner's piece a block lies that the owner holds whole; None where it does not."""
+        owner = self._plan.owners[block.name]
+        for piece in self._sources[block.source].pieces():
+            local = block.index.within(piece.index)
+            if owner in piece.holders and local is not None and local.numel == block.index.numel:
+                return local
+        return None
 
     def _send(self, names: tuple[str, ...], transfers: list[_Transfer]) -> _Arrival:
         """Start one round; all ranks decide alike whether there is anything to send."""
@@ -158,15 +186,15 @@ class Exchange:
         return _Arrival(names, incoming, buffer, work)
 
     def _piece(self, transfer: _Transfer) -> Tensor:
-        """This rank's part of a matrix: its whole local storage, as it holds one piece a matrix."""
-        local = self._sources[transfer.name].local()
-        if local is None or local.numel() != transfer.index.numel:
+        """This rank's part of a block, from its local storage, which is one piece of the tensor."""
+        source = self._blocks[transfer.name].source
+        local = self._sources[source].local()
+        if local is None or local.numel() != transfer.held:
             found = "nothing" if local is None else f"{local.numel()} elements"
             raise RuntimeError(
-                f"{transfer.name}: rank {self._rank} holds {found}, "
-                f"its layout says {transfer.index.numel} elements from {transfer.index.start} on"
+                f"{source}: rank {self._rank} holds {found}, its layout says {transfer.held} elements"
             )
-        return local
+        return local.narrow(0, transfer.local.start, transfer.local.numel)
 
     def _assemble(self, arrival: _Arrival) -> Iterator[tuple[str, Tensor]]:
         """Whole matrices of one round, as they lie at their owner or from the pieces that arrived."""
@@ -178,22 +206,25 @@ class Exchange:
         for name in arrival.names:
             if self._plan.owners[name] != self._rank:
                 continue
-            source = self._sources[name]
+            block = self._blocks[name]
             if name not in places:
-                local = source.local()
+                at_owner, local = self._whole_at_owner(block), self._sources[block.source].local()
+                assert at_owner is not None
                 assert local is not None
-                yield name, local.to(self._dtype).view(source.shape)
+                part = local.narrow(0, at_owner.start, at_owner.numel)
+                yield name, part.to(self._dtype).view(block.shape)
                 continue
             assert arrival.buffer is not None
-            whole = torch.empty(numel(source), dtype=self._dtype, device=self._device)
+            whole = torch.empty(block.index.numel, dtype=self._dtype, device=self._device)
             for index, at in places[name]:
                 whole[index.start : index.stop].copy_(arrival.buffer[at : at + index.numel])
-            yield name, whole.view(source.shape)
+            yield name, whole.view(block.shape)
 
     def _check_agreement(self) -> None:
         """Compare a hash of plan and layout across ranks, before the first byte of a weight moves."""
         layout = [(s.name, s.shape, s.pieces()) for s in self._sources.values()]
-        agreed = repr((sorted(self._plan.owners.items()), self._plan.rounds, layout, self._dtype))
+        blocks = list(self._blocks.values())
+        agreed = repr((sorted(self._plan.owners.items()), self._plan.rounds, layout, blocks, self._dtype))
         digest = hashlib.sha256(agreed.encode()).digest()
         mine = torch.tensor(list(digest), dtype=torch.float64)
         everyone = self._all_gather(mine)

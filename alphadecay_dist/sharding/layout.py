@@ -22,6 +22,11 @@ class Flat:
         """Number of elements in the range."""
         return self.stop - self.start
 
+    def within(self, other: Flat) -> Flat | None:
+        """The part of this range that lies in ``other``, counted from the beginning of ``other``."""
+        start, stop = max(self.start, other.start), min(self.stop, other.stop)
+        return Flat(start - other.start, stop - other.start) if start < stop else None
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -50,6 +55,28 @@ class ShardSource(Protocol):
     def local(self) -> Tensor | None:
         """This rank's piece, one-dimensional; None if it holds none. Fetched anew: engines move storage."""
         ...
+
+
+@dataclass(frozen=True)
+class Block:
+    """A matrix that gets an owner: a whole tensor, or one expert of a stack.
+
+    Attributes:
+        name: its own.
+        source: name of the tensor that it lies in.
+        index: where in the flattened tensor.
+        shape: of the block.
+    """
+
+    name: str
+    source: str
+    index: Flat
+    shape: tuple[int, ...]
+
+
+def whole(source: ShardSource) -> Block:
+    """The block that is all of a tensor."""
+    return Block(source.name, source.name, Flat(0, numel(source)), source.shape)
 
 
 def numel(source: ShardSource) -> int:

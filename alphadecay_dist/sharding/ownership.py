@@ -8,6 +8,7 @@ that what it must hold at once stays under a memory budget.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,13 +30,13 @@ def cost(shape: Sequence[int]) -> float:
     """Floating-point operations of one spectrum: Gram matrix and tridiagonalisation.
 
     Args:
-        shape: (m, n).
+        shape: (m, n), or a Conv2d's (out, in, height, width), which has a spectrum a position.
 
     Returns:
         m n N multiply-adds at 2 flops, and 4/3 N^3, where N = min(m, n).
     """
-    small = min(shape)
-    return 2.0 * shape[0] * shape[1] * small + 4.0 / 3.0 * small**3
+    small = min(shape[0], shape[1])
+    return math.prod(shape[2:]) * (2.0 * shape[0] * shape[1] * small + 4.0 / 3.0 * small**3)
 
 
 def assign_owners(costs: Mapping[str, float], world_size: int) -> dict[str, int]:
@@ -49,13 +50,11 @@ def assign_owners(costs: Mapping[str, float], world_size: int) -> dict[str, int]
     return owners
 
 
-def plan(
-    shapes: Mapping[str, Sequence[int]], nbytes: Mapping[str, int], world_size: int, budget: int
-) -> Plan:
+def plan(costs: Mapping[str, float], nbytes: Mapping[str, int], world_size: int, budget: int) -> Plan:
     """Owners for all matrices, and rounds in which no owner receives more than ``budget`` bytes.
 
     Args:
-        shapes: (m, n) by name.
+        costs: work by name, see :func:`cost`.
         nbytes: bytes that a matrix takes at its owner.
         world_size: number of ranks.
         budget: bytes a round at one owner; a larger matrix gets a round of its own.
@@ -63,7 +62,6 @@ def plan(
     Returns:
         The plan, the same for the same arguments.
     """
-    costs = {name: cost(shape) for name, shape in shapes.items()}
     owners = assign_owners(costs, world_size)
     rounds: list[list[str]] = []
     position, held = [0] * world_size, [0] * world_size

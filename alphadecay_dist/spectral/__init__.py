@@ -1,20 +1,43 @@
 """Numbers alone: matrices to eigenvalues, eigenvalues to tail exponents. Knows no rank and no model."""
 
-from alphadecay_dist.spectral.analysis import MIN_EIGENVALUES, STATUSES, Analysis, analyze
+from alphadecay_dist.spectral.analysis import (
+    METRICS,
+    MIN_EIGENVALUES,
+    PUBLISHED,
+    STATUSES,
+    Analysis,
+    Estimator,
+    analyze,
+    analyze_stack,
+)
 from alphadecay_dist.spectral.batch import analyze_each
 from alphadecay_dist.spectral.esd import ESD
-from alphadecay_dist.spectral.powerlaw import FITS, Fit, fix_finger, goodness_of_fit, hill
+from alphadecay_dist.spectral.farms import Windows
+from alphadecay_dist.spectral.powerlaw import (
+    FITS,
+    Fit,
+    fix_finger,
+    fix_finger_released,
+    goodness_of_fit,
+    hill,
+)
 
 __all__ = [
     "ESD",
     "FITS",
+    "METRICS",
     "MIN_EIGENVALUES",
+    "PUBLISHED",
     "STATUSES",
     "Analysis",
+    "Estimator",
     "Fit",
+    "Windows",
     "analyze",
     "analyze_each",
+    "analyze_stack",
     "fix_finger",
+    "fix_finger_released",
     "goodness_of_fit",
     "hill",
 ]

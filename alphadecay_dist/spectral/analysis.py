@@ -1,14 +1,17 @@
-"""One matrix -> its report: alpha where it is defined, a named status where it is not."""
+"""One weight -> its report: alpha where it is defined, a named status where it is not."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from alphadecay_dist.spectral.esd import esd
+from alphadecay_dist.spectral.esd import ESD, conv_esd, esd
+from alphadecay_dist.spectral.farms import Windows, farms
 from alphadecay_dist.spectral.metrics import (
     alpha_hat,
     frobenius_norm,
@@ -18,23 +21,66 @@ from alphadecay_dist.spectral.metrics import (
     spectral_norm,
     stable_rank,
 )
-from alphadecay_dist.spectral.powerlaw import FITS
+from alphadecay_dist.spectral.powerlaw import FITS, Fit, hill
 
 MIN_EIGENVALUES = 50  # fewer than these carry no tail to fit (as in the released code)
 
 OK = "ok"
 TOO_SMALL = "too_small"  # fewer than MIN_EIGENVALUES eigenvalues
+SHARDED = "sharded"  # a DTensor: this rank holds a part of the matrix alone
 NON_FINITE = "non_finite"  # a NaN or an infinity among the entries, or their squares beyond fp64
 ZERO = "zero"  # nothing but zeros, or their squares below fp64
 RANK_DEFICIENT = "rank_deficient"  # the median eigenvalue is lost in rounding
 NO_TAIL = "no_tail"  # all eigenvalues of the tail are equal up to rounding
 FAILED = "failed"  # the eigensolver gave up
-STATUSES = (OK, TOO_SMALL, NON_FINITE, ZERO, RANK_DEFICIENT, NO_TAIL, FAILED)
+STATUSES = (OK, TOO_SMALL, NON_FINITE, ZERO, RANK_DEFICIENT, NO_TAIL, FAILED, SHARDED)
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """How alpha is read from a matrix.
+
+    Attributes:
+        fit: a name of ``FITS``: ``hill`` (as published), ``goodness_of_fit`` or ``fix_finger``.
+        xmin_pos: for ``hill``: the tail begins at eigenvalue floor(N / xmin_pos); 2 is the median.
+        windows: with FARMS, the sub-matrices whose pooled eigenvalues take the matrix's place.
+    """
+
+    fit: str = "hill"
+    xmin_pos: float = 2.0
+    windows: Windows | None = None
+
+    def __post_init__(self) -> None:
+        if self.fit not in FITS:
+            raise ValueError(f"fit: found {self.fit!r}, expected one of {', '.join(FITS)}")
+        if not 1 < self.xmin_pos < math.inf:
+            raise ValueError(f"xmin_pos: found {self.xmin_pos}, expected a number above 1; 2 is the median")
+
+    def eigenvalues_of(self, shape: Sequence[int]) -> int:
+        """Number of eigenvalues that a weight of this shape has: (m, n), or (out, in, height, width)."""
+        if self.windows is not None:
+            return self.windows.eigenvalues
+        return min(shape[0], shape[1]) * math.prod(shape[2:])
+
+    def density_of(self, weight: Tensor) -> ESD:
+        """The spectrum to fit: of the matrix, its windows, or a convolution's positions."""
+        if self.windows is not None:
+            return farms(weight, self.windows)
+        return conv_esd(weight) if weight.ndim == 4 else esd(weight)
+
+    def fitted(self, eigenvalues: Tensor) -> Fit:
+        """The fits of (..., N) eigenvalues."""
+        return hill(eigenvalues, self.xmin_pos) if self.fit == "hill" else FITS[self.fit](eigenvalues)
+
+
+PUBLISHED = Estimator()
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What the spectrum of one matrix says. Undefined values are None; no NaN and no infinity is in it.
+    """What the spectrum of one weight says. Undefined values are None; no NaN and no infinity is in it.
+
+    With FARMS and for convolutions every value is that of the pooled eigenvalues.
 
     Attributes:
         alpha: power-law exponent of the tail; None unless ``status`` is "ok".
@@ -61,51 +107,105 @@ class Analysis:
     status: str = OK
 
 
-def analyze(matrix: Tensor, *, fit: str = "hill") -> Analysis:
-    """Analyse the spectrum of one weight matrix.
+METRICS = (
+    "alpha",
+    "alpha_hat",
+    "stable_rank",
+    "spectral_norm",
+    "frobenius_norm",
+    "log_norm",
+    "matrix_entropy",
+    "nuclear_to_frobenius",
+)
+
+
+def analyze(weight: Tensor, estimator: Estimator = PUBLISHED) -> Analysis:
+    """Analyse the spectrum of one weight.
 
     Args:
-        matrix: (m, n), fp32, bf16, fp16 or fp64, on any device, wide or tall, contiguous or not.
-        fit: the estimator of alpha, a name of ``FITS``: ``hill`` (at the median, as published),
-            ``goodness_of_fit`` or ``fix_finger``.
+        weight: a matrix (m, n) or a Conv2d weight (out, in, height, width); fp32, bf16, fp16 or fp64, on any
+            device, wide or tall, contiguous or not.
+        estimator: how to read alpha; by default Hill at the median, as published.
 
     Returns:
-        The analysis; whatever the matrix holds, a status and never an exception.
+        The analysis; whatever the weight holds, a status and never an exception.
 
     Raises:
-        ValueError: ``matrix`` is not two-dimensional.
+        ValueError: ``weight`` has another number of dimensions, is not real floating point, or is smaller
+            than a FARMS window.
     """
-    if matrix.ndim != 2:
-        raise ValueError(f"analyze expects a matrix (m, n), found shape {tuple(matrix.shape)}")
-    if min(matrix.shape) < MIN_EIGENVALUES:
+    if weight.ndim not in (2, 4) or not weight.is_floating_point():
+        raise ValueError(
+            "analyze expects a real matrix (m, n) or Conv2d weight (out, in, height, width), found "
+            f"{weight.dtype} of shape {tuple(weight.shape)}; for a stack of matrices use analyze_stack"
+        )
+    if isinstance(weight, DTensor):
+        return Analysis(status=SHARDED)
+    if min(weight.shape) == 0 or estimator.eigenvalues_of(weight.shape) < MIN_EIGENVALUES:
         return Analysis(status=TOO_SMALL)
-    if not bool(torch.isfinite(matrix).all()):
-        return Analysis(status=NON_FINITE)
-    if not bool(matrix.any()):
-        return Analysis(status=ZERO)
     try:
-        density = esd(matrix)
+        density = estimator.density_of(weight)
     except torch.linalg.LinAlgError:
         return Analysis(status=FAILED)
-    values = density.values
-    total = float(values.sum())
-    if total == 0 or math.isinf(total):
-        return Analysis(status=NON_FINITE if total else ZERO)
-    norms = Analysis(
-        stable_rank=stable_rank(values),
-        spectral_norm=spectral_norm(values),
-        frobenius_norm=frobenius_norm(values),
-        log_norm=log_norm(values),
-        matrix_entropy=matrix_entropy(values),
-        nuclear_to_frobenius=nuclear_to_frobenius(values),
-    )
+    return _reports(ESD(density.values[None], density.eps[None]), estimator)[0]
+
+
+def analyze_stack(stack: Tensor, estimator: Estimator = PUBLISHED) -> list[Analysis]:
+    """Analyse matrices of one shape together: bit for bit what :func:`analyze` says of each.
+
+    Args:
+        stack: (B, m, n), such as the weights of B experts.
+        estimator: how to read alpha.
+
+    Raises:
+        ValueError: as for :func:`analyze`.
+    """
+    if stack.ndim != 3 or isinstance(stack, DTensor) or estimator.windows is not None or not stack.numel():
+        return [analyze(matrix, estimator) for matrix in stack]
+    if estimator.eigenvalues_of(stack.shape[1:]) < MIN_EIGENVALUES:
+        return [Analysis(status=TOO_SMALL)] * len(stack)
+    try:
+        return _reports(esd(stack), estimator)
+    except torch.linalg.LinAlgError:  # one of them fails: find out which
+        return [analyze(matrix, estimator) for matrix in stack]
+
+
+def _reports(densities: ESD, estimator: Estimator) -> list[Analysis]:
+    """Analyses of a (B, N) stack of spectra."""
+    values, eps = densities.values, densities.eps.to(densities.values.device)
     # Rounding moves an eigenvalue by up to N eps lambda_max: below it xmin is noise, and so is a tail that
     # spans less than it (an orthogonal matrix would otherwise have an alpha of a million).
-    floor = float(values.numel() * density.eps * values[-1])
-    known = torch.where(values > floor, values, 0)
-    found = FITS[fit](known)
-    if found is None and not bool(known[values.numel() // 2]):
-        return replace(norms, status=RANK_DEFICIENT)
-    if found is None or float(values[-1]) - found.xmin <= floor:
-        return replace(norms, status=NO_TAIL)
-    return replace(norms, alpha=found.alpha, ks=found.ks, alpha_hat=alpha_hat(found.alpha, values))
+    largest = values[:, -1]
+    floor = values.shape[1] * eps * largest
+    known = torch.where(values > floor[:, None], values, 0)
+    fit = estimator.fitted(known)
+    columns = {
+        "stable_rank": stable_rank(values),
+        "spectral_norm": spectral_norm(values),
+        "frobenius_norm": frobenius_norm(values),
+        "log_norm": log_norm(values),
+        "matrix_entropy": matrix_entropy(values),
+        "nuclear_to_frobenius": nuclear_to_frobenius(values),
+        "alpha": fit.alpha,
+        "ks": fit.ks,
+        "alpha_hat": alpha_hat(fit.alpha, values),
+        "total": values.sum(-1),
+        "median": known[:, values.shape[1] // 2],
+        "span": largest - fit.xmin - floor,
+    }
+    rows = torch.stack(list(columns.values()), dim=1).tolist()  # one copy to the host
+    return [_report(dict(zip(columns, row, strict=True))) for row in rows]
+
+
+def _report(numbers: dict[str, float]) -> Analysis:
+    """One analysis from what :func:`_reports` computed of it."""
+    total, median, span = (numbers.pop(name) for name in ("total", "median", "span"))
+    if not math.isfinite(total):
+        return Analysis(status=NON_FINITE)
+    if total == 0:
+        return Analysis(status=ZERO)
+    analysis = Analysis(**numbers)  # type: ignore[arg-type]  # all but the status are numbers
+    if span > 0:  # false where it is NaN: no tail was found
+        return analysis
+    status = NO_TAIL if median > 0 else RANK_DEFICIENT
+    return replace(analysis, alpha=None, ks=None, alpha_hat=None, status=status)

@@ -2,12 +2,13 @@
 
 The route is a Gram matrix of the smaller side and ``eigvalsh``, in fp32 where that is exact enough and in
 fp64 where the spectrum is too spread for it. The error of the fp32 route grows with
-lambda_max / lambda_median, so that ratio decides.
+lambda_max / lambda_median, so that ratio decides. Everything works on one matrix or on a stack of one shape.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,54 +20,139 @@ from torch import Tensor
 # 4e-5 at 1e3, 3e-4 at 1e4). It also keeps the median above rounding, N * eps, for N up to 28,000.
 FP32_MAX_SPREAD = 300
 
+# Largest entries between 2^-30 and 2^30 need no scaling: their squares stay far inside fp32.
+UNSCALED_EXPONENT = 30
+
+# The Gram matrix of fewer columns is computed whole: half the work in smaller products is then no faster.
+GRAM_LEAF = 384
+
+# A convolution's positions are scaled by the square root of this, as in the released code.
+CONV_NORM = 0.5
+
 
 @dataclass(frozen=True)
 class ESD:
     """The eigenvalues of W^T W (or W W^T, whichever is smaller) and how well they are known.
 
     Attributes:
-        values: fp64, ascending, min(m, n) of them, on the matrix's device; never negative.
-        eps: unit round-off of the precision that the eigenvalues were computed in.
+        values: (..., N) fp64, ascending, on the matrix's device; never negative.
+        eps: (...) fp64 on the host, unit round-off of the precision that the eigenvalues were computed in.
     """
 
     values: Tensor
-    eps: float
+    eps: Tensor
 
 
-def esd(matrix: Tensor) -> ESD:
-    """Eigenvalues of the correlation matrix of ``matrix``, the squares of its singular values.
+def esd(matrices: Tensor) -> ESD:
+    """Eigenvalues of the correlation matrix of each matrix, the squares of its singular values.
 
     Args:
-        matrix: (m, n), real floating point, on any device, every entry finite, not all zero.
+        matrices: (..., m, n), real floating point, on any device.
 
     Returns:
-        The ESD. A matrix is scaled by its largest entry first, so that magnitudes of 1e20 and 1e-20
-        neither overflow nor vanish; what an fp64 eigenvalue cannot hold after that is inf or 0.
+        The ESD, N = min(m, n). Magnitudes of 1e20 and 1e-20 neither overflow nor vanish; what an fp64
+        eigenvalue cannot hold is inf or 0. A matrix with an entry that is not finite has NaN everywhere.
 
     Raises:
-        ValueError: the matrix is not two-dimensional or is empty.
+        ValueError: fewer than two dimensions, no entries, or entries that are not real floating point.
+        torch.linalg.LinAlgError: the eigensolver did not converge.
     """
-    if matrix.ndim != 2 or matrix.numel() == 0:
-        raise ValueError(f"expected a matrix with entries, found shape {tuple(matrix.shape)}")
-    matrix = matrix.detach()
-    scale = matrix.abs().max().double()
-    dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
-    values = _gram_eigenvalues(matrix, scale, dtype)
-    if dtype is torch.float32 and values[-1] > FP32_MAX_SPREAD * values[values.numel() // 2]:
-        dtype = torch.float64
-        values = _gram_eigenvalues(matrix, scale, dtype)
-    return ESD(values.double().clamp_min(0) * scale * scale, torch.finfo(dtype).eps)
+    if matrices.ndim < 2 or matrices.numel() == 0 or not matrices.is_floating_point():
+        raise ValueError(
+            "expected a real floating-point matrix with entries, "
+            f"found {matrices.dtype} of shape {tuple(matrices.shape)}"
+        )
+    batch, shape = matrices.shape[:-2], matrices.shape[-2:]
+    dtype = torch.float64 if matrices.dtype == torch.float64 else torch.float32
+    stack = matrices.detach().reshape(-1, *shape).to(dtype)
+    # (B,) on the host, NaN or inf where an entry is
+    largest = torch.maximum(stack.amax((1, 2)), -stack.amin((1, 2))).double().cpu()
+    finite = largest.isfinite()
+    if not bool(finite.all()):  # kept from the eigensolver, which fails on a whole stack for one NaN
+        stack = torch.where(finite.to(stack.device)[:, None, None], stack, 0)
+    exponents = _exponents(torch.where(finite, largest, 0))
+    values, eps = _eigenvalues(_scaled(stack, exponents))
+    values = values * (2.0**exponents).square().to(values.device)[:, None]
+    values[~finite.to(values.device)] = math.nan
+    return ESD(values.reshape(*batch, -1), eps.reshape(batch))
 
 
-def _gram_eigenvalues(matrix: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Ascending eigenvalues of the smaller Gram matrix of matrix / scale, computed in ``dtype``."""
-    # Divided in fp64 where fp32 could not hold the scale's inverse; rounded once either way.
-    scaled = (matrix.double() / scale).to(dtype) if scale < 1e-30 else matrix.to(dtype) / scale.to(dtype)
-    if scaled.shape[0] < scaled.shape[1]:
-        scaled = scaled.T
+def conv_esd(weight: Tensor) -> ESD:
+    """Eigenvalues of a Conv2d weight: those of every kernel position, pooled (as in the released code).
+
+    Args:
+        weight: (out, in, height, width); each position is an (out, in) matrix, scaled by the square root
+            of ``CONV_NORM``.
+
+    Returns:
+        height * width * min(out, in) eigenvalues in one ascending row, and the round-off of the least exact
+        position.
+    """
+    return pooled(esd(weight.flatten(2).permute(2, 0, 1)), CONV_NORM)
+
+
+def pooled(densities: ESD, factor: float = 1.0) -> ESD:
+    """The eigenvalues of a whole (B, N) stack as one ascending row, times ``factor``."""
+    return ESD((densities.values.flatten() * factor).sort().values, densities.eps.max())
+
+
+def _exponents(largest: Tensor) -> Tensor:
+    """(B,) fp64 on the host: the e of the 2^-e that scales each matrix; 0 for all where that is safe."""
+    exponents = torch.frexp(largest).exponent.double()
+    if bool((exponents.abs() <= UNSCALED_EXPONENT).all()):
+        return torch.zeros_like(exponents)
+    return exponents.clamp(-1000, 1000)  # beyond, 2^-e is no fp64 number
+
+
+def _scaled(stack: Tensor, exponents: Tensor) -> Tensor:
+    """The stack times 2^-e, exactly: by way of fp64, for fp32 holds no 2^-128."""
+    if not bool(exponents.any()):
+        return stack
+    return (stack.double() * (2.0**-exponents).to(stack.device)[:, None, None]).to(stack.dtype)
+
+
+def _eigenvalues(stack: Tensor) -> tuple[Tensor, Tensor]:
+    """Ascending fp64 eigenvalues (B, N), and round-offs (B,), in fp64 for the matrices that need it."""
+    values = _gram_eigenvalues(stack)
+    eps = torch.full((len(stack),), torch.finfo(stack.dtype).eps, dtype=torch.float64)
+    if stack.dtype == torch.float64:
+        return values, eps
+    spread = (values[:, -1] > FP32_MAX_SPREAD * values[:, values.shape[1] // 2]).cpu()
+    for index in spread.nonzero().flatten().tolist():
+        values[index] = _gram_eigenvalues(stack[index : index + 1].double())[0]
+        eps[index] = torch.finfo(torch.float64).eps
+    return values, eps
+
+
+def _gram_eigenvalues(stack: Tensor) -> Tensor:
+    """Ascending eigenvalues (B, N) of the smaller Gram matrices, computed in the stack's precision."""
+    columns = stack if stack.shape[1] >= stack.shape[2] else stack.mT
     with full_precision_matmul():
-        gram = scaled.T @ scaled  # (N, N), N = min(m, n)
-    return torch.linalg.eigvalsh(gram)
+        gram = _gram(columns)
+    return torch.linalg.eigvalsh(gram, UPLO="L").double().clamp_min(0)
+
+
+def _gram(columns: Tensor) -> Tensor:
+    """The lower triangles of W^T W, (B, N, N); what lies above them is not all filled in."""
+    if columns.device.type != "cpu":
+        return columns.mT @ columns
+    grams = columns.new_zeros(len(columns), columns.shape[2], columns.shape[2])
+    for gram, matrix in zip(grams, columns, strict=True):  # batched products round otherwise in other threads
+        _fill_lower(gram, matrix)
+    return grams
+
+
+def _fill_lower(gram: Tensor, columns: Tensor) -> None:
+    """Halve until small: the block right of a diagonal block is never computed, nearly half of the work."""
+    size = columns.shape[1]
+    if size <= GRAM_LEAF:
+        torch.mm(columns.T, columns, out=gram)
+        return
+    half = size // 2
+    left, right = columns[:, :half], columns[:, half:]
+    torch.mm(right.T, left, out=gram[half:, :half])
+    _fill_lower(gram[:half, :half], left)
+    _fill_lower(gram[half:, half:], right)
 
 
 @contextlib.contextmanager

@@ -6,12 +6,14 @@ The alpha of a random matrix depends on its aspect ratio: at initialisation a 13
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from alphadecay_dist.spectral.esd import ESD, esd
+from alphadecay_dist.spectral.esd import ESD, esd, pooled
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Windows:
     grid: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:
-        if self.rows < 1 or not self.aspect > 0 or min(self.grid) < 1:
+        if self.rows < 1 or not 0 < self.aspect < math.inf or min(self.grid) < 1:
             raise ValueError(
                 f"FARMS: found rows {self.rows}, aspect {self.aspect}, grid {self.grid}; "
                 "expected rows >= 1, aspect > 0 and at least one window along each side"
@@ -40,6 +42,19 @@ class Windows:
         """Columns of a window."""
         return max(1, round(self.rows / self.aspect))
 
+    @property
+    def eigenvalues(self) -> int:
+        """Number of pooled eigenvalues."""
+        return min(self.rows, self.columns) * self.grid[0] * self.grid[1]
+
+    def check_fit(self, shape: Sequence[int]) -> None:
+        """Raise a ValueError where a window is larger than a matrix of this shape; none is cut to fit."""
+        if len(shape) != 2 or self.rows > shape[0] or self.columns > shape[1]:
+            raise ValueError(
+                f"FARMS: a window of {self.rows} x {self.columns} is larger than the matrix of "
+                f"{' x '.join(map(str, shape))}; use fewer rows or another aspect"
+            )
+
 
 def farms(matrix: Tensor, windows: Windows) -> ESD:
     """Eigenvalues of the correlation matrices of all windows together.
@@ -49,23 +64,18 @@ def farms(matrix: Tensor, windows: Windows) -> ESD:
         windows: shape and number of the sub-matrices.
 
     Returns:
-        The pooled eigenvalues, ascending: grid rows * grid columns * min(window rows, window columns) of
-        them, and the round-off of the least exact window.
+        The pooled eigenvalues, ascending: ``windows.eigenvalues`` of them, and the round-off of the least
+        exact window.
 
     Raises:
-        ValueError: a window is larger than the matrix; it is never cut to fit.
+        ValueError: a window is larger than the matrix.
     """
-    shape = (windows.rows, windows.columns)
-    if shape[0] > matrix.shape[0] or shape[1] > matrix.shape[1]:
-        raise ValueError(
-            f"FARMS: a window of {shape[0]} x {shape[1]} is larger than the matrix of "
-            f"{matrix.shape[0]} x {matrix.shape[1]}; use fewer rows or another aspect"
-        )
-    tops = _starts(matrix.shape[0] - shape[0], windows.grid[0])
-    lefts = _starts(matrix.shape[1] - shape[1], windows.grid[1])
-    parts = [esd(matrix[t : t + shape[0], left : left + shape[1]]) for t in tops for left in lefts]
-    pooled = torch.cat([part.values for part in parts]).sort().values
-    return ESD(pooled, max(part.eps for part in parts))
+    windows.check_fit(matrix.shape)
+    rows, columns = windows.rows, windows.columns
+    tops = _starts(matrix.shape[0] - rows, windows.grid[0])
+    lefts = _starts(matrix.shape[1] - columns, windows.grid[1])
+    stack = torch.stack([matrix[t : t + rows, left : left + columns] for t in tops for left in lefts])
+    return pooled(esd(stack))
 
 
 def _starts(room: int, count: int) -> list[int]:

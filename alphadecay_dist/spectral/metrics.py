@@ -1,4 +1,7 @@
-"""Eigenvalues -> what else they say of a matrix."""
+"""Eigenvalues -> what else they say of a matrix.
+
+Every function takes (..., N) ascending fp64 eigenvalues, the largest positive, and returns (...) numbers.
+"""
 
 from __future__ import annotations
 
@@ -6,46 +9,46 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 
-def spectral_norm(eigenvalues: Tensor) -> float:
-    """Largest singular value: the square root of the largest of (N,) ascending eigenvalues."""
-    return float(eigenvalues[-1].sqrt())
+def spectral_norm(eigenvalues: Tensor) -> Tensor:
+    """Largest singular value: the square root of the largest eigenvalue."""
+    return eigenvalues[..., -1].sqrt()
 
 
-def frobenius_norm(eigenvalues: Tensor) -> float:
-    """Square root of the sum of the (N,) eigenvalues."""
-    return float(eigenvalues.sum().sqrt())
+def frobenius_norm(eigenvalues: Tensor) -> Tensor:
+    """Square root of the sum of the eigenvalues."""
+    return eigenvalues.sum(-1).sqrt()
 
 
-def stable_rank(eigenvalues: Tensor) -> float:
-    """Squared Frobenius over squared spectral norm, between 1 and N, of (N,) ascending eigenvalues."""
-    return float((eigenvalues / eigenvalues[-1]).sum())
+def stable_rank(eigenvalues: Tensor) -> Tensor:
+    """Squared Frobenius over squared spectral norm, between 1 and N."""
+    return (eigenvalues / eigenvalues[..., -1:]).sum(-1)
 
 
-def matrix_entropy(eigenvalues: Tensor) -> float:
+def matrix_entropy(eigenvalues: Tensor) -> Tensor:
     """Entropy of the eigenvalues as shares of their sum, over ln N: 1 where all are equal, 0 at rank one."""
-    shares = eigenvalues / eigenvalues.sum()
-    return float(torch.special.entr(shares).sum()) / math.log(eigenvalues.numel())
+    shares = eigenvalues / eigenvalues.sum(-1, keepdim=True)
+    return torch.special.entr(shares).sum(-1) / math.log(eigenvalues.shape[-1])
 
 
-def alpha_hat(alpha: float, eigenvalues: Tensor) -> float:
+def alpha_hat(alpha: Tensor, eigenvalues: Tensor) -> Tensor:
     """softplus(alpha log10 lambda_max), the weighted alpha in the form of the released code.
 
     Args:
-        alpha: tail exponent.
-        eigenvalues: (N,) ascending.
+        alpha: (...) tail exponents.
+        eigenvalues: (..., N) ascending.
     """
-    return float(functional.softplus(alpha * eigenvalues[-1].log10()))
+    weighted = alpha * eigenvalues[..., -1].log10()
+    return weighted.clamp_min(0) + torch.log1p(torch.exp(-weighted.abs()))
 
 
-def nuclear_to_frobenius(eigenvalues: Tensor) -> float:
+def nuclear_to_frobenius(eigenvalues: Tensor) -> Tensor:
     """Squared nuclear over squared Frobenius norm, between 1 and N (arXiv 2512.04299)."""
-    singular = (eigenvalues / eigenvalues[-1]).sqrt()
-    return float(singular.sum().square() / singular.square().sum())
+    singular = (eigenvalues / eigenvalues[..., -1:]).sqrt()
+    return singular.sum(-1).square() / singular.square().sum(-1)
 
 
-def log_norm(eigenvalues: Tensor) -> float:
-    """log10 of the squared Frobenius norm, the sum of the (N,) eigenvalues."""
-    return float(eigenvalues.sum().log10())
+def log_norm(eigenvalues: Tensor) -> Tensor:
+    """log10 of the squared Frobenius norm, the sum of the eigenvalues."""
+    return eigenvalues.sum(-1).log10()

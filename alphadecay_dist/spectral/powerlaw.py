@@ -1,4 +1,7 @@
-"""Eigenvalues -> the exponent of their power-law tail, and how far the tail is from that power law."""
+"""Eigenvalues -> the exponent of their power-law tail, and how far the tail is from that power law.
+
+Every fit takes (..., N) eigenvalues, N >= 1, one spectrum or a stack of them, and works on all at once.
+"""
 
 from __future__ import annotations
 
@@ -12,133 +15,143 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Fit:
-    """A power law p(x) ~ x^-alpha fitted to the eigenvalues from ``xmin`` on.
+    """Power laws p(x) ~ x^-alpha fitted to the eigenvalues from ``xmin`` on; fields of shape (...).
 
     Attributes:
-        alpha: tail exponent, above 1; small means a heavy tail.
-        xmin: smallest eigenvalue of the tail.
-        ks: Kolmogorov-Smirnov distance between the tail and the fitted law, in [0, 1].
-        tail: number of eigenvalues in the tail.
+        alpha: tail exponents, above 1; small means a heavy tail. NaN where there is no tail: it is empty,
+            begins at zero or has no spread.
+        xmin: smallest eigenvalues of the tails; NaN where alpha is.
+        ks: Kolmogorov-Smirnov distances between tails and fitted laws, in [0, 1]; NaN where alpha is.
+        tail: numbers of eigenvalues in the tails; 0 where there is none.
     """
 
-    alpha: float
-    xmin: float
-    ks: float
-    tail: int
+    alpha: Tensor
+    xmin: Tensor
+    ks: Tensor
+    tail: Tensor
 
 
-def hill(eigenvalues: Tensor, xmin_pos: float = 2.0) -> Fit | None:
+def hill(eigenvalues: Tensor, xmin_pos: float = 2.0) -> Fit:
     """The Hill estimator at a fixed position, "PL_Alpha_Hill" (AlphaDecay, arXiv 2506.14562, section 3).
 
     With i = floor(N / xmin_pos) and k = N - i,
     alpha = 1 + k / (sum_{j >= i} ln lambda_j - k ln lambda_i).
 
     Args:
-        eigenvalues: (N,) fp64, ascending, not negative.
-        xmin_pos: which eigenvalue starts the tail; 2 is the median.
-
-    Returns:
-        The fit, or None where the tail is empty, begins at zero or has no spread.
+        eigenvalues: (..., N) fp64, ascending, not negative.
+        xmin_pos: which eigenvalue starts the tail, above 1; 2 is the median.
     """
-    return _fit_from(eigenvalues, int(eigenvalues.numel() / xmin_pos))
+    starts = torch.full(eigenvalues.shape[:-1], int(eigenvalues.shape[-1] / xmin_pos))
+    return _fit_from(eigenvalues, starts.to(eigenvalues.device))
 
 
-def goodness_of_fit(eigenvalues: Tensor) -> Fit | None:
+def goodness_of_fit(eigenvalues: Tensor) -> Fit:
     """The Hill fit whose tail is nearest to its power law (Clauset, Shalizi, Newman, arXiv 0706.1062).
 
     Every eigenvalue but the last is tried as xmin; the smallest KS distance wins, at a tie the longest tail.
 
     Args:
-        eigenvalues: (N,) fp64, ascending, not negative; zeros are no candidates.
-
-    Returns:
-        The fit, or None where no tail has a spread.
+        eigenvalues: (..., N) fp64, ascending, not negative; zeros are no candidates.
     """
     return _best_start(eigenvalues, torch.ones_like(eigenvalues, dtype=torch.bool))
 
 
-def fix_finger(eigenvalues: Tensor) -> Fit | None:
+def fix_finger(eigenvalues: Tensor) -> Fit:
     """Goodness of fit with xmin near the peak of the spectrum, so that a few "fingers" do not decide it.
 
     The peak is the fullest of 100 equal bins of log10 lambda; xmin is searched from 0.95 to 1.5 times its
     lower edge.
 
     Args:
-        eigenvalues: (N,) fp64, ascending, not negative; zeros are left out.
-
-    Returns:
-        The fit, or None where no tail that begins near the peak has a spread.
+        eigenvalues: (..., N) fp64, ascending, not negative; zeros are left out.
     """
     peak = _histogram_peak(eigenvalues)
-    if peak is None:
-        return None
     return _best_start(eigenvalues, (eigenvalues >= 0.95 * peak) & (eigenvalues <= 1.5 * peak))
 
 
-FITS: dict[str, Callable[[Tensor], Fit | None]] = {
+def fix_finger_released(eigenvalues: Tensor) -> Fit:
+    """:func:`fix_finger` as AlphaDecay's released code has it: from log10(0.95 peak) on.
+
+    A logarithm is compared with eigenvalues, so that the lower bound is as good as absent for small ones.
+    For repeating published runs alone.
+
+    Args:
+        eigenvalues: (..., N) fp64, ascending, not negative; zeros are left out.
+    """
+    peak = _histogram_peak(eigenvalues)
+    return _best_start(eigenvalues, (eigenvalues >= (0.95 * peak).log10()) & (eigenvalues <= 1.5 * peak))
+
+
+FITS: dict[str, Callable[[Tensor], Fit]] = {
     "hill": hill,
     "goodness_of_fit": goodness_of_fit,
     "fix_finger": fix_finger,
+    "fix_finger_released": fix_finger_released,
 }
 
-
-def _fit_from(eigenvalues: Tensor, start: int) -> Fit | None:
-    """The Hill fit of the tail that begins at index ``start``."""
-    tail = eigenvalues[start:]
-    if tail.numel() == 0 or not bool(tail[0] > 0):
-        return None
-    logs = tail.log()
-    spread = float((logs - logs[0]).sum())
-    if not spread > 0:
-        return None
-    alpha = 1.0 + tail.numel() / spread
-    return Fit(alpha, float(tail[0]), float(_ks_distances(logs - logs[0], alpha).max()), tail.numel())
+BINS = 100  # of the histogram whose peak fix_finger looks for
+TAILS_AT_ONCE = 256  # tails of 4096 eigenvalues: 8 MiB an array
 
 
-def _best_start(eigenvalues: Tensor, allowed: Tensor) -> Fit | None:
-    """The fit with the smallest KS distance among the allowed beginnings, all tried at once.
+def _fit_from(eigenvalues: Tensor, starts: Tensor) -> Fit:
+    """The Hill fits (...) of the tails that begin at the indices ``starts`` (...), N where there is none."""
+    count = eigenvalues.shape[-1]
+    xmin = eigenvalues.gather(-1, starts.clamp_max(count - 1).unsqueeze(-1))
+    ranks = torch.arange(count, device=starts.device) - starts.unsqueeze(-1)
+    logs = torch.where(ranks >= 0, (eigenvalues / xmin).log(), 0)
+    sizes = (count - starts).to(logs.dtype)  # integers over integers would be fp32
+    spreads = logs.sum(-1)
+    defined = (sizes > 0) & (xmin.squeeze(-1) > 0) & (spreads > 0) & spreads.isfinite()
+    alpha = torch.where(defined, 1.0 + sizes / spreads, math.nan)
+    ks = _distances(logs, alpha, ranks, sizes)
+    return Fit(
+        alpha,
+        torch.where(defined, xmin.squeeze(-1), math.nan),
+        torch.where(defined, ks, math.nan),
+        torch.where(defined, count - starts, 0),
+    )
 
-    Row s of the (S, N) arrays is the tail that begins at the s-th allowed eigenvalue.
+
+def _best_start(eigenvalues: Tensor, allowed: Tensor) -> Fit:
+    """The fits with the smallest KS distances among the ``allowed`` (..., N) beginnings."""
+    count = eigenvalues.shape[-1]
+    spectra = eigenvalues.reshape(-1, count)
+    candidates = (allowed & (eigenvalues > 0)).reshape(-1, count)
+    candidates[:, -1:] = False  # one eigenvalue is no tail
+    distances = torch.full_like(spectra, math.inf)
+    for pairs in candidates.nonzero().split(TAILS_AT_ONCE):
+        rows, starts = pairs.unbind(1)
+        distances[rows, starts] = _fit_from(spectra[rows], starts).ks.nan_to_num(nan=math.inf)
+    nearest = distances.amin(-1, keepdim=True)
+    positions = torch.arange(count, device=spectra.device)
+    is_best = (distances == nearest) & nearest.isfinite()
+    first = torch.where(is_best, positions, count).amin(-1)  # argmin promises no order among equals
+    return _fit_from(eigenvalues, first.reshape(eigenvalues.shape[:-1]))
+
+
+def _histogram_peak(eigenvalues: Tensor) -> Tensor:
+    """(..., 1): the lower edge of the fullest bin of log10 lambda; NaN without a positive eigenvalue."""
+    positive = eigenvalues > 0
+    logs = eigenvalues.log10()
+    low = torch.where(positive, logs, math.inf).amin(-1, keepdim=True)
+    high = torch.where(positive, logs, -math.inf).amax(-1, keepdim=True)
+    width = (high - low) / BINS
+    bins = ((logs - low) / width).nan_to_num(nan=0.0, neginf=0.0).long().clamp(0, BINS - 1)
+    counts = torch.zeros(*eigenvalues.shape[:-1], BINS, dtype=torch.int64, device=eigenvalues.device)
+    counts.scatter_add_(-1, bins, positive.long())
+    positions = torch.arange(BINS, device=counts.device)
+    fullest = torch.where(counts == counts.amax(-1, keepdim=True), positions, BINS).amin(-1, keepdim=True)
+    return torch.where(high.isfinite(), 10 ** (low + fullest * width), math.nan)
+
+
+def _distances(logs: Tensor, alpha: Tensor, ranks: Tensor, sizes: Tensor) -> Tensor:
+    """Largest |F(lambda) - rank / size|, F the fitted law: the convention of the field's packages.
+
+    Args:
+        logs: (..., N) ln(lambda / xmin), 0 before the tail.
+        alpha: (...) exponents.
+        ranks: (..., N) places in the tail, negative before it.
+        sizes: (...) lengths of the tails.
     """
-    count = eigenvalues.numel()
-    starts = torch.nonzero(allowed & (eigenvalues > 0)).flatten()
-    starts = starts[starts < count - 1]
-    if not starts.numel():
-        return None
-    logs = eigenvalues.clamp_min(torch.finfo(eigenvalues.dtype).tiny).log()
-    sizes = (count - starts).to(logs.dtype)
-    spreads = logs.flip(0).cumsum(0).flip(0)[starts] - sizes * logs[starts]
-    alphas = 1.0 + sizes / spreads
-    best = (math.inf, -1)
-    for rows in torch.arange(starts.numel()).split(_ROWS_AT_ONCE):
-        tails = (logs - logs[starts[rows], None]).clamp_min(0)
-        ranks = torch.arange(count, dtype=logs.dtype, device=logs.device) - starts[rows, None]
-        gaps = _gaps(tails, alphas[rows, None], ranks, sizes[rows, None])
-        gaps = torch.where(ranks >= 0, gaps, 0).amax(1)
-        gaps = torch.where(spreads[rows] > 0, gaps, math.inf)
-        smallest = int(gaps.argmin())
-        best = min(best, (float(gaps[smallest]), int(starts[rows[smallest]])))
-    return _fit_from(eigenvalues, best[1]) if best[1] >= 0 else None
-
-
-_ROWS_AT_ONCE = 256  # tails of 4096 eigenvalues: 8 MiB an array
-
-
-def _histogram_peak(eigenvalues: Tensor) -> float | None:
-    """The lower edge of the fullest of 100 bins of log10 lambda; None without a positive eigenvalue."""
-    logs = eigenvalues[eigenvalues > 0].log10().cpu()
-    if not logs.numel():
-        return None
-    counts, edges = torch.histogram(logs, bins=100)
-    return float(10 ** edges[int(counts.argmax())])
-
-
-def _ks_distances(logs: Tensor, alpha: float) -> Tensor:
-    """Gaps between the distribution functions at each eigenvalue of one tail, given as ln(lambda / xmin)."""
-    ranks = torch.arange(logs.numel(), dtype=logs.dtype, device=logs.device)
-    return _gaps(logs, alpha, ranks, logs.numel())
-
-
-def _gaps(logs: Tensor, alpha: Tensor | float, ranks: Tensor, size: Tensor | float) -> Tensor:
-    """|F(lambda) - rank / size|, with F the fitted law: the convention of the field's packages."""
-    return (-torch.expm1((1.0 - alpha) * logs) - ranks / size).abs()
+    fitted = -torch.expm1((1.0 - alpha).unsqueeze(-1) * logs)
+    return torch.where(ranks >= 0, (fitted - ranks / sizes.unsqueeze(-1)).abs(), 0).amax(-1)

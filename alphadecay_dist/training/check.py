@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from alphadecay_dist.engines import zero_config
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.sharding.inventory import require_matrices, tuned_matrices
+from alphadecay_dist.sharding.inventory import require_weights, tuned_weights
 from alphadecay_dist.training import model as models
 from alphadecay_dist.training.config import Config, load_config
 from alphadecay_dist.training.corpus import find_files
@@ -69,7 +69,7 @@ def check(options: Options) -> Checked:
     )
     model_config = models.read_model_config(config.model.name, config.train.seq_len)
     shapes = models.build_on_meta(model_config)
-    require_matrices(tuned_matrices(shapes))
+    require_weights(tuned_weights(shapes))
     for source in (config.data.source, config.data.validation):
         if source not in ("demo", "c4", None):
             find_files(source)

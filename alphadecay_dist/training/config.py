@@ -15,10 +15,10 @@ from typing import Any
 
 import yaml
 
-from alphadecay_dist.controller import NORMALIZE
 from alphadecay_dist.decay import SHAPES
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.spectral import FITS
+from alphadecay_dist.settings import NORMALIZE, PRESETS, Settings
+from alphadecay_dist.spectral import FITS, METRICS, Windows
 
 
 @dataclass(frozen=True)
@@ -122,22 +122,58 @@ class DecayConfig:
         max_ratio: decay of the lightest tail, in base decays.
         assign: the map from alpha to decay: ``linear`` (as published), ``sqrt``, ``log2`` or ``sigmoid``.
         normalize: ``mean`` scales the decays so that their mean over all weights is the base decay.
+        metric: what is mapped: ``alpha`` (as published) or another of ``alphadecay_dist.spectral.METRICS``.
         fit: the estimator of alpha: ``hill`` (as published), ``goodness_of_fit`` or ``fix_finger``.
+        xmin_pos: for ``hill``: the tail begins at eigenvalue floor(N / xmin_pos); 2 is the median.
+        farms_rows: rows of FARMS' windows; null analyses whole matrices.
+        farms_aspect: rows over columns of a window.
+        farms_grid: windows along the rows and along the columns.
+        preset: ``reference`` repeats the released code: see :class:`alphadecay_dist.AlphaDecay`; or null.
         untuned: ``base`` or ``zero``: what embeddings, norms and head get.
         memory_budget: bytes of gathered weights at once at an owner; null is two of the largest matrices
             or 256 MiB.
     """
 
     policy: str = "alphadecay"
+    preset: str | None = None
     weight_decay: float = 0.1
     interval: int = 500
     min_ratio: float = 2 / 3
     max_ratio: float = 5.0
     assign: str = "linear"
     normalize: str = "none"
+    metric: str = "alpha"
     fit: str = "hill"
+    xmin_pos: float = 2.0
+    farms_rows: int | None = None
+    farms_aspect: float = 1.0
+    farms_grid: tuple[int, int] = (1, 1)
     untuned: str = "base"
     memory_budget: int | None = None
+
+    def windows(self) -> Windows | None:
+        """FARMS' windows, if there are any."""
+        if self.farms_rows is None:
+            return None
+        return Windows(self.farms_rows, self.farms_aspect, self.farms_grid)
+
+    def check(self) -> None:
+        """Raise a UserError for choices that do not go together."""
+        try:
+            Settings(
+                self.weight_decay,
+                self.interval,
+                self.min_ratio,
+                self.max_ratio,
+                assign=self.assign,
+                metric=self.metric,
+                fit=self.fit,
+                xmin_pos=self.xmin_pos,
+                farms=self.windows(),
+                preset=self.preset,
+            )
+        except ValueError as error:
+            raise UserError(f"decay: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -188,6 +224,8 @@ CHOICES = {
     "decay.policy": ("alphadecay", "uniform"),
     "decay.assign": tuple(SHAPES),
     "decay.normalize": NORMALIZE,
+    "decay.preset": PRESETS,
+    "decay.metric": METRICS,
     "decay.fit": tuple(FITS),
     "decay.untuned": ("base", "zero"),
     "logging.wandb": ("auto", "online", "offline", "off"),
@@ -303,7 +341,7 @@ def check(config: Config) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key}: found {value}, expected a finite number")
     for key, choices in CHOICES.items():
-        if values[key] not in choices:
+        if values[key] is not None and values[key] not in choices:
             raise UserError(f"{key}: found {values[key]!r}, expected one of {', '.join(choices)}")
     for key, least in AT_LEAST.items():
         if values[key] is not None and values[key] < least:
@@ -313,6 +351,7 @@ def check(config: Config) -> None:
             f"decay.min_ratio: found {config.decay.min_ratio}, above decay.max_ratio "
             f"{config.decay.max_ratio}; expected min_ratio <= max_ratio"
         )
+    config.decay.check()
     if not all(0 <= beta < 1 for beta in config.optimizer.betas):
         raise UserError(f"optimizer.betas: found {config.optimizer.betas}, expected two numbers in [0, 1)")
     if config.train.global_batch % config.data.lanes:
@@ -334,6 +373,7 @@ def to_yaml(config: Config) -> str:
     """The config as a recipe that gives the same config again."""
     tree = dataclasses.asdict(config)
     tree["optimizer"]["betas"] = list(config.optimizer.betas)
+    tree["decay"]["farms_grid"] = list(config.decay.farms_grid)
     return yaml.safe_dump(tree, sort_keys=False)
 
 

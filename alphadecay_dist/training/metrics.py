@@ -64,8 +64,17 @@ def read_status(folder: Path) -> dict[str, Any] | None:
 
 
 def refresh_record(refresh: Refresh) -> dict[str, Any]:
-    """A refresh as its line in decay.jsonl."""
-    return asdict(refresh)
+    """A refresh as its line in decay.jsonl; what a module does not have is left out."""
+    record = asdict(refresh)
+    record["modules"] = {name: _present(module) for name, module in record["modules"].items()}
+    return record
+
+
+def _present(module: dict[str, Any]) -> dict[str, Any]:
+    """A module's record without a value that is alpha's own and without parts where it is whole."""
+    parts = {name: _present(part) for name, part in module.pop("parts").items()}
+    value = module.pop("value")
+    return {**module, **({} if value is None else {"value": value}), **({"parts": parts} if parts else {})}
 
 
 def modules_by_type(names: Mapping[str, Any]) -> dict[str, list[str]]:

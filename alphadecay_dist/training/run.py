@@ -13,7 +13,7 @@ from alphadecay_dist.checkpoint.writer import name_latest
 from alphadecay_dist.controller import AlphaDecay
 from alphadecay_dist.engines.zero_training import ZeroTraining
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.sharding.inventory import tuned_matrices
+from alphadecay_dist.sharding.inventory import tuned_weights
 from alphadecay_dist.sharding.ownership import assign_owners, cost
 from alphadecay_dist.training import model as models
 from alphadecay_dist.training import start
@@ -134,7 +134,11 @@ def _build(checked: Checked, options: Options, engine: ZeroTraining) -> AlphaDec
         max_ratio=config.decay.max_ratio,
         assign=config.decay.assign,
         normalize=config.decay.normalize,
+        metric=config.decay.metric,
         fit=config.decay.fit,
+        xmin_pos=config.decay.xmin_pos,
+        farms=config.decay.windows(),
+        preset=config.decay.preset,
         memory_budget=config.decay.memory_budget,
     )
 
@@ -218,10 +222,10 @@ def _closing_line(checked: Checked, trainer: Trainer, finished: bool) -> str:
 
 def _describe(checked: Checked, ranks: Ranks, data: TrainingData, tokenizer: Tokenizer) -> str:
     """What --dry_run prints: config, sizes, plan, first batch."""
-    matrices = tuned_matrices(checked.shapes)
-    owners = assign_owners({matrix.module: cost(matrix.shape) for matrix in matrices}, ranks.world_size)
+    weights = tuned_weights(checked.shapes)
+    owners = assign_owners({weight.name: cost(weight.shape) for weight in weights}, ranks.world_size)
     batches = data.next_update()
-    lines = [f"  {m.module} {m.shape[0]} x {m.shape[1]}: rank {owners[m.module]}" for m in matrices]
+    lines = [f"  {w.name} {w.shape[0]} x {w.shape[1]}: rank {owners[w.name]}" for w in weights]
     first = batches[0]
     length = int((first.labels[0] >= 0).sum())
     return "\n".join(
@@ -229,7 +233,7 @@ def _describe(checked: Checked, ranks: Ranks, data: TrainingData, tokenizer: Tok
             to_yaml(checked.config),
             yaml.safe_dump({"deepspeed": checked.engine_config}, sort_keys=False),
             f"weights: {models.parameter_count(checked.shapes):,}",
-            f"tuned matrices and their owners on {ranks.world_size} ranks: {len(matrices)}",
+            f"tuned matrices and their owners on {ranks.world_size} ranks: {len(weights)}",
             *lines,
             f"first update on rank 0: {len(batches)} micro-batches of {tuple(first.input_ids.shape)}",
             f"first sequence, {length} tokens: {tokenizer.decode(first.input_ids[0, :length].tolist())!r}",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from alphadecay_dist.engines import zero_config
 from alphadecay_dist.engines.zero_training import ZeroTraining
-from alphadecay_dist.sharding.inventory import Matrix
+from alphadecay_dist.sharding.inventory import Weight
 from alphadecay_dist.training.model import fill, initial_value
 
 SHAPES = [(43, 127), (127, 43), (61, 67), (5, 3), (64, 172)]
@@ -39,17 +39,17 @@ def value_of(name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     return initial_value(name, shape, 0.1, 0).to(dtype)
 
 
-def matrices_of(model: nn.Module) -> list[Matrix]:
+def matrices_of(model: nn.Module) -> list[Weight]:
     """Every Linear of the model, large enough to tune or not."""
     linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     return [
-        Matrix(name, module.weight, (module.out_features, module.in_features)) for name, module in linears
+        Weight(name, module.weight, (module.out_features, module.in_features)) for name, module in linears
     ]
 
 
 def groups_of(model: nn.Module) -> list[dict[str, Any]]:
     """A param group a matrix, as param_groups() makes them."""
-    return [{"params": [m.parameter], "weight_decay": 0.1, "module": m.module} for m in matrices_of(model)]
+    return [{"params": [m.parameter], "weight_decay": 0.1, "module": m.name} for m in matrices_of(model)]
 
 
 def engine_of(
@@ -74,7 +74,7 @@ def engine_of(
     training = ZeroTraining(config)
     training.start()
     model = training.construct(lambda: Uneven(shapes))
-    named = dict(zip((f"{m.module}.weight" for m in matrices_of(model)), shapes, strict=True))
+    named = dict(zip((f"{m.name}.weight" for m in matrices_of(model)), shapes, strict=True))
     fill(model, lambda name: value_of(name, named[name], torch.float32), dtype, training.whole)
     optimizer = torch.optim.AdamW(groups_of(model), lr=1e-2)
     return training.initialize(model, optimizer), model, optimizer

@@ -6,7 +6,7 @@ from functools import cache
 
 from transformers import LlamaForCausalLM
 
-from alphadecay_dist.sharding.inventory import tuned_matrices
+from alphadecay_dist.sharding.inventory import tuned_weights
 from alphadecay_dist.training.model import build_on_meta, model_names, read_model_config
 
 PUBLISHED = [name for name in model_names() if name != "llama_demo"]
@@ -21,4 +21,4 @@ def on_meta(name: str) -> LlamaForCausalLM:
 @cache
 def shapes_of(name: str) -> dict[str, tuple[int, int]]:
     """Shapes of a model's tuned matrices by module name."""
-    return {matrix.module: matrix.shape for matrix in tuned_matrices(on_meta(name))}
+    return {weight.name: weight.shape for weight in tuned_weights(on_meta(name))}

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from alphadecay_dist.engines.replicated import replicated_sources
 from alphadecay_dist.engines.zero import ZeroHost
 from alphadecay_dist.sharding.exchange import Exchange
-from alphadecay_dist.sharding.layout import Flat, Piece, numel
-from alphadecay_dist.sharding.ownership import plan
+from alphadecay_dist.sharding.layout import Block, Flat, Piece, numel, whole
+from alphadecay_dist.sharding.ownership import cost, plan
 from tests.engines.tiny import SHAPES, Uneven, backward, engine_of, matrices_of, value_of
 from tests.multirank import run_ranks
 
@@ -52,8 +52,8 @@ def exchange_of(sources, budget, group, dtype=None):
     dtype = dtype or sources[0].dtype
     world_size = dist.get_world_size(group)
     nbytes = {source.name: numel(source) * dtype.itemsize for source in sources}
-    found = plan({source.name: source.shape for source in sources}, nbytes, world_size, budget)
-    return Exchange(sources, found, dtype, group), found
+    found = plan({source.name: cost(source.shape) for source in sources}, nbytes, world_size, budget)
+    return Exchange(sources, [whole(source) for source in sources], found, dtype, group), found
 
 
 def collect(exchange):
@@ -68,7 +68,7 @@ def check_zero_shards(dtype, threshold):
     assert not all(persistent)
     host = ZeroHost(engine)
     rank = dist.get_rank(host.group)
-    expected = {m.module: value_of(f"{m.module}.weight", m.shape, dtype) for m in matrices_of(model)}
+    expected = {m.name: value_of(f"{m.name}.weight", m.shape, dtype) for m in matrices_of(model)}
     for update in range(2):
         sources = host.sources(matrices_of(model))
         for budget in (SMALL, 30_000, LARGE):
@@ -95,8 +95,8 @@ def check_zero_shards(dtype, threshold):
             expected = {}
             for matrix in matrices_of(model):
                 with deepspeed.zero.GatheredParameters(matrix.parameter):
-                    expected[matrix.module] = matrix.parameter.detach().clone()
-                assert not torch.equal(expected[matrix.module], before[matrix.module])
+                    expected[matrix.name] = matrix.parameter.detach().clone()
+                assert not torch.equal(expected[matrix.name], before[matrix.module])
     return sorted(whole)
 
 
@@ -182,7 +182,7 @@ def check_share():
         for number, name in enumerate(sorted(found.owners))
         if found.owners[name] == rank
     }
-    shared = exchange.share(values, width=2)
+    shared = exchange.share(values, dict.fromkeys(found.owners, 2))
     return {name: struct.pack("2d", *numbers) for name, numbers in shared.items()}
 
 
@@ -247,3 +247,29 @@ def check_short_piece():
 
 def test_a_piece_that_shrank_since_the_plan_is_refused_by_name():
     run_ranks(check_short_piece, 2)
+
+
+def check_blocks():
+    """A stack of 5 matrices held in pieces that end inside of them; each matrix has an owner of its own."""
+    rank = dist.get_rank()
+    stack = value_of("stack", (5 * 61, 67), torch.float32).view(5, 61, 67)
+    size, total = 61 * 67, stack.numel()
+    parts = [(0, 700, (0,)), (700, 3 * size + 11, (1,)), (3 * size + 11, total, (2,))]
+    source = Source("stack", stack, parts, rank)
+    blocks = [Block(f"stack.{i}", "stack", Flat(i * size, (i + 1) * size), (61, 67)) for i in range(5)]
+    costs = dict.fromkeys((block.name for block in blocks), 1.0)
+    for budget in (SMALL, LARGE):
+        found = plan(costs, dict.fromkeys(costs, 4 * size), 3, budget)
+        exchange = Exchange([source], blocks, found, torch.float32, dist.group.WORLD)
+        matrices, received = collect(exchange)
+        assert set(matrices) == {name for name, owner in found.owners.items() if owner == rank}
+        assert all(torch.equal(matrix, stack[int(name[-1])]) for name, matrix in matrices.items())
+    here = [Flat(start, stop) for start, stop, (holder,) in parts if holder == rank]
+    own = [block for block in blocks if found.owners[block.name] == rank]
+    held = sum((part.numel if (part := piece.within(block.index)) else 0) for piece in here for block in own)
+    assert received == 4 * (len(own) * size - held)
+    return len(own)
+
+
+def test_matrices_of_a_stack_go_to_owners_of_their_own():
+    assert sorted(run_ranks(check_blocks, 3)) == [1, 2, 2]

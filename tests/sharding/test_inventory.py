@@ -9,7 +9,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from alphadecay_dist import UserError, param_groups
-from alphadecay_dist.sharding.inventory import tuned_matrices
+from alphadecay_dist.sharding.inventory import tuned_weights
 from alphadecay_dist.training.model import model_names
 from tests.sharding.shapes import on_meta
 
@@ -29,14 +29,14 @@ def blocks(*modules):
 
 
 def names(matrices):
-    return [matrix.module for matrix in matrices]
+    return [matrix.name for matrix in matrices]
 
 
 @pytest.mark.parametrize("name", model_names())
 def test_a_llama_has_seven_matrices_a_layer_and_neither_head_nor_embeddings(name):
     model = on_meta(name)
     layers = range(model.config.num_hidden_layers)
-    found = tuned_matrices(model)
+    found = tuned_weights(model)
     assert names(found) == [f"model.layers.{layer}.{part}" for layer in layers for part in PROJECTIONS]
     hidden, wide = model.config.hidden_size, model.config.intermediate_size
     assert [m.shape for m in found[:7]] == [(hidden, hidden)] * 4 + [(wide, hidden)] * 2 + [(hidden, wide)]
@@ -63,16 +63,16 @@ def test_every_trained_parameter_is_in_one_group(tied, untuned):
 
 
 def test_a_head_is_tuned_when_named_but_not_when_it_is_the_embedding():
-    assert names(tuned_matrices(llama(), ["lm_head"])) == ["lm_head"]
+    assert names(tuned_weights(llama(), ["lm_head"])) == ["lm_head"]
     with pytest.raises(UserError, match="'lm_head' matches no trained"):
-        tuned_matrices(llama(tied=True), ["lm_head"])
+        tuned_weights(llama(tied=True), ["lm_head"])
 
 
 def test_lora_factors_are_tuned_only_when_named():
     factors = {"lora_A": nn.Linear(128, 64, bias=False), "lora_B": nn.Linear(64, 128, bias=False)}
     model = blocks({"q_proj": nn.Linear(128, 128), **factors})
-    assert names(tuned_matrices(model)) == ["layers.0.q_proj"]
-    assert names(tuned_matrices(model, ["*.lora_?"])) == ["layers.0.lora_A", "layers.0.lora_B"]
+    assert names(tuned_weights(model)) == ["layers.0.q_proj"]
+    assert names(tuned_weights(model, ["*.lora_?"])) == ["layers.0.lora_A", "layers.0.lora_B"]
     assert len(param_groups(model, weight_decay=0.1)[-1]["params"]) == 3  # both factors and the bias
 
 
@@ -80,19 +80,19 @@ def test_a_weight_that_two_modules_share_is_one_matrix():
     first, second = nn.Linear(64, 80), nn.Linear(64, 80)
     second.weight = first.weight
     model = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"a": first, "b": second})])})
-    assert names(tuned_matrices(model)) == ["layers.0.a"]
+    assert names(tuned_weights(model)) == ["layers.0.a"]
     assert [len(group["params"]) for group in param_groups(model, weight_decay=0.1)] == [1, 2]
 
 
 def test_small_matrices_and_those_outside_blocks_are_left():
     model = blocks({"small": nn.Linear(64, 49), "fits": nn.Linear(50, 64)})
     model["classifier"] = nn.Linear(64, 64, device="meta")
-    assert names(tuned_matrices(model)) == ["layers.0.fits"]
-    assert names(tuned_matrices(model, ["*"])) == ["layers.0.fits", "classifier"]
+    assert names(tuned_weights(model)) == ["layers.0.fits"]
+    assert names(tuned_weights(model, ["*"])) == ["layers.0.fits", "classifier"]
 
 
 def test_patterns_keep_the_order_of_the_model():
-    found = tuned_matrices(llama(), ["*.v_proj", "*.0.*.q_proj"])
+    found = tuned_weights(llama(), ["*.v_proj", "*.0.*.q_proj"])
     assert names(found) == [f"model.layers.{name}" for name in ("0.self_attn.q_proj", "0.self_attn.v_proj",
                                                                 "1.self_attn.v_proj")]  # fmt: skip
 

@@ -89,9 +89,9 @@ def test_one_large_direction_is_a_tail():
     assert analyze(matrix.float()).alpha == pytest.approx(1 + 32 / math.log(9), rel=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(), (64,), (2, 64, 64)])
+@pytest.mark.parametrize("shape", [(), (64,), (2, 64, 64), (2, 3, 4, 5, 6)])
 def test_what_is_no_matrix_is_refused(shape):
-    with pytest.raises(ValueError, match="expects a matrix"):
+    with pytest.raises(ValueError, match="expects a real matrix"):
         analyze(torch.ones(shape))
 
 

@@ -35,8 +35,8 @@ def test_no_more_matrices_are_taken_than_there_are_threads(threads, monkeypatch,
     threads(count)
     analysed, ahead, lock = [], [], threading.Lock()
 
-    def counted(matrix, **options):
-        report = analyze(matrix, **options)
+    def counted(matrix, estimator):
+        report = analyze(matrix, estimator)
         with lock:
             analysed.append(report)
         return report
@@ -45,7 +45,7 @@ def test_no_more_matrices_are_taken_than_there_are_threads(threads, monkeypatch,
         for number in range(12):
             with lock:
                 ahead.append(number + 1 - len(analysed))
-            yield str(number), gaussian(100, 100, number)
+            yield str(number), gaussian(200, 400, number)  # too large for stacks
 
     monkeypatch.setattr("alphadecay_dist.spectral.batch.analyze", counted)
     found = analyze_each(matrices())

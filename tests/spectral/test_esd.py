@@ -17,7 +17,7 @@ def test_eigenvalues_are_the_squared_singular_values(name):
     assert not values.requires_grad
     assert bool((values >= 0).all())
     assert bool((values.diff() >= 0).all())
-    assert float((values - expected).abs().max()) <= values.numel() * found.eps * float(expected[-1])
+    assert float((values - expected).abs().max()) <= values.numel() * float(found.eps) * float(expected[-1])
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_eigenvalues_are_the_squared_singular_values(name):
     ],
 )
 def test_precision_follows_the_spread_of_the_spectrum(matrix, dtype):
-    assert esd(matrix).eps == torch.finfo(dtype).eps
+    assert float(esd(matrix).eps) == torch.finfo(dtype).eps
 
 
 def test_bf16_is_analysed_as_the_fp32_of_the_same_value():
@@ -46,9 +46,9 @@ def test_the_matrix_is_left_as_it_was():
     assert torch.equal(matrix, before)
 
 
-@pytest.mark.parametrize("shape", [(), (64,), (2, 64, 64), (0, 64)])
+@pytest.mark.parametrize("shape", [(), (64,), (0, 64)])
 def test_what_is_no_matrix_is_refused(shape):
-    with pytest.raises(ValueError, match="expected a matrix"):
+    with pytest.raises(ValueError, match="expected a real floating-point matrix"):
         esd(torch.ones(shape))
 
 

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.spectral import Windows
 from alphadecay_dist.training.config import (
     AT_LEAST,
     CHOICES,
@@ -254,4 +255,29 @@ def test_any_override_gives_a_config_or_one_user_error(override):
         config = load_config("demo", [override])
     except UserError:
         return
+    assert config_from_dict(yaml.safe_load(to_yaml(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["decay.xmin_pos=1"], "decay: xmin_pos: found 1.0"),
+        (["decay.farms_rows=0"], "decay: FARMS: found rows 0"),
+        (["decay.farms_rows=64", "decay.farms_aspect=0"], "decay: FARMS: found rows 64, aspect 0"),
+        (["decay.farms_rows=64", "decay.farms_grid=[0, 1]"], "decay: FARMS"),
+        (
+            ["decay.metric=log_norm", "decay.assign=log2"],
+            "decay: metric: found 'log_norm' with",
+        ),
+    ],
+)
+def test_decay_settings_that_do_not_go_together_are_refused(overrides, words):
+    with pytest.raises(UserError, match=words):
+        load_config("demo", overrides)
+
+
+def test_farms_and_the_preset_survive_being_written():
+    overrides = ["decay.farms_rows=64", "decay.farms_grid=[2, 3]", "decay.preset=reference"]
+    config = load_config("demo", overrides)
+    assert config.decay.windows() == Windows(64, 1.0, (2, 3))
     assert config_from_dict(yaml.safe_load(to_yaml(config))) == config

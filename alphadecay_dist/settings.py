@@ -1,0 +1,93 @@
+"""The settings of the rule: what is measured, how it is mapped, and when."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from alphadecay_dist.decay import SHAPES, Bounds
+from alphadecay_dist.errors import UserError
+from alphadecay_dist.spectral import FITS, METRICS, Estimator, Windows
+
+NORMALIZE = ("none", "mean")
+REFERENCE = "reference"
+PRESETS = (REFERENCE,)
+NEVER_BELOW_ONE = ("alpha", "stable_rank", "nuclear_to_frobenius")  # what sqrt and log2 can map
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of the rule; see :class:`alphadecay_dist.AlphaDecay`.
+
+    Raises:
+        UserError: a setting out of its range.
+    """
+
+    weight_decay: float
+    interval: int
+    min_ratio: float
+    max_ratio: float
+    assign: str = "linear"
+    normalize: str = "none"
+    metric: str = "alpha"
+    fit: str = "hill"
+    xmin_pos: float = 2.0
+    farms: Windows | None = None
+    preset: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.interval < 1:
+            raise UserError(f"interval: found {self.interval}, expected 1 or more updates")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise UserError(f"weight_decay: found {self.weight_decay}, expected a number >= 0")
+        if not 0 <= self.min_ratio <= self.max_ratio < math.inf:
+            raise UserError(
+                f"min_ratio {self.min_ratio} and max_ratio {self.max_ratio}: "
+                "expected 0 <= min_ratio <= max_ratio"
+            )
+        choices = {
+            "assign": SHAPES,
+            "normalize": NORMALIZE,
+            "metric": METRICS,
+            "fit": FITS,
+            "preset": PRESETS,
+        }
+        for name, known in choices.items():
+            found = getattr(self, name)
+            if found is not None and found not in known:
+                raise UserError(f"{name}: found {found!r}, expected one of {', '.join(known)}")
+        if self.assign in ("sqrt", "log2") and self.metric not in NEVER_BELOW_ONE:
+            raise UserError(
+                f"metric: found {self.metric!r} with assign {self.assign!r}, whose map needs one never "
+                f"below 1: {', '.join(NEVER_BELOW_ONE)}; or use assign linear or sigmoid"
+            )
+        try:
+            self.estimator()
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+    def estimator(self) -> Estimator:
+        """How alpha is read; the reference preset has the released code's fix-finger."""
+        released = self.preset == REFERENCE and self.fit == "fix_finger"
+        return Estimator("fix_finger_released" if released else self.fit, self.xmin_pos, self.farms)
+
+    def bounds(self) -> Bounds:
+        """How far decays may be from the base decay; the released code bounds the linear map alone."""
+        if self.preset == REFERENCE and self.assign != "linear":
+            return Bounds(self.weight_decay, 0.0, math.inf)
+        return Bounds(self.weight_decay, self.min_ratio, self.max_ratio)
+
+    def due(self, updates: int) -> bool:
+        """Whether a refresh is due after so many updates.
+
+        Before the first update and every ``interval`` updates; in the released code before the first and
+        before every one whose number is a multiple of ``interval``, which is one update earlier.
+        """
+        if self.preset == REFERENCE:
+            return updates == 0 or (updates + 1) % self.interval == 0
+        return updates % self.interval == 0
+
+    def as_dict(self) -> dict[str, object]:
+        """As plain data."""
+        return dataclasses.asdict(self)

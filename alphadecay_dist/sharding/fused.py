@@ -1,0 +1,144 @@
+"""Which matrices one fused weight is made of: q, k, v or gate, up in one, cut by name or by sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor
+
+from alphadecay_dist.errors import UserError
+
+QKV = ("q", "k", "v")
+GATE_UP = ("gate", "up")
+FUSED = {
+    "qkv_proj": QKV,
+    "qkv": QKV,
+    "Wqkv": QKV,
+    "c_attn": QKV,
+    "att_proj": QKV,
+    "in_proj_weight": QKV,
+    "query_key_value": QKV,
+    "gate_up_proj": GATE_UP,
+    "up_gate_proj": ("up", "gate"),
+    "w12": GATE_UP,
+}
+# Model types that lay out q, k and v head by head; the field's other fused projections stack them.
+HEAD_BY_HEAD = ("gpt_neox", "bloom")
+# Model types whose gate and up columns alternate.
+ALTERNATING = ("gpt_oss",)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How one axis of a matrix is dealt to parts.
+
+    Attributes:
+        names: of the parts.
+        sizes: rows or columns that each part gets in turn; where they add up to less than the axis, the
+            pattern is repeated (head by head, or alternating).
+        axis: 0 for rows, 1 for columns.
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    axis: int = 0
+
+    def parts(self, matrix: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The parts of an (m, n) matrix by name."""
+        patterns = matrix.unflatten(self.axis, (-1, sum(self.sizes)))
+        pieces = patterns.split(self.sizes, dim=self.axis + 1)
+        for name, piece in zip(self.names, pieces, strict=True):
+            yield name, piece.flatten(self.axis, self.axis + 1)
+
+    def shapes(self, shape: Sequence[int]) -> list[tuple[int, int]]:
+        """Shapes of the parts of a matrix of that shape."""
+        repeats = shape[self.axis] // sum(self.sizes)
+        lengths = [size * repeats for size in self.sizes]
+        return [(length, shape[1]) if self.axis == 0 else (shape[0], length) for length in lengths]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What a model's config says of its attention: numbers of query and of key-value heads, and its type."""
+
+    queries: int
+    keys: int
+    model_type: str = ""
+
+    @classmethod
+    def of(cls, config: Any) -> Heads | None:
+        """From a HF config or the dict of its JSON; None where it has no heads."""
+        get = config.get if isinstance(config, Mapping) else lambda key: getattr(config, key, None)
+        queries = get("num_attention_heads") or get("n_head")
+        if not isinstance(queries, int):
+            return None
+        keys = get("num_key_value_heads")
+        return cls(queries, keys if isinstance(keys, int) else queries, str(get("model_type") or ""))
+
+
+def cut_by_name(name: str, shape: Sequence[int], heads: Heads | None, axis: int = 0) -> Cut | None:
+    """The cut of a weight that is named like a fused one.
+
+    Args:
+        name: dotted name of the module or parameter; its last part decides.
+        shape: (m, n) of the matrix.
+        heads: what is known of the model's attention; without it q, k and v are thirds.
+        axis: the axis of the outputs: 0 for a Linear, 1 where the weight is (in, out).
+
+    Returns:
+        None where the name is no fused one, or its parts' sizes cannot be told: it stays whole then.
+    """
+    names = FUSED.get(name.removesuffix(".weight").rsplit(".", 1)[-1])
+    if names is None:
+        return None
+    length = shape[axis]
+    model_type = heads.model_type if heads else ""
+    if names is not QKV:
+        size = 1 if model_type in ALTERNATING else length // 2
+        return Cut(names, (size, size), axis) if length % 2 == 0 else None
+    queries, keys = (heads.queries, heads.keys) if heads else (1, 1)
+    width, rest = divmod(length, queries + 2 * keys)
+    if rest or (heads is None and length != 3 * shape[1 - axis]):
+        return None
+    if name.endswith("query_key_value"):
+        if model_type not in HEAD_BY_HEAD or queries != keys:
+            return None
+        return Cut(names, (width,) * 3, axis)
+    return Cut(names, (queries * width, keys * width, keys * width), axis)
+
+
+def cut_by_sizes(name: str, shape: Sequence[int], sizes: Sequence[int], axis: int = 0) -> Cut | None:
+    """The cut into explicit sizes; None for a single size, which keeps the weight whole.
+
+    Raises:
+        UserError: the sizes neither add up to the axis nor repeat along it.
+    """
+    if not sizes or min(sizes) < 1 or shape[axis] % sum(sizes):
+        side = ("rows", "columns")[axis]
+        raise UserError(
+            f"parts of {name}: found sizes {', '.join(map(str, sizes))} for {shape[axis]} {side}; "
+            f"expected sizes that add up to {shape[axis]}, or to a divisor of it"
+        )
+    if len(sizes) == 1:
+        return None
+    known = FUSED.get(name.rsplit(".", 1)[-1], ())
+    names = known if len(known) == len(sizes) else tuple(map(str, range(len(sizes))))
+    return Cut(names, tuple(sizes), axis)
+
+
+def sizes_for(name: str, parts: Mapping[str, Sequence[int]]) -> Sequence[int] | None:
+    """The explicit sizes given for a name: those of the first pattern that matches it."""
+    return next((sizes for pattern, sizes in parts.items() if fnmatchcase(name, pattern)), None)
+
+
+def output_axis(shape: Sequence[int], down: Sequence[int] | None) -> int:
+    """Which axis of an expert's fused gate and up, (m, n), holds their outputs.
+
+    Args:
+        shape: of gate and up: (2 i, h) or (h, 2 i).
+        down: shape of the down projection beside it: (h, i) or (i, h).
+    """
+    return 1 if down is not None and tuple(shape) == (down[1], 2 * down[0]) else 0
