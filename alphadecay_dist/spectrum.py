@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from alphadecay_dist.decay import Bounds, assign
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.sharding.fused import Cut, Heads, cut_by_name, output_axis
 from alphadecay_dist.spectral import MIN_EIGENVALUES, Analysis, Estimator, analyze
 
 
@@ -22,43 +24,74 @@ class Row:
     """One matrix: its name, its shape, its analysis, and its decay, None where alpha is undefined."""
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     analysis: Analysis
     weight_decay: float | None
 
     def flat(self) -> dict[str, object]:
         """The row as plain values by column name."""
-        rows, columns = self.shape
-        sizes = {"name": self.name, "rows": rows, "columns": columns}
+        rows, columns, *kernel = self.shape
+        sizes = {"name": self.name, "rows": rows, "columns": columns, "kernel": "x".join(map(str, kernel))}
         return {**sizes, **asdict(self.analysis), "weight_decay": self.weight_decay}
 
 
-def spectrum(path: Path, bounds: Bounds, *, shape: str, fit: str) -> list[Row]:
+@dataclass(frozen=True)
+class _Place:
+    """A tensor in a file, and how the matrices in it are cut into parts."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    cut: Cut | None
+
+    def matrices(self) -> Iterator[tuple[str, Tensor]]:
+        """Its matrices by name, one in memory at a time."""
+        with safe_open(self.file, framework="pt") as tensors:
+            if len(self.shape) != 3:
+                yield from self._parts(self.name, tensors.get_tensor(self.name))
+                return
+            stack = tensors.get_slice(self.name)
+            for expert in range(self.shape[0]):
+                yield from self._parts(f"{self.name}.{expert}", stack[expert])
+
+    def _parts(self, name: str, matrix: Tensor) -> Iterator[tuple[str, Tensor]]:
+        if self.cut is None:
+            yield name, matrix
+        else:
+            yield from ((f"{name}.{part}", tensor) for part, tensor in self.cut.parts(matrix))
+
+
+def spectrum(path: Path, bounds: Bounds, *, shape: str, estimator: Estimator) -> list[Row]:
     """Analyse the matrices of a checkpoint, one in memory at a time, with a progress bar.
 
-    A matrix is a two-dimensional ``*.weight`` inside a numbered block, as in training; embeddings and head
-    are none, nor is what has fewer than 50 rows or columns.
+    A matrix is a two-dimensional ``*.weight`` inside a numbered block, as in training, a Conv2d weight there,
+    or a matrix of a stack of experts; fused ones are cut by their names. Embeddings and head are none, nor is
+    what has fewer than 50 eigenvalues.
 
     Args:
-        path: a safetensors file, or a directory with such files (a HF checkpoint).
+        path: a safetensors file, or a directory with such files (a HF checkpoint, whose config.json tells the
+            numbers of heads).
         bounds: base decay and bounds of the map.
         shape: the map from alpha to decay, a name of ``alphadecay_dist.decay.SHAPES``.
-        fit: the estimator of alpha, a name of ``alphadecay_dist.spectral.FITS``.
+        estimator: how to read alpha.
 
     Raises:
-        UserError: no such file, or no matrix in it.
+        UserError: no such file, no matrix in it, or one that is smaller than a FARMS window.
     """
-    places = [place for file in _files(path) for place in _matrices_in(file)]
+    places = _places(path)
     if not places:
         raise UserError(
             f"{path}: found no weight matrix inside a numbered block, of {MIN_EIGENVALUES} rows and columns "
             "or more; give the weights of a transformer"
         )
     analyses, shapes = {}, {}
-    for file, name in tqdm(places, desc="spectra", unit="matrix"):
-        matrix = _read(file, name)
-        shapes[name] = (matrix.shape[0], matrix.shape[1])
-        analyses[name] = analyze(matrix, Estimator(fit))
+    for place in tqdm(places, desc="spectra", unit="weight"):
+        for name, matrix in place.matrices():
+            shapes[name] = tuple(matrix.shape)
+            try:
+                analyses[name] = analyze(matrix, estimator)
+            except ValueError as error:
+                raise UserError(f"{name}: {error}") from None
     defined = {name: found.alpha for name, found in analyses.items() if found.alpha is not None}
     decays = assign(defined, bounds, shape=shape, last={})
     return [
@@ -72,7 +105,7 @@ def table(rows: Sequence[Row]) -> str:
     lines = [f"{'matrix':<48} {'shape':>13} {'alpha':>7} {'KS':>6} {'stable rank':>11} {'decay':>10}  status"]
     for row in rows:
         found = row.analysis
-        size = f"{row.shape[0]} x {row.shape[1]}"
+        size = " x ".join(map(str, row.shape))
         lines.append(
             f"{row.name:<48} {size:>13} {_number(found.alpha, '7.3f')} {_number(found.ks, '6.3f')} "
             f"{_number(found.stable_rank, '11.2f')} {_number(row.weight_decay, '10.3g')}  {found.status}"
@@ -95,31 +128,55 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
         writer.writerows(row.flat() for row in rows)
 
 
-def _files(path: Path) -> list[Path]:
+def _places(path: Path) -> list[_Place]:
+    """The tensors to analyse, in the files' order."""
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise UserError(f"{path}: found no safetensors file, expected one or a directory with some")
-    return files
+    heads = _heads(files[0].parent / "config.json")
+    shapes = {name: (file, shape) for file in files for name, shape in _shapes_in(file)}
+    places = []
+    for name, (file, shape) in shapes.items():
+        matrix = shape[1:] if len(shape) == 3 else shape
+        cut = None if len(shape) == 4 else cut_by_name(name, matrix, heads, _axis(name, shape, shapes))
+        parts = [matrix] if cut is None else cut.shapes(matrix)
+        if min(min(part[:2]) * math.prod(part[2:]) for part in parts) >= MIN_EIGENVALUES:
+            places.append(_Place(file, name, shape, cut))
+    return places
 
 
-def _matrices_in(file: Path) -> Iterator[tuple[Path, str]]:
+def _shapes_in(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the weights in blocks, without reading them."""
     try:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  (no dict)
-                shape = tensors.get_slice(name).get_shape()
-                if len(shape) == 2 and min(shape) >= MIN_EIGENVALUES and _in_block(name):
-                    yield file, name
+                shape = tuple(tensors.get_slice(name).get_shape())
+                if _in_block(name, len(shape)):
+                    yield name, shape
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from None
 
 
-def _in_block(name: str) -> bool:
-    return name.endswith(".weight") and any(part.isdigit() for part in name.split("."))
+def _in_block(name: str, dimensions: int) -> bool:
+    """Whether a tensor is a weight matrix, a stack of experts or a Conv2d weight inside a numbered block."""
+    fits = dimensions == 3 if "expert" in name else dimensions in (2, 4)
+    named = name.endswith((".weight", ".in_proj_weight")) or "expert" in name
+    return fits and named and any(part.isdigit() for part in name.split("."))
 
 
-def _read(file: Path, name: str) -> Tensor:
-    with safe_open(file, framework="pt") as tensors:
-        return tensors.get_tensor(name)
+def _axis(name: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[Path, tuple[int, ...]]]) -> int:
+    """The axis of a fused weight's outputs: a file does not tell whether it is (out, in) or (in, out)."""
+    if len(shape) == 3:
+        down = shapes.get(name.replace("gate_up_proj", "down_proj"))
+        return output_axis(shape[1:], down[1][1:] if down and len(down[1]) == 3 else None)
+    return 1 if len(shape) == 2 and shape[1] == 3 * shape[0] else 0
+
+
+def _heads(config: Path) -> Heads | None:
+    try:
+        return Heads.of(json.loads(config.read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _number(value: float | None, form: str) -> str:

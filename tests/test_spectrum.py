@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from alphadecay_dist import cli
+from alphadecay_dist.spectral import Estimator, Windows, analyze
 from tests.spectral.truth import gaussian, heavy, true_alpha
 
 
@@ -58,6 +59,68 @@ def test_a_single_file_is_drawn_with_any_fit(weights, fit):
     command = ["spectrum", str(folder / "model-00001.safetensors"), "--fit", fit, "--plot", str(picture)]
     assert cli.main(command) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def rows_of(folder, *options):
+    out = folder / "rows.json"
+    assert cli.main(["spectrum", str(folder), "--json", str(out), *options]) == 0
+    return {row["name"]: row for row in json.loads(out.read_text())}
+
+
+def test_fused_weights_experts_and_convolutions_have_a_row_a_matrix(tmp_path):
+    block = "model.layers.0."
+    tensors = {
+        f"{block}attn.qkv_proj.weight": heavy(192, 64),
+        f"{block}attn.c_attn.weight": heavy(60, 180, 2),
+        f"{block}mlp.experts.gate_up_proj": heavy(3 * 70, 120, 4).reshape(3, 70, 120),
+        f"{block}mlp.experts.down_proj": heavy(3 * 60, 70, 6).reshape(3, 60, 70),
+        f"{block}conv.weight": heavy(24, 180, 8).reshape(24, 20, 3, 3),
+        f"{block}norm.weight": torch.ones(64),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 2, "num_key_value_heads": 2}')
+    qkv, columns, gate_up, down, conv, _ = tensors.values()
+    expected = {
+        f"{block}attn.qkv_proj.weight.{part}": qkv[64 * i : 64 * i + 64] for i, part in enumerate("qkv")
+    }
+    for i, part in enumerate("qkv"):
+        expected[f"{block}attn.c_attn.weight.{part}"] = columns[:, 60 * i : 60 * i + 60]
+    for expert in range(3):
+        for i, part in enumerate(("gate", "up")):
+            half = gate_up[expert, :, 60 * i : 60 * i + 60]
+            expected[f"{block}mlp.experts.gate_up_proj.{expert}.{part}"] = half
+        expected[f"{block}mlp.experts.down_proj.{expert}"] = down[expert]
+    rows = rows_of(tmp_path)
+    assert rows.pop(f"{block}conv.weight")["alpha"] == pytest.approx(analyze(conv).alpha, abs=1e-5)
+    found = {name: row["alpha"] for name, row in rows.items()}
+    assert found == pytest.approx({name: true_alpha(m) for name, m in expected.items()}, abs=1e-5)
+
+
+def test_key_value_heads_come_from_the_config(tmp_path):
+    name = "model.layers.0.self_attn.qkv_proj.weight"
+    save_file({name: heavy(400, 256)}, tmp_path / "model.safetensors")
+    assert set(rows_of(tmp_path)) == {name}
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 4, "num_key_value_heads": 1}')
+    assert {n: row["rows"] for n, row in rows_of(tmp_path).items()} == {name: 400}  # 66 and 2/3 rows: whole
+    save_file({name: heavy(384, 256)}, tmp_path / "model.safetensors")
+    sizes = {n.rsplit(".", 1)[1]: row["rows"] for n, row in rows_of(tmp_path).items()}
+    assert sizes == {"q": 256, "k": 64, "v": 64}
+
+
+def test_windows_and_position_are_those_that_were_asked_for(weights, capsys):
+    folder, tensors = weights
+    name = "model.layers.0.mlp.up_proj.weight"
+    farms = Estimator(windows=Windows(50, 1.0, (2, 1)))
+    rows = rows_of(folder, "--farms_rows", "50", "--farms_grid", "2", "1")
+    assert rows[name]["alpha"] == pytest.approx(analyze(tensors[name], farms).alpha, abs=1e-6)
+    rows = rows_of(folder, "--xmin_pos", "4")
+    assert rows[name]["alpha"] == pytest.approx(analyze(tensors[name], Estimator(xmin_pos=4)).alpha, abs=1e-6)
+    for options, words in (
+        (["--farms_rows", "100"], "larger than the matrix"),
+        (["--xmin_pos", "1"], "xmin_pos"),
+    ):
+        assert cli.main(["spectrum", str(folder), *options]) == 2
+        assert words in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_what_holds_no_matrix_is_one_line(tmp_path, capsys):
