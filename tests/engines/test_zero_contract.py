@@ -28,11 +28,11 @@ def check_engine(stage, dtype):
     assert engine.super_offload() is False, "engine.super_offload()"
     assert not engine.zenflow, "engine.zenflow"
 
-    names = [matrix.module for matrix in matrices_of(model)]
+    names = [matrix.name for matrix in matrices_of(model)]
     assert [group["module"] for group in engine.optimizer.param_groups] == names, "our key, the order"
     if stage < 3:
         for matrix in matrices_of(model):
-            whole = value_of(f"{matrix.module}.weight", matrix.shape, dtype)
+            whole = value_of(f"{matrix.name}.weight", matrix.shape, dtype)
             assert torch.equal(matrix.parameter.detach(), whole), "weights whole below stage 3"
 
     # The boundary is known between backward() and step(), before the update.
@@ -84,7 +84,7 @@ def check_partition(options):
             assert parameter.ds_tensor.shape == (chunk,), "ds_tensor: flat, ceil(numel / W)"
             assert parameter.ds_tensor.dtype == torch.float32, "ds_tensor.dtype"
             if update == 0:
-                whole = value_of(f"{matrix.module}.weight", matrix.shape, torch.float32).flatten()
+                whole = value_of(f"{matrix.name}.weight", matrix.shape, torch.float32).flatten()
                 mine = whole[rank * chunk : (rank + 1) * chunk]
                 assert torch.equal(parameter.ds_tensor[: mine.numel()].cpu(), mine), "ds_tensor: our range"
         backward(engine)
@@ -125,7 +125,7 @@ def _whole(model):
     found = {}
     for matrix in matrices_of(model):
         with deepspeed.zero.GatheredParameters(matrix.parameter, enabled=hasattr(matrix.parameter, "ds_id")):
-            found[matrix.module] = matrix.parameter.detach().clone()
+            found[matrix.name] = matrix.parameter.detach().clone()
     return found
 
 

@@ -96,7 +96,7 @@ def check_zero_shards(dtype, threshold):
             for matrix in matrices_of(model):
                 with deepspeed.zero.GatheredParameters(matrix.parameter):
                     expected[matrix.name] = matrix.parameter.detach().clone()
-                assert not torch.equal(expected[matrix.name], before[matrix.module])
+                assert not torch.equal(expected[matrix.name], before[matrix.name])
     return sorted(whole)
 
 
