@@ -15,10 +15,11 @@ from alphadecay_dist.engines import zero_config
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.inventory import require_weights, tuned_weights
 from alphadecay_dist.training import model as models
-from alphadecay_dist.training.config import Config, load_config
+from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.corpus import find_files
 from alphadecay_dist.training.data import micro_batch
 from alphadecay_dist.training.ranks import environment
+from alphadecay_dist.training.recipe import Config
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.config import DataConfig
+from alphadecay_dist.training.recipe import DataConfig
 
 LOADERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 C4 = ("allenai/c4", "en")

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.config import DataConfig, TrainConfig
 from alphadecay_dist.training.corpus import Corpus, Cursor, DocumentLane
+from alphadecay_dist.training.recipe import DataConfig, TrainConfig
 from alphadecay_dist.training.tokenizer import Tokenizer
 
 IGNORE = -100  # the label of padding

@@ -20,7 +20,6 @@ from alphadecay_dist.checkpoint.reader import Checkpoint
 from alphadecay_dist.controller import AlphaDecay, Refresh
 from alphadecay_dist.engines.zero_training import ZeroTraining
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.config import Config
 from alphadecay_dist.training.data import Batch, EvaluationData, TrainingData
 from alphadecay_dist.training.metrics import (
     DECAY,
@@ -33,6 +32,7 @@ from alphadecay_dist.training.metrics import (
 )
 from alphadecay_dist.training.model import summed_loss
 from alphadecay_dist.training.ranks import Ranks
+from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.schedule import learning_rate
 from alphadecay_dist.training.start import CHECKPOINTS
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from alphadecay_dist.sharding.inventory import param_groups
-from alphadecay_dist.training.config import DecayConfig, OptimizerConfig
+from alphadecay_dist.training.recipe import DecayConfig, OptimizerConfig
 
 CLASSES = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 

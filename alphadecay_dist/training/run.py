@@ -18,13 +18,14 @@ from alphadecay_dist.sharding.ownership import assign_owners, cost
 from alphadecay_dist.training import model as models
 from alphadecay_dist.training import start
 from alphadecay_dist.training.check import Checked, Options, check
-from alphadecay_dist.training.config import Config, to_yaml
+from alphadecay_dist.training.config import to_yaml
 from alphadecay_dist.training.corpus import Corpus, open_corpora
 from alphadecay_dist.training.data import EvaluationData, TrainingData
 from alphadecay_dist.training.loop import Trainer
 from alphadecay_dist.training.metrics import RunFiles, Tracker
 from alphadecay_dist.training.optimizer import build_optimizer
 from alphadecay_dist.training.ranks import Ranks
+from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.tokenizer import (
     TRAIN,
     Tokenizer,
@@ -124,23 +125,9 @@ def _build(checked: Checked, options: Options, engine: ZeroTraining) -> AlphaDec
     wrapped = engine.initialize(model, optimizer)
     if config.decay.policy == "uniform":
         return None
-    return AlphaDecay(
-        model,
-        optimizer,
-        engine=wrapped,
-        weight_decay=config.decay.weight_decay,
-        interval=config.decay.interval,
-        min_ratio=config.decay.min_ratio,
-        max_ratio=config.decay.max_ratio,
-        assign=config.decay.assign,
-        normalize=config.decay.normalize,
-        metric=config.decay.metric,
-        fit=config.decay.fit,
-        xmin_pos=config.decay.xmin_pos,
-        farms=config.decay.windows(),
-        preset=config.decay.preset,
-        memory_budget=config.decay.memory_budget,
-    )
+    budget = config.decay.memory_budget
+    settings = vars(config.decay.settings())
+    return AlphaDecay(model, optimizer, engine=wrapped, memory_budget=budget, **settings)
 
 
 def _prepare_folder(checked: Checked, begin: start.Start, tokenizer: Tokenizer) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from alphadecay_dist.training.config import OptimizerConfig
+from alphadecay_dist.training.recipe import OptimizerConfig
 
 
 def learning_rate(update: int, steps: int, config: OptimizerConfig) -> float:

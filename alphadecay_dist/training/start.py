@@ -10,8 +10,9 @@ from typing import Any
 
 from alphadecay_dist.checkpoint.reader import Checkpoint, newest, read
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.config import Config, config_from_dict, flat
+from alphadecay_dist.training.config import config_from_dict, flat
 from alphadecay_dist.training.metrics import STATUS, read_status
+from alphadecay_dist.training.recipe import Config
 
 CHECKPOINTS = "checkpoints"
 

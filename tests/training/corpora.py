@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from alphadecay_dist.training.config import DataConfig
 from alphadecay_dist.training.corpus import Corpus, open_corpora
+from alphadecay_dist.training.recipe import DataConfig
 from alphadecay_dist.training.tokenizer import Tokenizer, train_tokenizer
 
 

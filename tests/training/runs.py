@@ -19,11 +19,12 @@ import train
 from alphadecay_dist import AlphaDecay
 from alphadecay_dist.checkpoint.reader import newest
 from alphadecay_dist.training import model as models
-from alphadecay_dist.training.config import Config, DataConfig, load_config
+from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.corpus import open_corpora
 from alphadecay_dist.training.data import TrainingData
 from alphadecay_dist.training.metrics import read_lines
 from alphadecay_dist.training.optimizer import build_optimizer
+from alphadecay_dist.training.recipe import Config, DataConfig
 from alphadecay_dist.training.schedule import learning_rate
 from alphadecay_dist.training.tokenizer import Tokenizer, train_tokenizer
 from tests.multirank import run_ranks

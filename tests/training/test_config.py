@@ -12,9 +12,6 @@ from hypothesis import strategies as st
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.spectral import Windows
 from alphadecay_dist.training.config import (
-    AT_LEAST,
-    CHOICES,
-    Config,
     check,
     config_from_dict,
     flat,
@@ -24,6 +21,7 @@ from alphadecay_dist.training.config import (
     to_yaml,
 )
 from alphadecay_dist.training.model import build_on_meta, model_names, parameter_count, read_model_config
+from alphadecay_dist.training.recipe import AT_LEAST, CHOICES, Config
 
 # hidden, intermediate, layers, heads, updates, seed, base decay
 PUBLISHED = {

@@ -16,8 +16,8 @@ from pyarrow import parquet
 
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training import corpus as corpora
-from alphadecay_dist.training.config import DataConfig
 from alphadecay_dist.training.corpus import Cursor, DocumentLane, find_files, open_corpora
+from alphadecay_dist.training.recipe import DataConfig
 from tests.training.corpora import numbered, open_all, texts_of, write_files, write_lines
 
 TEXTS = ["one", "two\nlines", "three", "four", "five"]

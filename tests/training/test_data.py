@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.config import DataConfig, TrainConfig
 from alphadecay_dist.training.corpus import open_corpora
 from alphadecay_dist.training.data import IGNORE, EvaluationData, TrainingData, make_batch, micro_batch
+from alphadecay_dist.training.recipe import DataConfig, TrainConfig
 from tests.training.corpora import number_tokenizer, numbered, write_files
 
 TRAIN = TrainConfig(global_batch=12, micro_batch=4, seq_len=8, seed=3)

@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from alphadecay_dist.training.config import OptimizerConfig, load_config
+from alphadecay_dist.training.config import load_config
+from alphadecay_dist.training.recipe import OptimizerConfig
 from alphadecay_dist.training.schedule import learning_rate
 
 

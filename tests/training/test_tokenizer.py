@@ -9,8 +9,8 @@ import pytest
 import sentencepiece
 
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.config import DataConfig
 from alphadecay_dist.training.corpus import open_corpora
+from alphadecay_dist.training.recipe import DataConfig
 from alphadecay_dist.training.tokenizer import Tokenizer, check_vocabulary, load_tokenizer, train_tokenizer
 
 VOCABULARY = 512
@@ -54,7 +54,7 @@ def test_training_twice_gives_the_same_bytes_also_in_another_process(trained, no
     assert train_tokenizer(novels, VOCABULARY).proto == trained.proto
     code = (
         "import sys\n"
-        "from alphadecay_dist.training.config import DataConfig\n"
+        "from alphadecay_dist.training.recipe import DataConfig\n"
         "from alphadecay_dist.training.corpus import open_corpora\n"
         "from alphadecay_dist.training.tokenizer import train_tokenizer\n"
         "texts = [text for _, text in open_corpora(DataConfig())[0].rows(0, 0)][:400]\n"

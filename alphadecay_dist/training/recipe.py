@@ -1,0 +1,239 @@
+"""What a recipe holds: its sections, their defaults, and which values are allowed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from alphadecay_dist.decay import SHAPES
+from alphadecay_dist.errors import UserError
+from alphadecay_dist.settings import NORMALIZE, PRESETS, Settings
+from alphadecay_dist.spectral import FITS, METRICS, Windows
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """``name``: one of recipes/models, or the path of a LLaMA config JSON."""
+
+    name: str = "llama_demo"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where documents come from and how sequences are made of them.
+
+    Attributes:
+        source: ``demo`` (the text shipped with the package), ``c4`` (streamed from the hub), or a local
+            file, directory or glob of .txt, .json, .jsonl (.gz too) or .parquet files.
+        validation: held-out files, given like ``source``; without them every ``holdout``-th document of a
+            local source is held out. ``demo`` and ``c4`` have a validation set of their own.
+        holdout: see ``validation``.
+        text_field: the column or key that holds the text.
+        pack: cut the joined documents into full sequences, instead of a sequence a document, cut or padded.
+        lanes: independent streams that the documents are dealt to; a divisor of the global batch. A rank
+            reads only the lanes of its own sequences; the order of sequences does not depend on the ranks.
+        shuffle: documents that are shuffled together.
+    """
+
+    source: str = "demo"
+    validation: str | None = None
+    holdout: int = 100
+    text_field: str = "text"
+    pack: bool = False
+    lanes: int = 1
+    shuffle: int = 10000
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """``model``: a sentencepiece model's path, a hub repository with a spiece.model, or ``train``."""
+
+    model: str = "train"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The length and the size of a run.
+
+    Attributes:
+        steps: optimizer updates; schedules span them.
+        stop_after: save and stop after this update; null is off.
+        micro_batch: most sequences that a rank takes at once; the largest divisor that fits is used.
+        global_batch: sequences an update, over all ranks.
+        seq_len: tokens a sequence.
+        dtype: ``bfloat16`` (compute in bf16 over fp32 masters), ``float32``, or ``auto``: bfloat16 on a GPU,
+            float32 on a CPU.
+        seed: of the initial weights and the order of documents.
+        clip: largest global gradient norm; 0 is off.
+    """
+
+    steps: int = 100
+    stop_after: int | None = None
+    micro_batch: int = 8
+    global_batch: int = 24
+    seq_len: int = 256
+    dtype: str = "auto"
+    seed: int = 0
+    clip: float = 0.0
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer and its learning rate.
+
+    Attributes:
+        name: ``adam`` (L2: the decay is added to the gradient) or ``adamw`` (decoupled).
+        lr: peak learning rate.
+        betas: decay rates of the two moments.
+        eps: added to the denominator.
+        warmup: updates of linear warm-up; below 1, the fraction of train.steps.
+        schedule: ``cosine``, ``linear`` or ``constant`` after the warm-up.
+        min_lr_ratio: the last learning rate, in peaks.
+    """
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    warmup: float = 0.1
+    schedule: str = "cosine"
+    min_lr_ratio: float = 0.1
+
+
+@dataclass(frozen=True)
+class DecayConfig:
+    """Weight decay.
+
+    Attributes:
+        policy: ``alphadecay``, or ``uniform`` for the base decay everywhere.
+        weight_decay: the base decay.
+        interval: updates between refreshes.
+        min_ratio: decay of the heaviest tail, in base decays.
+        max_ratio: decay of the lightest tail, in base decays.
+        assign: the map from alpha to decay: ``linear`` (as published), ``sqrt``, ``log2`` or ``sigmoid``.
+        normalize: ``mean`` scales the decays so that their mean over all weights is the base decay.
+        metric: what is mapped: ``alpha`` (as published) or another of ``alphadecay_dist.spectral.METRICS``.
+        fit: the estimator of alpha: ``hill`` (as published), ``goodness_of_fit`` or ``fix_finger``.
+        xmin_pos: for ``hill``: the tail begins at eigenvalue floor(N / xmin_pos); 2 is the median.
+        farms_rows: rows of FARMS' windows; null analyses whole matrices.
+        farms_aspect: rows over columns of a window.
+        farms_grid: windows along the rows and along the columns.
+        preset: ``reference`` repeats the released code: see :class:`alphadecay_dist.AlphaDecay`; or null.
+        untuned: ``base`` or ``zero``: what embeddings, norms and head get.
+        memory_budget: bytes of gathered weights at once at an owner; null is two of the largest matrices
+            or 256 MiB.
+    """
+
+    policy: str = "alphadecay"
+    preset: str | None = None
+    weight_decay: float = 0.1
+    interval: int = 500
+    min_ratio: float = 2 / 3
+    max_ratio: float = 5.0
+    assign: str = "linear"
+    normalize: str = "none"
+    metric: str = "alpha"
+    fit: str = "hill"
+    xmin_pos: float = 2.0
+    farms_rows: int | None = None
+    farms_aspect: float = 1.0
+    farms_grid: tuple[int, int] = (1, 1)
+    untuned: str = "base"
+    memory_budget: int | None = None
+
+    def windows(self) -> Windows | None:
+        """FARMS' windows, if there are any."""
+        if self.farms_rows is None:
+            return None
+        return Windows(self.farms_rows, self.farms_aspect, self.farms_grid)
+
+    def settings(self) -> Settings:
+        """The settings of the rule.
+
+        Raises:
+            UserError: choices that do not go together.
+        """
+        try:
+            names = [option.name for option in fields(Settings) if option.name != "farms"]
+            return Settings(**{name: getattr(self, name) for name in names}, farms=self.windows())
+        except ValueError as error:
+            raise UserError(f"decay: {error}") from None
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """``every``: updates between checkpoints; 0 saves at the end alone."""
+
+    every: int = 0
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """``every``: updates between evaluations (0: first and last alone); ``tokens``: of each evaluation."""
+
+    every: int = 0
+    tokens: int = 100_000
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """``wandb``: ``auto`` (online when logged in, else offline), ``online``, ``offline`` or ``off``.
+
+    ``every``: updates between lines sent to wandb; metrics.jsonl gets every update.
+    """
+
+    wandb: str = "auto"
+    every: int = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole recipe, resolved."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    decay: DecayConfig = field(default_factory=DecayConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+CHOICES = {
+    "train.dtype": ("auto", "bfloat16", "float32"),
+    "optimizer.name": ("adam", "adamw"),
+    "optimizer.schedule": ("cosine", "linear", "constant"),
+    "decay.policy": ("alphadecay", "uniform"),
+    "decay.assign": tuple(SHAPES),
+    "decay.normalize": NORMALIZE,
+    "decay.preset": PRESETS,
+    "decay.metric": METRICS,
+    "decay.fit": tuple(FITS),
+    "decay.untuned": ("base", "zero"),
+    "logging.wandb": ("auto", "online", "offline", "off"),
+}
+AT_LEAST = {
+    "data.holdout": 2,
+    "data.lanes": 1,
+    "data.shuffle": 1,
+    "train.steps": 1,
+    "train.stop_after": 1,
+    "train.micro_batch": 1,
+    "train.global_batch": 1,
+    "train.seq_len": 2,
+    "train.clip": 0,
+    "train.seed": 0,
+    "optimizer.lr": 0,
+    "optimizer.eps": 0,
+    "optimizer.warmup": 0,
+    "optimizer.min_lr_ratio": 0,
+    "decay.weight_decay": 0,
+    "decay.interval": 1,
+    "decay.min_ratio": 0,
+    "decay.memory_budget": 1,
+    "checkpoint.every": 0,
+    "eval.every": 0,
+    "eval.tokens": 1,
+    "logging.every": 1,
+}
