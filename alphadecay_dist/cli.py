@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from alphadecay_dist import spectrum as spectra
-from alphadecay_dist.decay import SHAPES, Bounds
+from alphadecay_dist.decay import SHAPES
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.report import plot_run, plot_spectrum
-from alphadecay_dist.spectral import FITS, Estimator, Windows
+from alphadecay_dist.settings import NORMALIZE, Settings
+from alphadecay_dist.spectral import FITS, METRICS, Windows
+from alphadecay_dist.weight_files import open_weights
+
+PUBLISHED = Settings(weight_decay=0.1, interval=500, min_ratio=2 / 3, max_ratio=5.0)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,17 +41,23 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _add_spectrum(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    spectrum = commands.add_parser("spectrum", help="alpha, norms and decay of every matrix in a weight file")
-    spectrum.add_argument("path", type=Path, help="a safetensors file or a HF checkpoint directory")
-    spectrum.add_argument("--fit", choices=list(FITS), default="hill")
-    spectrum.add_argument("--xmin_pos", type=float, default=2.0, help="hill begins at N / this (default: 2)")
+    spectrum = commands.add_parser(
+        "spectrum",
+        help="alpha, norms and decay of every matrix on disk",
+        epilog="Without options the rule is that of the run that saved the weights, else the published one.",
+    )
+    spectrum.add_argument("path", type=Path, help="a safetensors file, a HF directory, a run or a checkpoint")
+    spectrum.add_argument("--metric", choices=list(METRICS), help="what decides (default: alpha)")
+    spectrum.add_argument("--fit", choices=list(FITS), help="estimator of alpha (default: hill)")
+    spectrum.add_argument("--xmin_pos", type=float, help="hill begins at N / this (default: 2)")
     spectrum.add_argument("--farms_rows", type=int, help="rows of FARMS' windows (default: whole matrices)")
     spectrum.add_argument("--farms_aspect", type=float, default=1.0, help="rows over columns of a window")
     spectrum.add_argument("--farms_grid", type=int, nargs=2, default=(1, 1), metavar=("ROWS", "COLUMNS"))
-    spectrum.add_argument("--assign", choices=list(SHAPES), default="linear")
-    spectrum.add_argument("--weight_decay", type=float, default=0.1, help="the base decay (default: 0.1)")
-    spectrum.add_argument("--min_ratio", type=float, default=2 / 3)
-    spectrum.add_argument("--max_ratio", type=float, default=5.0)
+    spectrum.add_argument("--assign", choices=list(SHAPES), help="the map (default: linear)")
+    spectrum.add_argument("--normalize", choices=NORMALIZE, help="mean keeps the base decay in the mean")
+    spectrum.add_argument("--weight_decay", type=float, help="the base decay (default: 0.1)")
+    spectrum.add_argument("--min_ratio", type=float, help="smallest decay, in base decays (default: 2/3)")
+    spectrum.add_argument("--max_ratio", type=float, help="largest decay, in base decays (default: 5)")
     for form in ("json", "csv", "plot"):
         spectrum.add_argument(
             f"--{form}", type=Path, metavar="FILE", help=f"write {form} to this file as well"
@@ -61,14 +72,9 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _spectrum(args: argparse.Namespace) -> None:
-    bounds = Bounds(args.weight_decay, args.min_ratio, args.max_ratio)
-    try:
-        given = args.farms_rows, args.farms_aspect, tuple(args.farms_grid)
-        windows = Windows(*given) if args.farms_rows is not None else None
-        estimator = Estimator(args.fit, args.xmin_pos, windows)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    rows = spectra.spectrum(args.path, bounds, shape=args.assign, estimator=estimator)
+    weights = open_weights(args.path)
+    rows = spectra.spectrum(weights, _settings(args, weights.settings or PUBLISHED))
+    print(weights.path)
     print(spectra.table(rows))
     for write, path in (
         (spectra.write_json, args.json),
@@ -77,3 +83,15 @@ def _spectrum(args: argparse.Namespace) -> None:
     ):
         if path is not None:
             write(rows, path)
+
+
+def _settings(args: argparse.Namespace, default: Settings) -> Settings:
+    """The rule, with what was given on the command line in it."""
+    names = ("metric", "fit", "xmin_pos", "assign", "normalize", "weight_decay", "min_ratio", "max_ratio")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    try:
+        if args.farms_rows is not None:
+            given["farms"] = Windows(args.farms_rows, args.farms_aspect, tuple(args.farms_grid))
+        return replace(default, **given)
+    except ValueError as error:
+        raise UserError(str(error)) from None

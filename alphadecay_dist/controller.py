@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from alphadecay_dist.decay import Assignment, assign, normalize_mean
+from alphadecay_dist.decay import Assignment, weight_decay_of
 from alphadecay_dist.engines import Host, host_for
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.settings import REFERENCE, Settings
@@ -173,7 +173,8 @@ class AlphaDecay:
         begin = time.perf_counter()
         analyses = analyze_each(self._matrices(), self.settings.estimator())
         shared = self._share(analyses)
-        assigned = self._assign({name: found.value for name, found in shared.items()})
+        values = {name: found.value for name, found in shared.items()}
+        assigned = self.settings.decays(values, self._decays, self._sizes)
         self._alphas = {name: found.alpha for name, found in shared.items()}
         self._decays = {name: assignment.weight_decay for name, assignment in assigned.items()}
         self._write()
@@ -227,14 +228,6 @@ class AlphaDecay:
             reports,
         )
 
-    def _assign(self, values: Mapping[str, float | None]) -> dict[str, Assignment]:
-        """The pure map from all values to all decays, the same on every rank."""
-        settings = self.settings
-        assigned = assign(values, settings.bounds(), shape=settings.assign, last=self._decays)
-        if settings.normalize == "mean":
-            assigned = normalize_mean(assigned, settings.weight_decay, self._sizes)
-        return assigned
-
     def state_dict(self) -> dict[str, str]:
         """What a resume needs, by module name: one JSON string under one fixed key."""
         modules = {
@@ -282,8 +275,7 @@ class AlphaDecay:
 
     def _decay_of(self, name: str) -> float:
         """The decay of a module: the mean of its parts'."""
-        decays = [self._decays[part] for part in self._parts[name]]
-        return decays[0] if len(decays) == 1 else math.fsum(decays) / len(decays)
+        return weight_decay_of([self._decays[part] for part in self._parts[name]])
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from alphadecay_dist.decay import SHAPES, Bounds
+from alphadecay_dist.decay import SHAPES, Assignment, Bounds, assign, normalize_mean
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.spectral import FITS, METRICS, Estimator, Windows
 
@@ -77,6 +78,21 @@ class Settings:
         if self.preset == REFERENCE and self.assign != "linear":
             return Bounds(self.weight_decay, 0.0, math.inf)
         return Bounds(self.weight_decay, self.min_ratio, self.max_ratio)
+
+    def decays(
+        self, values: Mapping[str, float | None], last: Mapping[str, float], sizes: Mapping[str, int]
+    ) -> dict[str, Assignment]:
+        """The pure map from the metric's values to decays, by matrix.
+
+        Args:
+            values: None where undefined.
+            last: the decay that each matrix has now.
+            sizes: number of weights in each.
+        """
+        assigned = assign(values, self.bounds(), shape=self.assign, last=last)
+        if self.normalize == "mean":
+            return normalize_mean(assigned, self.weight_decay, sizes)
+        return assigned
 
     def due(self, updates: int) -> bool:
         """Whether a refresh is due after so many updates.

@@ -1,4 +1,4 @@
-"""Weight files -> a table of spectra: every matrix's alpha, norms, and the decay that it would get."""
+"""A model's weights on disk -> a table: every matrix's alpha, norms, and the decay that it would get."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ import csv
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from alphadecay_dist.decay import Bounds, assign
+from alphadecay_dist.decay import weight_decay_of
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.sharding.fused import Cut, Heads, cut_by_name, output_axis
-from alphadecay_dist.spectral import MIN_EIGENVALUES, Analysis, Estimator, analyze
+from alphadecay_dist.settings import REFERENCE, Settings
+from alphadecay_dist.sharding.fused import Cut, cut_by_name, output_axis
+from alphadecay_dist.spectral import MIN_EIGENVALUES, Analysis, analyze
+from alphadecay_dist.weight_files import StoredTensor, StoredWeights
 
 
 @dataclass(frozen=True)
 class Row:
-    """One matrix: its name, its shape, its analysis, and its decay, None where alpha is undefined."""
+    """One matrix: its name, its shape, its analysis, and the decay of the weight that it belongs to."""
 
     name: str
     shape: tuple[int, ...]
     analysis: Analysis
-    weight_decay: float | None
+    weight_decay: float
 
     def flat(self) -> dict[str, object]:
         """The row as plain values by column name."""
@@ -36,67 +37,58 @@ class Row:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A tensor in a file, and how the matrices in it are cut into parts."""
+class _Weight:
+    """A stored tensor, and how the matrices in it are cut into parts."""
 
-    file: Path
-    name: str
-    shape: tuple[int, ...]
+    stored: StoredTensor
     cut: Cut | None
 
-    def matrices(self) -> Iterator[tuple[str, Tensor]]:
+    def parts(self) -> Iterator[tuple[str, Tensor]]:
         """Its matrices by name, one in memory at a time."""
-        with safe_open(self.file, framework="pt") as tensors:
-            if len(self.shape) != 3:
-                yield from self._parts(self.name, tensors.get_tensor(self.name))
-                return
-            stack = tensors.get_slice(self.name)
-            for expert in range(self.shape[0]):
-                yield from self._parts(f"{self.name}.{expert}", stack[expert])
-
-    def _parts(self, name: str, matrix: Tensor) -> Iterator[tuple[str, Tensor]]:
-        if self.cut is None:
-            yield name, matrix
-        else:
-            yield from ((f"{name}.{part}", tensor) for part, tensor in self.cut.parts(matrix))
+        for name, unit in self.stored.units():
+            if self.cut is None:
+                yield name, unit
+            else:
+                yield from ((f"{name}.{part}", matrix) for part, matrix in self.cut.parts(unit))
 
 
-def spectrum(path: Path, bounds: Bounds, *, shape: str, estimator: Estimator) -> list[Row]:
-    """Analyse the matrices of a checkpoint, one in memory at a time, with a progress bar.
+def spectrum(weights: StoredWeights, settings: Settings) -> list[Row]:
+    """Analyse the matrices of a model on disk, one in memory at a time, with a progress bar.
 
     A matrix is a two-dimensional ``*.weight`` inside a numbered block, as in training, a Conv2d weight there,
     or a matrix of a stack of experts; fused ones are cut by their names. Embeddings and head are none, nor is
     what has fewer than 50 eigenvalues.
 
     Args:
-        path: a safetensors file, or a directory with such files (a HF checkpoint, whose config.json tells the
-            numbers of heads).
-        bounds: base decay and bounds of the map.
-        shape: the map from alpha to decay, a name of ``alphadecay_dist.decay.SHAPES``.
-        estimator: how to read alpha.
+        weights: where they are, see :func:`alphadecay_dist.weight_files.open_weights`.
+        settings: the rule.
+
+    Returns:
+        A row a matrix, with the decay that its weight would get at a first refresh: the mean of its parts',
+        where it has several.
 
     Raises:
-        UserError: no such file, no matrix in it, or one that is smaller than a FARMS window.
+        UserError: no matrix is there, or one is smaller than a FARMS window.
     """
-    places = _places(path)
-    if not places:
+    chosen = _tuned(weights)
+    if not chosen:
         raise UserError(
-            f"{path}: found no weight matrix inside a numbered block, of {MIN_EIGENVALUES} rows and columns "
-            "or more; give the weights of a transformer"
+            f"{weights.path}: found no weight matrix inside a numbered block, of {MIN_EIGENVALUES} rows and "
+            "columns or more; give the weights of a transformer"
         )
-    analyses, shapes = {}, {}
-    for place in tqdm(places, desc="spectra", unit="weight"):
-        for name, matrix in place.matrices():
-            shapes[name] = tuple(matrix.shape)
-            try:
-                analyses[name] = analyze(matrix, estimator)
-            except ValueError as error:
-                raise UserError(f"{name}: {error}") from None
-    defined = {name: found.alpha for name, found in analyses.items() if found.alpha is not None}
-    decays = assign(defined, bounds, shape=shape, last={})
+    rows: dict[str, list[Row]] = {}
+    for weight in tqdm(chosen, desc="spectra", unit="weight"):
+        rows[weight.stored.name] = [
+            Row(name, tuple(matrix.shape), _analyzed(name, matrix, settings), settings.weight_decay)
+            for name, matrix in weight.parts()
+        ]
+    # The released code leaves the first nn.Linear at the base decay.
+    assigned = list(rows)[1:] if settings.preset == REFERENCE else list(rows)
+    decays = _decays({name: rows[name] for name in assigned}, settings)
     return [
-        Row(name, shapes[name], found, decays[name].weight_decay if name in decays else None)
-        for name, found in analyses.items()
+        replace(row, weight_decay=decays[name]) if name in decays else row
+        for name, parts in rows.items()
+        for row in parts
     ]
 
 
@@ -128,33 +120,40 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
         writer.writerows(row.flat() for row in rows)
 
 
-def _places(path: Path) -> list[_Place]:
-    """The tensors to analyse, in the files' order."""
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
-        raise UserError(f"{path}: found no safetensors file, expected one or a directory with some")
-    heads = _heads(files[0].parent / "config.json")
-    shapes = {name: (file, shape) for file in files for name, shape in _shapes_in(file)}
-    places = []
-    for name, (file, shape) in shapes.items():
-        matrix = shape[1:] if len(shape) == 3 else shape
-        cut = None if len(shape) == 4 else cut_by_name(name, matrix, heads, _axis(name, shape, shapes))
-        parts = [matrix] if cut is None else cut.shapes(matrix)
-        if min(min(part[:2]) * math.prod(part[2:]) for part in parts) >= MIN_EIGENVALUES:
-            places.append(_Place(file, name, shape, cut))
-    return places
-
-
-def _shapes_in(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the weights in blocks, without reading them."""
+def _analyzed(name: str, matrix: Tensor, settings: Settings) -> Analysis:
     try:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (no dict)
-                shape = tuple(tensors.get_slice(name).get_shape())
-                if _in_block(name, len(shape)):
-                    yield name, shape
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from None
+        return analyze(matrix, settings.estimator())
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+def _decays(rows: Mapping[str, Sequence[Row]], settings: Settings) -> dict[str, float]:
+    """The decay of each weight, as its first refresh would write it."""
+    parts = {row.name: row for own in rows.values() for row in own}
+    values = {name: getattr(row.analysis, settings.metric) for name, row in parts.items()}
+    sizes = {name: math.prod(row.shape) for name, row in parts.items()}
+    assigned = settings.decays(values, dict.fromkeys(parts, settings.weight_decay), sizes)
+    return {
+        weight: weight_decay_of([assigned[row.name].weight_decay for row in own])
+        for weight, own in rows.items()
+    }
+
+
+def _tuned(weights: StoredWeights) -> list[_Weight]:
+    """The weights to analyse."""
+    shapes = {tensor.name: tensor.shape for tensor in weights.tensors}
+    tuned = []
+    for tensor in weights.tensors:
+        if not _in_block(tensor.name, len(tensor.shape)):
+            continue
+        stacked = len(tensor.shape) == 3
+        unit = tensor.shape[1:] if stacked else tensor.shape
+        axis = _axis(tensor.name, tensor.shape, shapes)
+        cut = None if len(unit) == 4 else cut_by_name(tensor.name, unit, weights.heads, axis)
+        parts = [unit] if cut is None else cut.shapes(unit)
+        if min(min(part[:2]) * math.prod(part[2:]) for part in parts) >= MIN_EIGENVALUES:
+            tuned.append(_Weight(tensor, cut))
+    return tuned
 
 
 def _in_block(name: str, dimensions: int) -> bool:
@@ -164,19 +163,12 @@ def _in_block(name: str, dimensions: int) -> bool:
     return fits and named and any(part.isdigit() for part in name.split("."))
 
 
-def _axis(name: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[Path, tuple[int, ...]]]) -> int:
+def _axis(name: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> int:
     """The axis of a fused weight's outputs: a file does not tell whether it is (out, in) or (in, out)."""
     if len(shape) == 3:
         down = shapes.get(name.replace("gate_up_proj", "down_proj"))
-        return output_axis(shape[1:], down[1][1:] if down and len(down[1]) == 3 else None)
+        return output_axis(shape[1:], down[1:] if down and len(down) == 3 else None)
     return 1 if len(shape) == 2 and shape[1] == 3 * shape[0] else 0
-
-
-def _heads(config: Path) -> Heads | None:
-    try:
-        return Heads.of(json.loads(config.read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 def _number(value: float | None, form: str) -> str:

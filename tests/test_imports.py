@@ -22,6 +22,7 @@ ROOMS = [
     {"controller"},
     {"checkpoint"},
     {"training"},
+    {"weight_files"},
     {"plan", "spectrum"},
     {"report", "integrations"},
     {"cli"},

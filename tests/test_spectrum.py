@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from alphadecay_dist import cli
+from alphadecay_dist.decay import Bounds, assign
 from alphadecay_dist.spectral import Estimator, Windows, analyze
 from tests.spectral.truth import gaussian, heavy, true_alpha
+from tests.training.runs import tiny_options, train_on
 
 
 @pytest.fixture
@@ -42,14 +45,15 @@ def test_a_directory_gives_a_row_for_every_tuned_matrix(weights, capsys):
     assert rows["0.self_attn.q_proj.weight"]["weight_decay"] == pytest.approx(0.1 * 2 / 3)
     assert rows["0.mlp.up_proj.weight"]["weight_decay"] == pytest.approx(0.5)
     zero = rows["1.mlp.up_proj.weight"]
-    assert (zero["alpha"], zero["weight_decay"], zero["status"]) == (None, None, "zero")
+    assert (zero["alpha"], zero["weight_decay"], zero["status"]) == (None, 0.1, "zero")
     with (folder / "rows.csv").open() as file:
         table = {row["name"].split(".", 2)[2]: row for row in csv.DictReader(file)}
     assert float(table["0.mlp.up_proj.weight"]["alpha"]) == rows["0.mlp.up_proj.weight"]["alpha"]
     assert table["1.mlp.up_proj.weight"]["alpha"] == ""
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 4
-    assert "172 x 64" in printed[1] + printed[2]
+    assert printed[0] == str(folder)
+    assert len(printed) == 5
+    assert "172 x 64" in printed[2] + printed[3]
 
 
 @pytest.mark.parametrize("fit", ["hill", "goodness_of_fit", "fix_finger"])
@@ -121,6 +125,77 @@ def test_windows_and_position_are_those_that_were_asked_for(weights, capsys):
     ):
         assert cli.main(["spectrum", str(folder), *options]) == 2
         assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_fused_weight_gets_the_mean_of_its_parts(tmp_path):
+    block = "model.layers.{}.self_attn.{}_proj.weight".format
+    fused = torch.cat([gaussian(64, 64), heavy(64, 64), torch.zeros(64, 64)])
+    save_file({block(0, "qkv"): fused, block(10, "o"): heavy(64, 64, 3)}, tmp_path / "model.safetensors")
+    save_file({block(2, "o"): gaussian(64, 64, 4)}, tmp_path / "model2.safetensors")
+    rows = rows_of(tmp_path)
+    names = [f"{block(0, 'qkv')}.{part}" for part in "qkv"]
+    assert list(rows) == [*names, block(2, "o"), block(10, "o")]
+    values = {name: row["alpha"] for name, row in rows.items()}
+    own = assign(values, Bounds(0.1, 2 / 3, 5.0), shape="linear", last=dict.fromkeys(values, 0.1))
+    mean = sum(own[name].weight_decay for name in names) / 3
+    assert [rows[name]["weight_decay"] for name in names] == pytest.approx([mean] * 3)
+    assert rows[block(10, "o")]["weight_decay"] == pytest.approx(own[block(10, "o")].weight_decay)
+
+
+def test_the_rule_is_the_one_given(weights):
+    folder, _ = weights
+    rows = rows_of(folder, "--metric", "stable_rank", "--normalize", "mean", "--weight_decay", "0.2")
+    q, up, _ = (row for _, row in sorted(rows.items(), key=lambda item: item[1]["stable_rank"] or 1e9))
+    assert up["weight_decay"] / q["weight_decay"] == pytest.approx(7.5)
+    sizes = [row["rows"] * row["columns"] for row in (q, up)]
+    total = sum(size * row["weight_decay"] for size, row in zip(sizes, (q, up), strict=True))
+    assert total / sum(sizes) == pytest.approx(0.2)
+
+
+SETTINGS = {"decay__normalize": "mean", "decay__assign": "sqrt", "decay__xmin_pos": 3.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "world_size", "interval", "options"),
+    [
+        ("1", 2, 10, {}),
+        ("3", 2, 10, {"train__dtype": "bfloat16", **SETTINGS}),
+        ("2", 1, 9, {"decay__preset": "reference", "decay__interval": 10}),
+    ],
+)
+def test_a_run_is_read_as_it_refreshed(tmp_path, stage, world_size, interval, options):
+    folder = tmp_path / "run"
+    options = tiny_options(tmp_path, train__steps=28, checkpoint__every=interval, **options)
+    lines = {line["step"]: line["modules"] for line in train_on(world_size, stage, folder, options)["decay"]}
+    assert list(lines) == ([0, 9, 19] if interval == 9 else [0, 10, 20])
+    for step in (9,) if interval == 9 else (10, 20):
+        rows = rows_of(folder / "checkpoints" / f"step-{step:08d}")
+        found = {name.removesuffix(".weight"): row for name, row in rows.items()}
+        if interval == 9:
+            first = found.pop("model.layers.0.self_attn.q_proj")
+            assert (first["status"], first["weight_decay"]) == ("ok", 1.0)
+        assert list(found) == list(lines[step])
+        for name, module in lines[step].items():
+            assert found[name]["alpha"] == pytest.approx(module["alpha"], abs=1e-5)
+            assert found[name]["weight_decay"] == pytest.approx(module["weight_decay"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_of_a_run_the_newest_whole_checkpoint_is_read(tmp_path, capsys):
+    folder = tmp_path / "run"
+    train_on(1, "2", folder, tiny_options(tmp_path, train__steps=4, checkpoint__every=2))
+    steps = [folder / "checkpoints" / f"step-{step:08d}" for step in (2, 4)]
+    assert rows_of(folder) == rows_of(folder / "checkpoints") == rows_of(steps[1]) != rows_of(steps[0])
+    shards = max((steps[1] / "deepspeed").iterdir(), key=lambda file: file.stat().st_size)
+    shards.write_bytes(shards.read_bytes()[:-100])
+    assert rows_of(folder) == rows_of(steps[0])
+    assert capsys.readouterr().out.splitlines()[-16].endswith("step-00000002")
+    assert cli.main(["spectrum", str(steps[1])]) == 2
+    assert "expected" in capsys.readouterr().err.splitlines()[-1]
+    shutil.rmtree(steps[0])
+    assert cli.main(["spectrum", str(folder)]) == 2
+    assert "no whole checkpoint" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_what_holds_no_matrix_is_one_line(tmp_path, capsys):

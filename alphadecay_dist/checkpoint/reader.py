@@ -52,4 +52,4 @@ def read(folder: Path) -> Checkpoint:
     try:
         return Checkpoint(folder, read_manifest(folder))
     except ValueError as error:
-        raise UserError(f"--resume: {error}; give the directory of a whole checkpoint") from None
+        raise UserError(f"{error}; give the directory of a whole checkpoint") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 ASSIGNED = "assigned"  # mapped from the module's own alpha
@@ -123,6 +123,11 @@ def normalize_mean(
         name: Assignment(a.weight_decay * factor, a.case) if name in moved else a
         for name, a in assigned.items()
     }
+
+
+def weight_decay_of(parts: Sequence[float]) -> float:
+    """The one decay of a weight from those of the matrices that it is made of: their mean."""
+    return parts[0] if len(parts) == 1 else math.fsum(parts) / len(parts)
 
 
 def _proportional(weights: Mapping[str, float], bounds: Bounds) -> dict[str, float]:

@@ -181,11 +181,4 @@ def plain_torch(
 
 
 def _controller(model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: Config) -> AlphaDecay:
-    return AlphaDecay(
-        model,
-        optimizer,
-        weight_decay=config.decay.weight_decay,
-        interval=config.decay.interval,
-        min_ratio=config.decay.min_ratio,
-        max_ratio=config.decay.max_ratio,
-    )
+    return AlphaDecay(model, optimizer, **vars(config.decay.settings()))

@@ -1,0 +1,154 @@
+"""Weights on disk -> tensors by name, of which one matrix at a time is read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from alphadecay_dist.checkpoint.reader import Checkpoint, newest, read
+from alphadecay_dist.checkpoint.writer import LATEST, STATE
+from alphadecay_dist.errors import UserError
+from alphadecay_dist.settings import Settings
+from alphadecay_dist.sharding.fused import Heads
+from alphadecay_dist.training.config import config_from_dict
+from alphadecay_dist.training.start import CHECKPOINTS
+
+
+class StoredTensor(Protocol):
+    """A tensor on disk: its name and its shape are known before it is read."""
+
+    @property
+    def name(self) -> str:
+        """Dotted name of the parameter."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole."""
+
+    def units(self) -> Iterator[tuple[str, Tensor]]:
+        """The tensor by its name, or of a stack (three dimensions) each matrix by name and number."""
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """The weights of a model on disk.
+
+    Attributes:
+        path: where they were found.
+        tensors: every tensor, in the model's order as far as the files tell it.
+        heads: what is known of the model's attention.
+        settings: the rule of the run that saved them; None where no run of ours did.
+    """
+
+    path: Path
+    tensors: list[StoredTensor]
+    heads: Heads | None = None
+    settings: Settings | None = None
+
+
+def open_weights(path: Path) -> StoredWeights:
+    """Find the weights in a safetensors file, a directory with such files, or one of our checkpoints.
+
+    Args:
+        path: a safetensors file; a HF checkpoint's directory, whose config.json tells the numbers of heads;
+            the directory of one checkpoint; or that of a run, whose newest whole checkpoint is taken.
+
+    Raises:
+        UserError: none of these is there, or it cannot be read.
+    """
+    checkpoint = _checkpoint_in(path)
+    if checkpoint is not None:
+        return _from_checkpoint(checkpoint)
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise UserError(
+            f"{path}: found no safetensors file, expected one, a directory with some, a run or a checkpoint"
+        )
+    tensors = [tensor for file in files for tensor in _tensors_in(file)]
+    return StoredWeights(path, sorted(tensors, key=_natural), _heads(files[0].parent / "config.json"))
+
+
+@dataclass(frozen=True)
+class _InFile:
+    """A tensor of a safetensors file."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+
+    def units(self) -> Iterator[tuple[str, Tensor]]:
+        with safe_open(self.file, framework="pt") as tensors:
+            if len(self.shape) != 3:
+                yield self.name, tensors.get_tensor(self.name)
+                return
+            stack = tensors.get_slice(self.name)
+            for number in range(self.shape[0]):
+                yield f"{self.name}.{number}", stack[number]
+
+
+@dataclass(frozen=True)
+class _InCheckpoint:
+    """An fp32 weight of a DeepSpeed checkpoint, and the type that training reads it in."""
+
+    name: str
+    shape: tuple[int, ...]
+    weight: Any
+    dtype: torch.dtype
+
+    def units(self) -> Iterator[tuple[str, Tensor]]:
+        yield self.name, self.weight.contiguous().to(self.dtype)
+
+
+def _tensors_in(file: Path) -> Iterator[_InFile]:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (no dict)
+                yield _InFile(file, name, tuple(tensors.get_slice(name).get_shape()))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from None
+
+
+def _natural(tensor: StoredTensor) -> list[tuple[int, str]]:
+    """Sorts layer 2 before layer 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", tensor.name)]
+
+
+def _heads(config: Path) -> Heads | None:
+    try:
+        return Heads.of(json.loads(config.read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _checkpoint_in(path: Path) -> Checkpoint | None:
+    """The checkpoint at a path: of a run or a directory of checkpoints the newest; None if it is neither."""
+    root = next((folder for folder in (path, path / CHECKPOINTS) if (folder / LATEST).is_file()), None)
+    if root is None:
+        return read(path) if (path / STATE).is_file() else None
+    checkpoint = newest(root)
+    if checkpoint is None:
+        raise UserError(f"{root}: found no whole checkpoint")
+    return checkpoint
+
+
+def _from_checkpoint(checkpoint: Checkpoint) -> StoredWeights:
+    with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed logs, from its import on
+        from alphadecay_dist.engines.zero_checkpoint import fp32_weights  # noqa: PLC0415  (slow to load)
+
+    config = config_from_dict(checkpoint.state()["config"])
+    dtype = getattr(torch, config.train.dtype)
+    tensors: list[StoredTensor] = [
+        _InCheckpoint(name, tuple(weight.shape), weight, dtype)
+        for name, weight in fp32_weights(checkpoint.folder).items()
+    ]
+    return StoredWeights(checkpoint.folder, tensors, settings=config.decay.settings())
