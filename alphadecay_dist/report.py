@@ -55,25 +55,24 @@ def plot_run(folder: Path, picture: Path) -> None:
 
 
 def plot_spectrum(rows: Sequence[Row], picture: Path) -> None:
-    """Draw alpha and stable rank of every matrix, by module type, in the order of the file.
+    """Draw alpha, decay and stable rank of every matrix, by module type, in the order of the table.
 
     Raises:
         UserError: matplotlib is not installed.
     """
     figure, colours = _figure()
-    left, right = figure.subplots(1, 2)
-    by_name = {row.name.removesuffix(".weight"): row for row in rows}
-    for number, (kind, names) in enumerate(modules_by_type(by_name).items()):
-        for axis, key in ((left, "alpha"), (right, "stable_rank")):
-            values = [getattr(by_name[name].analysis, key) for name in names]
-            points = [(place, value) for place, value in enumerate(values) if value is not None]
-            if points:
-                axis.plot(*zip(*points, strict=True), ".-", label=kind, color=colours[number % len(colours)])
-    left.set(title="alpha", xlabel="place among its type", ylabel="alpha")
-    right.set(title="stable rank", xlabel="place among its type", yscale="log")
-    left.legend(fontsize="small", ncols=2)
-    for axis in (left, right):
+    axes = dict(zip(("alpha", "weight_decay", "stable_rank"), figure.subplots(1, 3), strict=True))
+    table = {row.name.removesuffix(".weight"): row.flat() for row in rows}
+    for number, (kind, names) in enumerate(modules_by_type(table).items()):
+        style = {"label": kind, "color": colours[number % len(colours)]}
+        for key, axis in axes.items():
+            values = [math.nan if table[name][key] is None else table[name][key] for name in names]
+            axis.plot(values, ".-", **style)
+    for key, axis in axes.items():
+        axis.set(title=key.replace("_", " "), xlabel="number among its type")
+        axis.locator_params(axis="x", integer=True)
         axis.grid(alpha=0.3)
+    axes["weight_decay"].legend(fontsize="small", ncols=2)
     figure.savefig(picture, dpi=110)
 
 
