@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alphadecay_dist.spectral import STATUSES, analyze
-from tests.spectral.truth import MATRICES, gaussian, orthogonal, spiked, true_alpha
+from alphadecay_dist.spectral import STATUSES, Estimator, analyze
+from tests.spectral.truth import MATRICES, gaussian, heavy, orthogonal, spiked, true_alpha
 
 
 def with_entry(value):
@@ -99,27 +99,58 @@ same_matrices = settings(deadline=None, max_examples=25)
 seeds = st.integers(0, 10**6)
 
 
-@same_matrices
-@given(seeds, st.floats(1e-20, 1e20))
-def test_alpha_is_free_of_scale(seed, scale):
-    matrix = gaussian(50, 70, seed)
-    assert analyze(matrix * scale).alpha == pytest.approx(analyze(matrix).alpha, abs=1e-5)
+@st.composite
+def matrices(draw):
+    """Wide, square and tall ones, random, heavy-tailed and spiked, in fp32 or rounded to bf16."""
+    rows, columns, seed = draw(st.integers(50, 90)), draw(st.integers(50, 90)), draw(seeds)
+    kind = draw(st.sampled_from(["gaussian", "heavy", "spiked"]))
+    if kind == "spiked":
+        matrix = spiked(rows, columns, 10 ** draw(st.floats(1, 6)), seed)
+    else:
+        matrix = (gaussian if kind == "gaussian" else heavy)(rows, columns, seed)
+    return matrix.bfloat16().float() if draw(st.booleans()) else matrix
+
+
+def same_alpha(matrix, other):
+    return analyze(other).alpha == pytest.approx(analyze(matrix).alpha, abs=1e-5)
 
 
 @same_matrices
-@given(seeds)
-def test_alpha_is_that_of_the_transpose(seed):
-    matrix = gaussian(50, 70, seed)
-    assert analyze(matrix.T).alpha == pytest.approx(analyze(matrix).alpha, abs=1e-5)
+@given(matrices(), st.floats(-20, 20))
+def test_alpha_is_free_of_scale(matrix, exponent):
+    assert same_alpha(matrix, matrix.double() * 10**exponent)
 
 
 @same_matrices
-@given(seeds)
-def test_alpha_is_free_of_the_order_of_rows_and_columns(seed):
-    matrix = gaussian(50, 70, seed)
+@given(matrices())
+def test_alpha_is_that_of_the_transpose(matrix):
+    assert same_alpha(matrix, matrix.T)
+
+
+@same_matrices
+@given(matrices(), seeds)
+def test_alpha_is_free_of_the_order_of_rows_and_columns(matrix, seed):
     generator = torch.Generator().manual_seed(seed)
-    shuffled = matrix[torch.randperm(50, generator=generator)][:, torch.randperm(70, generator=generator)]
-    assert analyze(shuffled).alpha == pytest.approx(analyze(matrix).alpha, abs=1e-5)
+    rows, columns = (torch.randperm(size, generator=generator) for size in matrix.shape)
+    assert same_alpha(matrix, matrix[rows][:, columns])
+
+
+@same_matrices
+@given(matrices(), seeds)
+def test_alpha_is_free_of_rotation(matrix, seed):
+    left, right = (orthogonal(size, seed) for size in matrix.shape)
+    assert same_alpha(matrix, left @ matrix.double() @ right)
+
+
+@same_matrices
+@given(matrices(), seeds)
+def test_goodness_of_fit_is_free_of_scale_side_and_rotation(matrix, seed):
+    # Where two tails fit equally well rounding may choose either, with another alpha but the same distance.
+    estimator = Estimator("goodness_of_fit")
+    rotated = orthogonal(matrix.shape[0], seed) @ matrix.double()
+    for other in (matrix.T, rotated, matrix * 2**20):
+        found, expected = analyze(other, estimator), analyze(matrix, estimator)
+        assert found.ks == pytest.approx(expected.ks, abs=1e-5)
 
 
 @same_matrices

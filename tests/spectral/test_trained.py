@@ -71,6 +71,16 @@ def test_goodness_of_fit_is_that_of_weightwatcher(minilm):
         assert float(found.ks) == pytest.approx(package.D, abs=1e-9), name
 
 
+@pytest.mark.parametrize("position", [1.2, 2.0, 3.0, 10.0])
+def test_hill_is_weightwatchers_fit_at_the_same_xmin(minilm, position):
+    for name, matrix in list(minilm.items())[:6]:
+        values = true_eigenvalues(matrix)
+        found, package, start = hill(values, position), WWFit(values.numpy()), int(len(values) / position)
+        assert float(found.xmin) == package.xmins[start]
+        assert float(found.alpha) == pytest.approx(package.alphas[start], rel=1e-9), name
+        assert float(found.ks) == pytest.approx(package.Ds[start], abs=1e-9), name
+
+
 @pytest.mark.parametrize(("rows", "columns"), [*FAST, *SLOW])
 @pytest.mark.parametrize("kind", ["gaussian", "heavy", "spiked_1e2", "spiked_1e6", "bf16"])
 def test_alpha_of_every_published_shape(kind, rows, columns):
