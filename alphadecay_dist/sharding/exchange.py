@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from alphadecay_dist.sharding.layout import Block, Flat, ShardSource, check_cover
+from alphadecay_dist.sharding.layout import Block, Flat, Grid, Overlap, Piece, ShardSource, check_cover
 from alphadecay_dist.sharding.ownership import Plan
 
 
@@ -30,19 +30,22 @@ class _Transfer:
 
     Attributes:
         name: the block's.
-        index: where in the block it goes.
-        local: where in the sender's piece it lies.
+        overlap: where in the sender's piece it lies, and where in the block it goes.
         held: elements of that piece.
         sender: rank.
         owner: rank.
     """
 
     name: str
-    index: Flat
-    local: Flat
+    overlap: Overlap
     held: int
     sender: int
     owner: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements sent."""
+        return self.overlap.local.numel
 
 
 @dataclass
@@ -145,21 +148,23 @@ class Exchange:
             block, owner = self._blocks[name], self._plan.owners[name]
             if self._whole_at_owner(block) is not None:
                 continue
-            for piece in self._sources[block.source].pieces():
-                index, local = piece.index.within(block.index), block.index.within(piece.index)
-                if index is None or local is None:
-                    continue
-                sender = owner if owner in piece.holders else piece.holders[owner % len(piece.holders)]
-                transfers.append(_Transfer(name, index, local, piece.index.numel, sender, owner))
+            source = self._sources[block.source]
+            replica = _replica(source.pieces(), owner)
+            for piece in source.pieces():
+                overlap = piece.index.overlap(block.index, source.shape)
+                if overlap is not None:
+                    sender = piece.holders[replica % len(piece.holders)]
+                    transfers.append(_Transfer(name, overlap, piece.index.numel, sender, owner))
         return transfers
 
     def _whole_at_owner(self, block: Block) -> Flat | None:
         """Where in its owner's piece a block lies that the owner holds whole; None where it does not."""
-        owner = self._plan.owners[block.name]
-        for piece in self._sources[block.source].pieces():
-            local = block.index.within(piece.index)
-            if owner in piece.holders and local is not None and local.numel == block.index.numel:
-                return local
+        source, owner = self._sources[block.source], self._plan.owners[block.name]
+        for piece in source.pieces():
+            if owner in piece.holders:
+                overlap = piece.index.overlap(block.index, source.shape)
+                whole = overlap and overlap.local.numel == block.index.numel and overlap.place.in_order
+                return overlap.local if overlap and whole else None
         return None
 
     def _send(self, names: tuple[str, ...], transfers: list[_Transfer]) -> _Arrival:
@@ -168,18 +173,18 @@ class Exchange:
             return _Arrival(names, [], None, None)
         outgoing = sorted((t for t in transfers if t.sender == self._rank), key=lambda t: t.owner)
         incoming = sorted((t for t in transfers if t.owner == self._rank), key=lambda t: t.sender)
-        packed = torch.empty(sum(t.index.numel for t in outgoing), dtype=self._dtype, device=self._device)
+        packed = torch.empty(sum(t.numel for t in outgoing), dtype=self._dtype, device=self._device)
         start = 0
         for transfer in outgoing:
-            packed[start : start + transfer.index.numel].copy_(self._piece(transfer))
-            start += transfer.index.numel
-        buffer = torch.empty(sum(t.index.numel for t in incoming), dtype=self._dtype, device=self._device)
+            packed[start : start + transfer.numel].copy_(self._piece(transfer))
+            start += transfer.numel
+        buffer = torch.empty(sum(t.numel for t in incoming), dtype=self._dtype, device=self._device)
         received = [0] * self._world_size
         sent = [0] * self._world_size
         for transfer in incoming:
-            received[transfer.sender] += transfer.index.numel
+            received[transfer.sender] += transfer.numel
         for transfer in outgoing:
-            sent[transfer.owner] += transfer.index.numel
+            sent[transfer.owner] += transfer.numel
         work = dist.all_to_all_single(buffer, packed, received, sent, group=self._group, async_op=True)
         from_others = sum(received) - received[self._rank]
         self.bytes_received += from_others * self._dtype.itemsize
@@ -194,15 +199,16 @@ class Exchange:
             raise RuntimeError(
                 f"{source}: rank {self._rank} holds {found}, its layout says {transfer.held} elements"
             )
-        return local.narrow(0, transfer.local.start, transfer.local.numel)
+        return local.narrow(0, transfer.overlap.local.start, transfer.numel)
 
     def _assemble(self, arrival: _Arrival) -> Iterator[tuple[str, Tensor]]:
         """Whole matrices of one round, as they lie at their owner or from the pieces that arrived."""
-        places: dict[str, list[tuple[Flat, int]]] = {}
+        places: dict[str, list[tuple[Flat | Grid, Flat]]] = {}
         start = 0
         for transfer in arrival.transfers:
-            places.setdefault(transfer.name, []).append((transfer.index, start))
-            start += transfer.index.numel
+            arrived = Flat(start, start + transfer.numel)
+            places.setdefault(transfer.name, []).append((transfer.overlap.place, arrived))
+            start = arrived.stop
         for name in arrival.names:
             if self._plan.owners[name] != self._rank:
                 continue
@@ -216,8 +222,9 @@ class Exchange:
                 continue
             assert arrival.buffer is not None
             whole = torch.empty(block.index.numel, dtype=self._dtype, device=self._device)
-            for index, at in places[name]:
-                whole[index.start : index.stop].copy_(arrival.buffer[at : at + index.numel])
+            rows = whole.view(-1, *self._sources[block.source].shape[1:])
+            for place, at in places[name]:
+                place.put(rows, arrival.buffer[at.start : at.stop])
             yield name, whole.view(block.shape)
 
     def _check_agreement(self) -> None:
@@ -241,6 +248,11 @@ class Exchange:
         gathered = torch.empty(self._world_size, *mine.shape, dtype=mine.dtype, device=self._device)
         dist.all_gather_into_tensor(gathered, mine.unsqueeze(0).to(self._device), group=self._group)
         return gathered.cpu()
+
+
+def _replica(pieces: Sequence[Piece], owner: int) -> int:
+    """Which of the replicas serves an owner: the one that it is in, or where it holds nothing any one."""
+    return next((p.holders.index(owner) for p in pieces if owner in p.holders), owner)
 
 
 def _collective_device(group: dist.ProcessGroup | None) -> torch.device:

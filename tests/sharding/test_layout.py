@@ -44,10 +44,10 @@ def test_a_cover_is_accepted_in_any_order(parts):
         ([(1, 60, (0,))], "a gap at element 0"),
         ([(0, 20, (0,)), (19, 60, (1,))], "an overlap at element 20"),
         ([(0, 60, (0,)), (0, 60, (1,))], "an overlap at element 60"),
-        ([(0, 20, (0,)), (20, 60, ())], "a piece without a holder at element 20"),
-        ([(0, 59, (0,))], "hold 59 of 60 elements"),
-        ([(0, 61, (0,))], "hold 61 of 60 elements"),
-        ([], "hold 0 of 60 elements"),
+        ([(0, 20, (0,)), (20, 60, ())], "nobody holds the piece"),
+        ([(0, 59, (0,))], "end at element 59, expected 60"),
+        ([(0, 61, (0,))], "end at element 61, expected 60"),
+        ([], "end at element 0, expected 60"),
     ],
 )
 def test_what_does_not_cover_is_refused_by_name(parts, fault):
