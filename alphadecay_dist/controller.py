@@ -139,7 +139,7 @@ class AlphaDecay:
             farms=farms,
             preset=preset,
         )
-        self._host: Host = host_for(optimizer, engine, process_group)
+        self._host: Host = host_for(model, optimizer, engine, process_group)
         weights = _tuned_in(model, self._host.param_groups(), parts or {})
         if preset == REFERENCE:
             left_out = first_and_last(model)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from alphadecay_dist.sharding.inventory import Weight
 from alphadecay_dist.sharding.layout import ShardSource
@@ -34,9 +35,12 @@ class Host(Protocol):
 
 
 def host_for(
-    optimizer: torch.optim.Optimizer, engine: Any | None, process_group: dist.ProcessGroup | None
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    engine: Any | None,
+    process_group: dist.ProcessGroup | None,
 ) -> Host:
-    """The host for a DeepSpeed engine, or for a plain optimizer over whole weights (one process, DDP).
+    """The host for a DeepSpeed engine, or for a plain optimizer (one process, DDP, FSDP).
 
     Raises:
         UserError: an engine or a setting of it that cannot be served.
@@ -45,6 +49,6 @@ def host_for(
         from alphadecay_dist.engines.zero import ZeroHost  # noqa: PLC0415  (loads deepspeed)
 
         return ZeroHost(engine)
-    from alphadecay_dist.engines.replicated import ReplicatedHost  # noqa: PLC0415
+    from alphadecay_dist.engines.plain import PlainHost  # noqa: PLC0415
 
-    return ReplicatedHost(optimizer, process_group)
+    return PlainHost(model, optimizer, process_group)

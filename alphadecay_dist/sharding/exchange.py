@@ -126,7 +126,7 @@ class Exchange:
         flat = [number for name in owned[self._rank] for number in values[name]]
         mine = torch.zeros(longest, dtype=torch.float64)
         mine[: len(flat)] = torch.tensor(flat, dtype=torch.float64)
-        everyone = self._all_gather(mine).tolist()  # (W, longest)
+        everyone = _all_gather(mine, self._group).tolist()  # (W, longest)
         shared = {}
         for rank, names in enumerate(owned):
             numbers = iter(everyone[rank])
@@ -135,8 +135,7 @@ class Exchange:
 
     def received_by_rank(self) -> tuple[int, ...]:
         """Bytes that each rank received from others since its last :meth:`matrices` began."""
-        counts = self._all_gather(torch.tensor([float(self.bytes_received)], dtype=torch.float64))
-        return tuple(int(count) for count in counts.flatten())
+        return tuple(count for (count,) in gathered([self.bytes_received], self._group))
 
     def _owned(self, rank: int) -> list[str]:
         return [name for names in self._plan.rounds for name in names if self._plan.owners[name] == rank]
@@ -234,20 +233,29 @@ class Exchange:
         agreed = repr((sorted(self._plan.owners.items()), self._plan.rounds, layout, blocks, self._dtype))
         digest = hashlib.sha256(agreed.encode()).digest()
         mine = torch.tensor(list(digest), dtype=torch.float64)
-        everyone = self._all_gather(mine)
+        everyone = _all_gather(mine, self._group)
         if not bool((everyone == everyone[0]).all()):
             raise RuntimeError(
                 "the ranks planned the gathering of weights differently: "
                 "build the same model with the same sharding on every rank"
             )
 
-    def _all_gather(self, mine: Tensor) -> Tensor:
-        """(W, *shape) on the host from one equal-sized fp64 tensor a rank."""
-        if self._world_size == 1:
-            return mine.unsqueeze(0)
-        gathered = torch.empty(self._world_size, *mine.shape, dtype=mine.dtype, device=self._device)
-        dist.all_gather_into_tensor(gathered, mine.unsqueeze(0).to(self._device), group=self._group)
-        return gathered.cpu()
+
+def gathered(mine: Sequence[int], group: dist.ProcessGroup | None) -> list[list[int]]:
+    """What every rank gave, by rank: as many whole numbers each. Collective."""
+    everyone = _all_gather(torch.tensor(mine, dtype=torch.float64), group)
+    return [[int(number) for number in row] for row in everyone.tolist()]
+
+
+def _all_gather(mine: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """(W, *shape) on the host from one equal-sized fp64 tensor a rank."""
+    world_size = dist.get_world_size(group) if group else 1
+    if world_size == 1:
+        return mine.unsqueeze(0)
+    device = _collective_device(group)
+    everyone = torch.empty(world_size, *mine.shape, dtype=mine.dtype, device=device)
+    dist.all_gather_into_tensor(everyone, mine.unsqueeze(0).to(device), group=group)
+    return everyone.cpu()
 
 
 def _replica(pieces: Sequence[Piece], owner: int) -> int:

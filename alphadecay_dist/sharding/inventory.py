@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.fused import (
@@ -84,7 +85,7 @@ def all_weights(model: nn.Module, parts: Mapping[str, Sequence[int]] | None = No
         UserError: sizes that do not fit, or a pattern that matches nothing.
     """
     parts = parts or {}
-    heads = Heads.of(getattr(model, "config", None))
+    heads = Heads.of(getattr(named_modules(model)[""], "config", None))
     weights = [_with_cut(weight, model, heads, parts) for weight in _candidates(model)]
     for pattern in parts:
         if not any(fnmatchcase(weight.name, pattern) for weight in weights):
@@ -113,7 +114,9 @@ def tuned_weights(
     """
     candidates = all_weights(model, parts)
     if modules is None:
-        known = {name for name, module in model.named_modules() if isinstance(module, _TUNED_BY_DEFAULT)}
+        known = {
+            name for name, module in named_modules(model).items() if isinstance(module, _TUNED_BY_DEFAULT)
+        }
         return [weight for weight in candidates if _by_default(weight, known)]
     patterns = list(modules)
     for pattern in patterns:
@@ -180,15 +183,31 @@ def require_weights(weights: Sequence[Weight]) -> None:
         )
 
 
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules by name, as if nothing wrapped them: DDP, FSDP1, torch.compile and activation checkpoints.
+
+    So a module has one name, whatever trains it.
+    """
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    named = {}
+    for name, module in model.named_modules():
+        parts = [part for part in name.split(".") if part and part not in _WRAPPERS]
+        named[".".join(parts)] = module  # the innermost of equal names comes last
+    return named
+
+
 def first_and_last(model: nn.Module) -> set[str]:
     """Names of the first and the last nn.Linear or nn.Conv2d, which AlphaDecay's released code leaves out.
 
     In a LLaMA these are layer 0's q_proj, for an embedding is neither, and lm_head.
     """
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    modules = named_modules(model).items()
+    names = [name for name, module in modules if isinstance(module, nn.Linear | nn.Conv2d)]
     return {names[0], names[-1]} if names else set()
 
 
+_WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 _TUNED_BY_DEFAULT = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
 
 
@@ -201,7 +220,7 @@ def _by_default(weight: Weight, known: set[str]) -> bool:
 
 def _candidates(model: nn.Module) -> Iterator[Weight]:
     """Trained weights of two or more dimensions, each parameter once, none that is an embedding's."""
-    modules = dict(model.named_modules())
+    modules = named_modules(model)
     seen = {id(module.weight) for module in modules.values() if isinstance(module, nn.Embedding)}
     for module_name, module in modules.items():
         if isinstance(module, nn.Embedding):
@@ -244,11 +263,11 @@ def _with_cut(
 
 def _output_axis(weight: Weight, model: nn.Module) -> int:
     if len(weight.shape) == 3:
-        experts = model.get_submodule(weight.name.rpartition(".")[0])
+        experts = named_modules(model)[weight.name.rpartition(".")[0]]
         down = getattr(experts, "down_proj", None)
         beside = _whole_shape(experts, "down_proj", down)[1:] if isinstance(down, nn.Parameter) else None
         return output_axis(weight.unit_shape, beside)
-    module = dict(model.named_modules()).get(weight.name)
+    module = named_modules(model).get(weight.name)
     return 1 if type(module).__name__ == "Conv1D" else 0  # transformers' (in, out) Linear
 
 
@@ -256,7 +275,7 @@ def _following_norms(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """Parameters of every BatchNorm2d, by the name of the convolution that it is named like."""
     return {
         name.replace("bn", "conv"): [p for p in module.parameters() if p.requires_grad]
-        for name, module in model.named_modules()
+        for name, module in named_modules(model).items()
         if isinstance(module, nn.BatchNorm2d) and "bn" in name
     }
 

@@ -13,14 +13,13 @@ import torch.distributed as dist
 from alphadecay_dist.engines.replicated import replicated_sources
 from alphadecay_dist.engines.zero import ZeroHost
 from alphadecay_dist.sharding.exchange import Exchange
-from alphadecay_dist.sharding.layout import Block, Flat, Piece, numel, whole
-from alphadecay_dist.sharding.ownership import cost, plan
+from alphadecay_dist.sharding.layout import Block, Flat, Piece, numel
+from alphadecay_dist.sharding.ownership import plan
 from tests.engines.tiny import SHAPES, Uneven, backward, engine_of, matrices_of, value_of
 from tests.multirank import run_ranks
+from tests.sharding.gather import LARGE, SMALL, collect, exchange_of
 
 pytestmark = pytest.mark.slow
-
-SMALL, LARGE = 1, 2**20  # budgets: a round a matrix, and one round for all
 
 
 @dataclass
@@ -46,19 +45,6 @@ class Source:
     def local(self):
         mine = [(start, stop) for start, stop, holders in self.parts if self.rank in holders]
         return self.whole.flatten()[slice(*mine[0])] if mine else None
-
-
-def exchange_of(sources, budget, group, dtype=None):
-    dtype = dtype or sources[0].dtype
-    world_size = dist.get_world_size(group)
-    nbytes = {source.name: numel(source) * dtype.itemsize for source in sources}
-    found = plan({source.name: cost(source.shape) for source in sources}, nbytes, world_size, budget)
-    return Exchange(sources, [whole(source) for source in sources], found, dtype, group), found
-
-
-def collect(exchange):
-    """Copies of what this rank gets, and the bytes it took."""
-    return {name: matrix.clone() for name, matrix in exchange.matrices()}, exchange.bytes_received
 
 
 def check_zero_shards(dtype, threshold):

@@ -1,0 +1,87 @@
+"""A plain torch optimizer, over whole weights, DTensors or FSDP1's flat parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from alphadecay_dist.engines.fsdp1 import FlatParameterSource, flat_places, shard_groups
+from alphadecay_dist.engines.fsdp2 import DTensorSource
+from alphadecay_dist.engines.replicated import ReplicatedSource
+from alphadecay_dist.errors import UserError
+from alphadecay_dist.sharding.inventory import GROUP_KEY, Weight
+from alphadecay_dist.sharding.layout import ShardSource
+
+
+class PlainHost:
+    """A model and a torch optimizer over :func:`alphadecay_dist.param_groups`."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, group: dist.ProcessGroup | None
+    ) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._group = group or (dist.group.WORLD if dist.is_initialized() else None)
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The given process group, else the default one."""
+        return self._group
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's own."""
+        return self._optimizer.param_groups
+
+    def at_boundary(self) -> bool:
+        """Always: without an engine the caller steps the controller once an update."""
+        return True
+
+    def sources(self, weights: Sequence[Weight]) -> list[ShardSource]:
+        """Each weight as the optimizer's parameter holds it. Collective under FSDP1.
+
+        Raises:
+            UserError: a weight is not the one that the optimizer has, or is sharded in a way that cannot be
+                served.
+        """
+        # A module's attribute may be another tensor between forward and backward; the optimizer's never is.
+        groups = [group for group in self.param_groups() if GROUP_KEY in group and group["params"]]
+        own = {group[GROUP_KEY]: group["params"][0] for group in groups}
+        places = flat_places(self._model)
+        members = dist.get_process_group_ranks(self._group) if self._group else [0]
+        ranks = {rank: number for number, rank in enumerate(members)}
+        handles = {id(place.handle): place for place in places.values()}
+        sharded = {key: shard_groups(place, self._group) for key, place in handles.items() if self._group}
+        rank = dist.get_rank(self._group) if self._group else 0
+        sources: list[ShardSource] = []
+        for weight in weights:
+            parameter = own.get(weight.name)
+            place = places.get(id(parameter))
+            if isinstance(parameter, DTensor):
+                sources.append(DTensorSource(weight.name, parameter, ranks))
+            elif place is not None:
+                shards = sharded[id(place.handle)]
+                sources.append(FlatParameterSource(weight.name, weight.shape, place, shards, rank))
+            else:
+                _check_whole(weight, parameter)
+                sources.append(ReplicatedSource(weight, len(ranks)))
+        return sources
+
+
+def _check_whole(weight: Weight, parameter: nn.Parameter | None) -> None:
+    """Refuse a parameter that is not whole, or is not the model's own."""
+    found = tuple(weight.parameter.shape)
+    if found != weight.shape:
+        raise UserError(
+            f"{weight.name} is sharded, found {found}, expected the whole {weight.shape}; "
+            "under DeepSpeed give AlphaDecay(..., engine=engine)"
+        )
+    if parameter is not weight.parameter:
+        raise UserError(
+            f"{weight.name} is not in the optimizer, whose groups name it: "
+            "give AlphaDecay the model that the groups were built from, after it was wrapped or sharded"
+        )
