@@ -1,8 +1,8 @@
 """Matrix -> empirical spectral density (ESD): the eigenvalues of its correlation matrix.
 
-The route is a Gram matrix of the smaller side and ``eigvalsh``, in fp32 where that is exact enough and in
-fp64 where the spectrum is too spread for it. The error of the fp32 route grows with
-lambda_max / lambda_median, so that ratio decides. Everything works on one matrix or on a stack of one shape.
+The route is a Gram matrix of the smaller side and ``eigvalsh``, in fp64 for an fp64 matrix and else in fp32:
+whether that is exact enough depends on what is read from the eigenvalues, see
+:mod:`alphadecay_dist.spectral.analysis`. Everything works on one matrix or on a stack of one shape.
 """
 
 from __future__ import annotations
@@ -15,10 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-# fp32 keeps alpha within 1e-5 up to here (worst of 40 spiked matrices of 64 x 172: 8e-6 at a ratio of 300,
-# 4e-5 at 1e3, 3e-4 at 1e4). It also keeps the median above rounding, N * eps, for N up to 28,000.
-FP32_MAX_SPREAD = 300
 
 # Largest entries between 2^-30 and 2^30 need no scaling: their squares stay far inside fp32.
 UNSCALED_EXPONENT = 30
@@ -36,11 +32,12 @@ class ESD:
 
     Attributes:
         values: (..., N) fp64, ascending, on the matrix's device; never negative.
-        eps: (...) fp64 on the host, unit round-off of the precision that the eigenvalues were computed in.
+        error: (..., N) fp64, the unit round-off times the largest eigenvalue of the same matrix: rounding
+            moves an eigenvalue by about so much, and by no more than N times that.
     """
 
     values: Tensor
-    eps: Tensor
+    error: Tensor
 
 
 def esd(matrices: Tensor) -> ESD:
@@ -71,10 +68,11 @@ def esd(matrices: Tensor) -> ESD:
     if not bool(finite.all()):  # kept from the eigensolver, which fails on a whole stack for one NaN
         stack = torch.where(finite.to(stack.device)[:, None, None], stack, 0)
     exponents = _exponents(torch.where(finite, largest, 0))
-    values, eps = _eigenvalues(_scaled(stack, exponents))
+    values = _gram_eigenvalues(_scaled(stack, exponents))
     values = values * (2.0**exponents).square().to(values.device)[:, None]
     values[~finite.to(values.device)] = math.nan
-    return ESD(values.reshape(*batch, -1), eps.reshape(batch))
+    error = (torch.finfo(dtype).eps * values[:, -1:]).repeat(1, values.shape[1])
+    return ESD(values.reshape(*batch, -1), error.reshape(*batch, -1))
 
 
 def conv_esd(weight: Tensor) -> ESD:
@@ -85,23 +83,22 @@ def conv_esd(weight: Tensor) -> ESD:
             of ``CONV_NORM``.
 
     Returns:
-        height * width * min(out, in) eigenvalues in one ascending row, and the round-off of the least exact
-        position.
+        height * width * min(out, in) eigenvalues in one ascending row, each with the error of its position.
     """
     return pooled(esd(weight.flatten(2).permute(2, 0, 1)), CONV_NORM)
 
 
 def pooled(densities: ESD, factor: float = 1.0) -> ESD:
     """The eigenvalues of a whole (B, N) stack as one ascending row, times ``factor``."""
-    return ESD((densities.values.flatten() * factor).sort().values, densities.eps.max())
+    values, order = (densities.values.flatten() * factor).sort()
+    return ESD(values, densities.error.flatten()[order] * factor)
 
 
 def _exponents(largest: Tensor) -> Tensor:
-    """(B,) fp64 on the host: the e of the 2^-e that scales each matrix; 0 for all where that is safe."""
+    """(B,) fp64 on the host: the e of the 2^-e that scales each matrix; 0 where none is needed."""
     exponents = torch.frexp(largest).exponent.double()
-    if bool((exponents.abs() <= UNSCALED_EXPONENT).all()):
-        return torch.zeros_like(exponents)
-    return exponents.clamp(-1000, 1000)  # beyond, 2^-e is no fp64 number
+    needed = exponents.abs() > UNSCALED_EXPONENT  # each for itself: scaling can change the rounding
+    return torch.where(needed, exponents.clamp(-1000, 1000), 0)  # beyond, 2^-e is no fp64 number
 
 
 def _scaled(stack: Tensor, exponents: Tensor) -> Tensor:
@@ -111,23 +108,10 @@ def _scaled(stack: Tensor, exponents: Tensor) -> Tensor:
     return (stack.double() * (2.0**-exponents).to(stack.device)[:, None, None]).to(stack.dtype)
 
 
-def _eigenvalues(stack: Tensor) -> tuple[Tensor, Tensor]:
-    """Ascending fp64 eigenvalues (B, N), and round-offs (B,), in fp64 for the matrices that need it."""
-    values = _gram_eigenvalues(stack)
-    eps = torch.full((len(stack),), torch.finfo(stack.dtype).eps, dtype=torch.float64)
-    if stack.dtype == torch.float64:
-        return values, eps
-    spread = (values[:, -1] > FP32_MAX_SPREAD * values[:, values.shape[1] // 2]).cpu()
-    for index in spread.nonzero().flatten().tolist():
-        values[index] = _gram_eigenvalues(stack[index : index + 1].double())[0]
-        eps[index] = torch.finfo(torch.float64).eps
-    return values, eps
-
-
 def _gram_eigenvalues(stack: Tensor) -> Tensor:
     """Ascending eigenvalues (B, N) of the smaller Gram matrices, computed in the stack's precision."""
     columns = stack if stack.shape[1] >= stack.shape[2] else stack.mT
-    with full_precision_matmul():
+    with full_precision_matmul(), torch.autocast(stack.device.type, enabled=False):
         gram = _gram(columns)
     return torch.linalg.eigvalsh(gram, UPLO="L").double().clamp_min(0)
 

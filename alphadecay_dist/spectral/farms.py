@@ -49,7 +49,9 @@ class Windows:
 
     def check_fit(self, shape: Sequence[int]) -> None:
         """Raise a ValueError where a window is larger than a matrix of this shape; none is cut to fit."""
-        if len(shape) != 2 or self.rows > shape[0] or self.columns > shape[1]:
+        if len(shape) != 2:
+            raise ValueError(f"FARMS: found a weight of {len(shape)} dimensions, expected a matrix")
+        if self.rows > shape[0] or self.columns > shape[1]:
             raise ValueError(
                 f"FARMS: a window of {self.rows} x {self.columns} is larger than the matrix of "
                 f"{' x '.join(map(str, shape))}; use fewer rows or another aspect"
@@ -64,8 +66,7 @@ def farms(matrix: Tensor, windows: Windows) -> ESD:
         windows: shape and number of the sub-matrices.
 
     Returns:
-        The pooled eigenvalues, ascending: ``windows.eigenvalues`` of them, and the round-off of the least
-        exact window.
+        The pooled eigenvalues, ascending: ``windows.eigenvalues`` of them, each with the error of its window.
 
     Raises:
         ValueError: a window is larger than the matrix.

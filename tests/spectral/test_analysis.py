@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alphadecay_dist.spectral import STATUSES, Estimator, analyze
-from tests.spectral.truth import MATRICES, gaussian, heavy, orthogonal, spiked, true_alpha
+from alphadecay_dist.spectral import PUBLISHED, STATUSES, Estimator, analyze
+from alphadecay_dist.spectral.analysis import _doubtful
+from tests.spectral.truth import MATRICES, gaussian, heavy, orthogonal, spiked, true_alpha, true_eigenvalues
 
 
 def with_entry(value):
@@ -46,11 +47,50 @@ UNDEFINED = {
 }
 
 
+ESTIMATORS = [Estimator(xmin_pos=position) for position in (1.2, 2.0, 3.0, 10.0, 40.0)]
+ESTIMATORS += [Estimator("goodness_of_fit"), Estimator("fix_finger"), Estimator("fix_finger_released")]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: f"{e.fit}_{e.xmin_pos}")
 @pytest.mark.parametrize("name", MATRICES)
-def test_alpha_is_that_of_fp64_singular_values(name):
-    report = analyze(MATRICES[name])
+def test_alpha_is_that_of_fp64_singular_values(name, estimator):
+    report = analyze(MATRICES[name], estimator)
+    expected = estimator.fitted(true_eigenvalues(MATRICES[name]))
     assert report.status == "ok"
-    assert report.alpha == pytest.approx(true_alpha(MATRICES[name]), abs=1e-5)
+    assert report.alpha == pytest.approx(float(expected.alpha), abs=1e-5)
+    assert report.ks == pytest.approx(float(expected.ks), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        gaussian(50, 8000),
+        gaussian(64, 4096),
+        orthogonal(128).bfloat16(),
+        orthogonal(256) + 1e-3 * gaussian(256, 256),
+    ],
+    ids=["wide", "aspect_64", "orthogonal_bf16", "nearly_orthogonal"],
+)
+def test_a_light_tail_is_as_exact(matrix):
+    report = analyze(matrix.float())
+    assert report.alpha > 9
+    assert report.alpha == pytest.approx(true_alpha(matrix.float()), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "doubtful"),
+    [
+        (gaussian(512, 512), False),
+        (gaussian(1376, 512), False),
+        (spiked(512, 512, 30), False),
+        (spiked(64, 172, 1000), True),
+        (gaussian(64, 30) @ gaussian(30, 64), True),
+        (torch.zeros(64, 64), False),
+        (torch.full((64, 64), math.nan), False),
+    ],
+)
+def test_fp64_is_taken_where_fp32_leaves_a_doubt(matrix, doubtful):
+    assert bool(_doubtful(PUBLISHED.densities_of(matrix[None]), PUBLISHED)) == doubtful
 
 
 def test_a_large_spiked_matrix_is_not_taken_for_a_rank_deficient_one():

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from weightwatcher.WW_powerlaw import WWFit
 
-from alphadecay_dist.spectral import analyze
+from alphadecay_dist.spectral import Estimator, analyze
 from alphadecay_dist.spectral.powerlaw import goodness_of_fit, hill
 from tests.spectral.truth import gaussian, heavy, spiked, true_alpha, true_eigenvalues
 
@@ -47,6 +47,14 @@ def test_trained_matrices_rounded_to_bf16_have_the_alpha_of_what_they_became(min
     for name, matrix in list(minilm.items())[:12]:
         rounded = matrix.bfloat16()
         assert analyze(rounded).alpha == pytest.approx(true_alpha(rounded), abs=1e-5), name
+
+
+@pytest.mark.parametrize("fit", ["goodness_of_fit", "fix_finger", "fix_finger_released"])
+def test_searched_fits_of_trained_matrices_are_those_of_fp64_singular_values(minilm, fit):
+    estimator = Estimator(fit)
+    for name, matrix in minilm.items():
+        expected = estimator.fitted(true_eigenvalues(matrix))
+        assert analyze(matrix, estimator).alpha == pytest.approx(float(expected.alpha), abs=1e-5), name
 
 
 def test_fits_of_trained_spectra_are_those_of_the_powerlaw_package(minilm):
