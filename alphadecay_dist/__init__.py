@@ -5,6 +5,6 @@ See :class:`AlphaDecay` and :func:`param_groups`; ``alphadecay_dist.spectral.ana
 
 from alphadecay_dist.controller import AlphaDecay, ModuleRefresh, Refresh
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.sharding.inventory import param_groups
+from alphadecay_dist.sharding.groups import param_groups
 
 __all__ = ["AlphaDecay", "ModuleRefresh", "Refresh", "UserError", "param_groups"]

@@ -11,8 +11,8 @@ from alphadecay_dist import spectrum as spectra
 from alphadecay_dist.decay import SHAPES
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.report import plot_run, plot_spectrum
-from alphadecay_dist.settings import NORMALIZE, Settings
-from alphadecay_dist.spectral import FITS, METRICS, Windows
+from alphadecay_dist.settings import CHOOSABLE_FITS, NORMALIZE, Settings
+from alphadecay_dist.spectral import METRICS, Windows
 from alphadecay_dist.weight_files import open_weights
 
 PUBLISHED = Settings(weight_decay=0.1, interval=500, min_ratio=2 / 3, max_ratio=5.0)
@@ -48,7 +48,7 @@ def _add_spectrum(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     spectrum.add_argument("path", type=Path, help="a safetensors file, a HF directory, a run or a checkpoint")
     spectrum.add_argument("--metric", choices=list(METRICS), help="what decides (default: alpha)")
-    spectrum.add_argument("--fit", choices=list(FITS), help="estimator of alpha (default: hill)")
+    spectrum.add_argument("--fit", choices=CHOOSABLE_FITS, help="estimator of alpha (default: hill)")
     spectrum.add_argument("--xmin_pos", type=float, help="hill begins at N / this (default: 2)")
     spectrum.add_argument("--farms_rows", type=int, help="rows of FARMS' windows (default: whole matrices)")
     spectrum.add_argument("--farms_aspect", type=float, default=1.0, help="rows over columns of a window")

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ from alphadecay_dist.engines import Host, host_for
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.settings import REFERENCE, Settings
 from alphadecay_dist.sharding.exchange import Exchange
-from alphadecay_dist.sharding.inventory import GROUP_KEY, UNTUNED, Weight, all_weights, first_and_last
+from alphadecay_dist.sharding.groups import GROUP_KEY, weights_in
+from alphadecay_dist.sharding.inventory import Weight, first_and_last, require_weights
 from alphadecay_dist.sharding.layout import Block, Flat
 from alphadecay_dist.sharding.ownership import cost, default_budget, plan
 from alphadecay_dist.spectral import STATUSES, Analysis, Windows, analyze_each
@@ -83,8 +84,9 @@ class AlphaDecay:
         process_group: ranks that share the work, without an engine; the default group if there is one.
         weight_decay: the base decay.
         interval: optimizer updates between refreshes.
-        min_ratio: decay of the smallest alpha (heaviest tail), in base decays.
-        max_ratio: decay of the largest alpha, in base decays.
+        min_ratio: smallest decay, in base decays; with the linear map that of the smallest alpha (heaviest
+            tail).
+        max_ratio: largest decay, in base decays; with the linear map that of the largest alpha.
         assign: the map from alpha to decay: ``linear`` (as published), ``sqrt``, ``log2`` or ``sigmoid``.
         normalize: ``mean`` scales the decays so that their mean over all weights is the base decay;
             ``none`` (as published) does not.
@@ -94,8 +96,9 @@ class AlphaDecay:
         xmin_pos: for ``hill``: the tail begins at eigenvalue floor(N / xmin_pos).
         farms: the windows whose pooled eigenvalues stand for a matrix (FARMS); None is the whole matrix.
         preset: ``reference`` repeats the released code: the first and the last nn.Linear of the model keep
-            the base decay, refreshes come one update earlier, its own fix-finger, no bounds but for the
-            linear map.
+            the base decay, fused weights stay whole, refreshes come one update earlier, its own fix-finger,
+            norms squared, no bounds but for the linear map. Its biases and batch norms share their weight's
+            decay: ``param_groups(..., follow=["bias", "batchnorm"])``.
         parts: sizes of fused weights by glob pattern, where names do not tell: ``{"*.qkv": (64, 64, 64)}``.
         memory_budget: bytes of gathered weights that one owner takes in a round; one round is worked on
             while the next one arrives. By default two of the largest matrices, or 256 MiB where that is more.
@@ -140,10 +143,9 @@ class AlphaDecay:
             preset=preset,
         )
         self._host: Host = host_for(model, optimizer, engine, process_group)
-        weights = _tuned_in(model, self._host.param_groups(), parts or {})
+        weights = weights_in(self._host.param_groups(), model, parts or {})
         if preset == REFERENCE:
-            left_out = first_and_last(model)
-            weights = [weight for weight in weights if weight.name not in left_out]
+            weights = _as_released(model, weights)
         _check_windows(weights, farms)
         self._weights = {unit: weight for weight in weights for unit in weight.units()}
         self._exchange, self._owners = _exchange(self._host, weights, self.settings, memory_budget)
@@ -192,7 +194,7 @@ class AlphaDecay:
         """What all owners found, by part."""
         parts = {unit: weight.parts(unit) for unit, weight in self._weights.items()}
         mine = {
-            unit: [n for part in names for n in _numbers(analyses[part], self.settings.metric)]
+            unit: [n for part in names for n in _numbers(analyses[part], self.settings)]
             for unit, names in parts.items()
             if names[0] in analyses
         }
@@ -294,9 +296,9 @@ class _Found:
         return cls(_defined(alpha), _defined(value), STATUSES[int(status)], owner)
 
 
-def _numbers(analysis: Analysis, metric: str) -> tuple[float, float, float]:
-    """Alpha and the metric's value (NaN where undefined) and the status' number, as they travel."""
-    alpha, value = (getattr(analysis, name) for name in ("alpha", metric))
+def _numbers(analysis: Analysis, settings: Settings) -> tuple[float, float, float]:
+    """Alpha and what is mapped (NaN where undefined) and the status' number, as they travel."""
+    alpha, value = analysis.alpha, settings.value_of(analysis)
     status = float(STATUSES.index(analysis.status))
     return math.nan if alpha is None else alpha, math.nan if value is None else value, status
 
@@ -315,24 +317,12 @@ def _parts(weight: Weight) -> list[str]:
     return [part for unit in weight.units() for part in weight.parts(unit)]
 
 
-def _tuned_in(
-    model: nn.Module, groups: list[dict[str, Any]], parts: Mapping[str, Sequence[int]]
-) -> list[Weight]:
-    """The weights that the optimizer's groups name, in the groups' order."""
-    names = [group[GROUP_KEY] for group in groups if group.get(GROUP_KEY, UNTUNED) != UNTUNED]
-    if not names:
-        raise UserError(
-            f"optimizer: none of its {len(groups)} param groups names a module to tune (key {GROUP_KEY!r}); "
-            "build them with alphadecay_dist.param_groups(model, ...)"
-        )
-    weights = {weight.name: weight for weight in all_weights(model, parts)}
-    for name in names:
-        if names.count(name) > 1 or name not in weights:
-            raise UserError(
-                f"param group {name!r}: expected one group for one weight of the model given; "
-                "build the groups with alphadecay_dist.param_groups(model, ...) from that same model"
-            )
-    return [weights[name] for name in names]
+def _as_released(model: nn.Module, weights: Sequence[Weight]) -> list[Weight]:
+    """What the released code tunes: neither the first nor the last Linear, and no fused weight in parts."""
+    left_out = first_and_last(model)
+    kept = [replace(weight, cut=None) for weight in weights if weight.name not in left_out]
+    require_weights(kept)
+    return kept
 
 
 def _check_windows(weights: Sequence[Weight], windows: Windows | None) -> None:

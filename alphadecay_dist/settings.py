@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from alphadecay_dist.decay import SHAPES, Assignment, Bounds, assign, normalize_mean
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.spectral import FITS, METRICS, Estimator, Windows
+from alphadecay_dist.spectral import FITS, METRICS, MIN_EIGENVALUES, Analysis, Estimator, Windows
 
 NORMALIZE = ("none", "mean")
 REFERENCE = "reference"
 PRESETS = (REFERENCE,)
+RELEASED_FIT = "fix_finger_released"  # what fix_finger is under the reference preset, and nothing else
+SQUARED = ("spectral_norm", "frobenius_norm")  # the released code has their squares
+CHOOSABLE_FITS = tuple(fit for fit in FITS if fit != RELEASED_FIT)
 NEVER_BELOW_ONE = ("alpha", "stable_rank", "nuclear_to_frobenius")  # what sqrt and log2 can map
 
 
@@ -38,7 +41,40 @@ class Settings:
     preset: str | None = None
 
     def __post_init__(self) -> None:
-        if self.interval < 1:
+        self._check_numbers()
+        choices: dict[str, Iterable[str]] = {
+            "assign": SHAPES,
+            "normalize": NORMALIZE,
+            "metric": METRICS,
+            "fit": CHOOSABLE_FITS,
+            "preset": PRESETS,
+        }
+        for name, known in choices.items():
+            found = getattr(self, name)
+            if found is not None and found not in known:
+                raise UserError(f"{name}: found {found!r}, expected one of {', '.join(known)}")
+        if self.preset == REFERENCE and self.metric == "matrix_entropy":
+            raise UserError(
+                "metric: found 'matrix_entropy' with preset 'reference', which does not repeat the released "
+                "code's entropy (6e-5 added to every share); use another metric, or no preset"
+            )
+        if self.assign in ("sqrt", "log2") and self.metric not in NEVER_BELOW_ONE:
+            raise UserError(
+                f"metric: found {self.metric!r} with assign {self.assign!r}, whose map needs one never "
+                f"below 1: {', '.join(NEVER_BELOW_ONE)}; or use assign linear or sigmoid"
+            )
+        try:
+            few = self.estimator().windows
+            if few is not None and few.eigenvalues < MIN_EIGENVALUES:
+                raise UserError(
+                    f"farms: found windows with {few.eigenvalues} eigenvalues, expected {MIN_EIGENVALUES} or "
+                    "more; use larger windows or a finer grid"
+                )
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+    def _check_numbers(self) -> None:
+        if not isinstance(self.interval, int) or self.interval < 1:
             raise UserError(f"interval: found {self.interval}, expected 1 or more updates")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise UserError(f"weight_decay: found {self.weight_decay}, expected a number >= 0")
@@ -47,37 +83,28 @@ class Settings:
                 f"min_ratio {self.min_ratio} and max_ratio {self.max_ratio}: "
                 "expected 0 <= min_ratio <= max_ratio"
             )
-        choices = {
-            "assign": SHAPES,
-            "normalize": NORMALIZE,
-            "metric": METRICS,
-            "fit": FITS,
-            "preset": PRESETS,
-        }
-        for name, known in choices.items():
-            found = getattr(self, name)
-            if found is not None and found not in known:
-                raise UserError(f"{name}: found {found!r}, expected one of {', '.join(known)}")
-        if self.assign in ("sqrt", "log2") and self.metric not in NEVER_BELOW_ONE:
+        if not math.isfinite(self.weight_decay * self.max_ratio):
             raise UserError(
-                f"metric: found {self.metric!r} with assign {self.assign!r}, whose map needs one never "
-                f"below 1: {', '.join(NEVER_BELOW_ONE)}; or use assign linear or sigmoid"
+                f"max_ratio: found {self.max_ratio}, expected one whose product with weight_decay "
+                f"{self.weight_decay} is a number"
             )
-        try:
-            self.estimator()
-        except ValueError as error:
-            raise UserError(str(error)) from None
 
     def estimator(self) -> Estimator:
         """How alpha is read; the reference preset has the released code's fix-finger."""
         released = self.preset == REFERENCE and self.fit == "fix_finger"
-        return Estimator("fix_finger_released" if released else self.fit, self.xmin_pos, self.farms)
+        return Estimator(RELEASED_FIT if released else self.fit, self.xmin_pos, self.farms)
 
     def bounds(self) -> Bounds:
         """How far decays may be from the base decay; the released code bounds the linear map alone."""
         if self.preset == REFERENCE and self.assign != "linear":
             return Bounds(self.weight_decay, 0.0, math.inf)
         return Bounds(self.weight_decay, self.min_ratio, self.max_ratio)
+
+    def value_of(self, analysis: Analysis) -> float | None:
+        """What is mapped; None where it is undefined."""
+        value: float | None = getattr(analysis, self.metric)
+        squared = self.preset == REFERENCE and self.metric in SQUARED
+        return value**2 if squared and value is not None else value
 
     def decays(
         self, values: Mapping[str, float | None], last: Mapping[str, float], sizes: Mapping[str, int]

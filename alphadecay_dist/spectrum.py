@@ -70,7 +70,7 @@ def spectrum(weights: StoredWeights, settings: Settings) -> list[Row]:
     Raises:
         UserError: no matrix is there, or one is smaller than a FARMS window.
     """
-    chosen = _tuned(weights)
+    chosen = _tuned(weights, uncut=settings.preset == REFERENCE)
     if not chosen:
         raise UserError(
             f"{weights.path}: found no weight matrix inside a numbered block, of {MIN_EIGENVALUES} rows and "
@@ -130,7 +130,7 @@ def _analyzed(name: str, matrix: Tensor, settings: Settings) -> Analysis:
 def _decays(rows: Mapping[str, Sequence[Row]], settings: Settings) -> dict[str, float]:
     """The decay of each weight, as its first refresh would write it."""
     parts = {row.name: row for own in rows.values() for row in own}
-    values = {name: getattr(row.analysis, settings.metric) for name, row in parts.items()}
+    values = {name: settings.value_of(row.analysis) for name, row in parts.items()}
     sizes = {name: math.prod(row.shape) for name, row in parts.items()}
     assigned = settings.decays(values, dict.fromkeys(parts, settings.weight_decay), sizes)
     return {
@@ -139,8 +139,8 @@ def _decays(rows: Mapping[str, Sequence[Row]], settings: Settings) -> dict[str, 
     }
 
 
-def _tuned(weights: StoredWeights) -> list[_Weight]:
-    """The weights to analyse."""
+def _tuned(weights: StoredWeights, *, uncut: bool) -> list[_Weight]:
+    """The weights to analyse; ``uncut`` keeps fused ones whole, as the released code does."""
     shapes = {tensor.name: tensor.shape for tensor in weights.tensors}
     tuned = []
     for tensor in weights.tensors:
@@ -149,9 +149,9 @@ def _tuned(weights: StoredWeights) -> list[_Weight]:
         stacked = len(tensor.shape) == 3
         unit = tensor.shape[1:] if stacked else tensor.shape
         axis = _axis(tensor.name, tensor.shape, shapes)
-        cut = None if len(unit) == 4 else cut_by_name(tensor.name, unit, weights.heads, axis)
+        cut = None if uncut or len(unit) == 4 else cut_by_name(tensor.name, unit, weights.heads, axis)
         parts = [unit] if cut is None else cut.shapes(unit)
-        if min(min(part[:2]) * math.prod(part[2:]) for part in parts) >= MIN_EIGENVALUES:
+        if max(min(part[:2]) * math.prod(part[2:]) for part in parts) >= MIN_EIGENVALUES:
             tuned.append(_Weight(tensor, cut))
     return tuned
 

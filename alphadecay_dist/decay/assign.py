@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,7 +80,8 @@ def log2(values: Mapping[str, float], bounds: Bounds) -> dict[str, float]:
 def sigmoid(values: Mapping[str, float], bounds: Bounds) -> dict[str, float]:
     """2 / (1 + exp(-4 z)) base decays, z the z-score of alpha within the module's own layer.
 
-    A layer is what shares a name up to its first number. Where a layer's alphas are equal, z is 0.
+    A layer is what shares a name up to its innermost ``layers.3``, ``blocks.3``, ``layer.3`` or ``h.3``, or
+    without these up to its first number. Where a layer's alphas are equal, z is 0.
     """
     layers: dict[str, list[float]] = {}
     for name, value in values.items():
@@ -89,7 +91,7 @@ def sigmoid(values: Mapping[str, float], bounds: Bounds) -> dict[str, float]:
     for name, value in values.items():
         mean, deviation = centres[_layer(name)]
         score = (value - mean) / deviation if deviation > 0 else 0.0
-        ratios[name] = 2.0 / (1.0 + math.exp(-4.0 * score))
+        ratios[name] = 1.0 + math.tanh(2.0 * score)  # the same, and it never overflows
     return _bounded(ratios, bounds)
 
 
@@ -116,9 +118,9 @@ def normalize_mean(
     """
     moved = {name: a for name, a in assigned.items() if a.case == ASSIGNED}
     total = math.fsum(sizes[name] * a.weight_decay for name, a in moved.items())
-    if total <= 0:
-        return dict(assigned)
-    factor = weight_decay * sum(sizes[name] for name in moved) / total
+    factor = weight_decay * sum(sizes[name] for name in moved) / total if total > 0 else math.inf
+    if not all(math.isfinite(a.weight_decay * factor) for a in moved.values()):
+        return dict(assigned)  # decays of zero, or so small that no factor brings them to the base decay
     return {
         name: Assignment(a.weight_decay * factor, a.case) if name in moved else a
         for name, a in assigned.items()
@@ -140,7 +142,10 @@ def _bounded(ratios: Mapping[str, float], bounds: Bounds) -> dict[str, float]:
 
 
 def _layer(name: str) -> str:
-    """The name up to its first number: ``model.layers.3`` for ``model.layers.3.mlp.up_proj``."""
-    parts = name.split(".")
-    first = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
-    return ".".join(parts[: first + 1])
+    """``model.layers.3`` for ``model.layers.3.mlp.experts.5.up_proj``."""
+    found = _NAMED_LAYER.match(name) or _FIRST_NUMBER.match(name)
+    return found[0] if found else name
+
+
+_NAMED_LAYER = re.compile(r"(?:.*\.)?(?:layers?|blocks?|h)\.\d+(?=\.|$)")
+_FIRST_NUMBER = re.compile(r"(?:.*?\.)?\d+(?=\.|$)")

@@ -14,7 +14,8 @@ from alphadecay_dist.engines.fsdp1 import FlatParameterSource, flat_places, shar
 from alphadecay_dist.engines.fsdp2 import DTensorSource
 from alphadecay_dist.engines.replicated import ReplicatedSource
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.sharding.inventory import GROUP_KEY, Weight
+from alphadecay_dist.sharding.groups import GROUP_KEY
+from alphadecay_dist.sharding.inventory import Weight
 from alphadecay_dist.sharding.layout import ShardSource
 
 

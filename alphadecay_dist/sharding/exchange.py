@@ -124,8 +124,8 @@ class Exchange:
         owned = [self._owned(rank) for rank in range(self._world_size)]
         longest = max(sum(widths[name] for name in names) for names in owned)
         flat = [number for name in owned[self._rank] for number in values[name]]
-        mine = torch.zeros(longest, dtype=torch.float64)
-        mine[: len(flat)] = torch.tensor(flat, dtype=torch.float64)
+        mine = torch.zeros(longest, dtype=torch.float64, device="cpu")
+        mine[: len(flat)] = torch.tensor(flat, dtype=torch.float64, device="cpu")
         everyone = _all_gather(mine, self._group).tolist()  # (W, longest)
         shared = {}
         for rank, names in enumerate(owned):
@@ -232,7 +232,7 @@ class Exchange:
         blocks = list(self._blocks.values())
         agreed = repr((sorted(self._plan.owners.items()), self._plan.rounds, layout, blocks, self._dtype))
         digest = hashlib.sha256(agreed.encode()).digest()
-        mine = torch.tensor(list(digest), dtype=torch.float64)
+        mine = torch.tensor(list(digest), dtype=torch.float64, device="cpu")
         everyone = _all_gather(mine, self._group)
         if not bool((everyone == everyone[0]).all()):
             raise RuntimeError(
@@ -243,7 +243,7 @@ class Exchange:
 
 def gathered(mine: Sequence[int], group: dist.ProcessGroup | None) -> list[list[int]]:
     """What every rank gave, by rank: as many whole numbers each. Collective."""
-    everyone = _all_gather(torch.tensor(mine, dtype=torch.float64), group)
+    everyone = _all_gather(torch.tensor(mine, dtype=torch.float64, device="cpu"), group)
     return [[int(number) for number in row] for row in everyone.tolist()]
 
 

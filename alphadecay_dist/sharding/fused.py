@@ -27,6 +27,8 @@ FUSED = {
 }
 # Model types that lay out q, k and v head by head; the field's other fused projections stack them.
 HEAD_BY_HEAD = ("gpt_neox", "bloom")
+# Model types that lay them out in a way of their own: their weights stay whole.
+OTHERWISE = ("codegen", "minimax")
 # Model types whose gate and up columns alternate.
 ALTERNATING = ("gpt_oss",)
 
@@ -62,11 +64,19 @@ class Cut:
 
 @dataclass(frozen=True)
 class Heads:
-    """What a model's config says of its attention: numbers of query and of key-value heads, and its type."""
+    """What a model's config says of its attention.
+
+    Attributes:
+        queries: number of query heads.
+        keys: number of key-value heads.
+        model_type: a HF model type.
+        width: of a head; 0 where it is not known.
+    """
 
     queries: int
     keys: int
     model_type: str = ""
+    width: int = 0
 
     @classmethod
     def of(cls, config: Any) -> Heads | None:
@@ -76,7 +86,15 @@ class Heads:
         if not isinstance(queries, int):
             return None
         keys = get("num_key_value_heads")
-        return cls(queries, keys if isinstance(keys, int) else queries, str(get("model_type") or ""))
+        keys = keys if isinstance(keys, int) else queries
+        hidden = get("hidden_size") or get("n_embd") or 0
+        width = get("head_dim") or (hidden // queries if isinstance(hidden, int) else 0)
+        return cls(queries, keys, str(get("model_type") or ""), width)
+
+    def fit(self, length: int) -> bool:
+        """Whether q, k and v of these heads are so long together."""
+        width, rest = divmod(length, self.queries + 2 * self.keys)
+        return rest == 0 and self.width in (0, width)
 
 
 def cut_by_name(name: str, shape: Sequence[int], heads: Heads | None, axis: int = 0) -> Cut | None:
@@ -99,15 +117,19 @@ def cut_by_name(name: str, shape: Sequence[int], heads: Heads | None, axis: int 
     if names is not QKV:
         size = 1 if model_type in ALTERNATING else length // 2
         return Cut(names, (size, size), axis) if length % 2 == 0 else None
-    queries, keys = (heads.queries, heads.keys) if heads else (1, 1)
-    width, rest = divmod(length, queries + 2 * keys)
-    if rest or (heads is None and length != 3 * shape[1 - axis]):
+    if model_type in OTHERWISE:
         return None
-    if name.endswith("query_key_value"):
-        if model_type not in HEAD_BY_HEAD or queries != keys:
-            return None
-        return Cut(names, (width,) * 3, axis)
-    return Cut(names, (queries * width, keys * width, keys * width), axis)
+    if name.endswith("query_key_value") and (
+        heads is None or model_type not in HEAD_BY_HEAD or heads.queries != heads.keys
+    ):
+        return None
+    if heads is not None and heads.fit(length):
+        width = length // (heads.queries + 2 * heads.keys)
+        if model_type in HEAD_BY_HEAD:
+            return Cut(names, (width,) * 3, axis)
+        return Cut(names, (heads.queries * width, heads.keys * width, heads.keys * width), axis)
+    third = shape[1 - axis]  # an attention of its own, with as many keys as queries
+    return Cut(names, (third,) * 3, axis) if length == 3 * third else None
 
 
 def cut_by_sizes(name: str, shape: Sequence[int], sizes: Sequence[int], axis: int = 0) -> Cut | None:

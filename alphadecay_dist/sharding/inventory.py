@@ -1,4 +1,4 @@
-"""Model -> the weights to tune, by name, the matrices in each, and the optimizer's param groups."""
+"""Model -> the weights to tune, by name, and the matrices in each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -21,9 +20,6 @@ from alphadecay_dist.sharding.fused import (
     sizes_for,
 )
 from alphadecay_dist.spectral import MIN_EIGENVALUES
-
-UNTUNED = "untuned"  # the name of the group that holds everything else
-GROUP_KEY = "module"  # the key by which a param group is found again; engines keep it
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,7 @@ def all_weights(model: nn.Module, parts: Mapping[str, Sequence[int]] | None = No
     """Every trained weight that could be tuned, in the model's order, each parameter once.
 
     That is the weight of an ``nn.Linear`` or ``nn.Conv2d``, and every other parameter of two or three
-    dimensions (three: a stack of experts); none that is an embedding's too, and none whose matrices have
+    dimensions (three: a stack of experts); none that is an embedding's too, and none whose matrices all have
     fewer than 50 eigenvalues.
 
     Args:
@@ -85,12 +81,13 @@ def all_weights(model: nn.Module, parts: Mapping[str, Sequence[int]] | None = No
         UserError: sizes that do not fit, or a pattern that matches nothing.
     """
     parts = parts or {}
-    heads = Heads.of(getattr(named_modules(model)[""], "config", None))
-    weights = [_with_cut(weight, model, heads, parts) for weight in _candidates(model)]
+    modules = named_modules(model)
+    heads = Heads.of(getattr(modules[""], "config", None))
+    weights = [_with_cut(weight, modules, heads, parts) for weight in _candidates(modules)]
     for pattern in parts:
         if not any(fnmatchcase(weight.name, pattern) for weight in weights):
             raise UserError(f"parts: {pattern!r} matches no weight; give a glob over the names of the model")
-    return [weight for weight in weights if min(map(_eigenvalues, weight.part_shapes())) >= MIN_EIGENVALUES]
+    return [weight for weight in weights if max(map(_eigenvalues, weight.part_shapes())) >= MIN_EIGENVALUES]
 
 
 def tuned_weights(
@@ -126,52 +123,6 @@ def tuned_weights(
                 f"{MIN_EIGENVALUES} or more; give a glob over the names of model.named_modules()"
             )
     return [w for w in candidates if any(fnmatchcase(w.name, pattern) for pattern in patterns)]
-
-
-def param_groups(
-    model: nn.Module,
-    *,
-    weight_decay: float,
-    untuned: str = "base",
-    modules: Iterable[str] | None = None,
-    batchnorm: str = "untuned",
-) -> list[dict[str, Any]]:
-    """Param groups for ``torch.optim``: one a tuned weight, then one for everything else.
-
-    Args:
-        model: the model to optimise; parameters with ``requires_grad=False`` are left out.
-        weight_decay: the base decay, which every group starts with.
-        untuned: what embeddings, norms, biases and head get: ``"base"`` (as published) or ``"zero"``.
-        modules: see :func:`tuned_weights`.
-        batchnorm: ``"untuned"``, or ``"follow"``: a BatchNorm2d named like a tuned convolution (``bn1`` and
-            ``conv1``) shares its group, as in the released code.
-
-    Returns:
-        Dicts with ``params``, ``weight_decay`` and ``module``, the name by which
-        :class:`alphadecay_dist.AlphaDecay` finds the group again; ``"untuned"`` for the last.
-
-    Raises:
-        UserError: no matrix can be tuned, or a choice is none of the two.
-    """
-    _check_choice("untuned", untuned, ("base", "zero"))
-    _check_choice("batchnorm", batchnorm, ("untuned", "follow"))
-    weights = tuned_weights(model, modules)
-    require_weights(weights)
-    following = _following_norms(model) if batchnorm == "follow" else {}
-    groups: list[dict[str, Any]] = [
-        {
-            "params": [weight.parameter, *following.get(weight.name, [])],
-            "weight_decay": weight_decay,
-            GROUP_KEY: weight.name,
-        }
-        for weight in weights
-    ]
-    taken = {id(parameter) for group in groups for parameter in group["params"]}
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
-    if rest:
-        base = weight_decay if untuned == "base" else 0.0
-        groups.append({"params": rest, "weight_decay": base, GROUP_KEY: UNTUNED})
-    return groups
 
 
 def require_weights(weights: Sequence[Weight]) -> None:
@@ -214,19 +165,19 @@ _TUNED_BY_DEFAULT = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
 def _by_default(weight: Weight, known: set[str]) -> bool:
     *path, last = weight.name.split(".")
     in_block = any(part.isdigit() for part in path)
-    is_known = weight.name in known or ".".join(path) in known or len(weight.shape) == 3
+    is_stack = len(weight.shape) == 3 and "expert" in weight.name
+    is_known = weight.name in known or ".".join(path) in known or is_stack
     return in_block and is_known and "lora_" not in weight.name and "bias" not in last
 
 
-def _candidates(model: nn.Module) -> Iterator[Weight]:
+def _candidates(modules: Mapping[str, nn.Module]) -> Iterator[Weight]:
     """Trained weights of two or more dimensions, each parameter once, none that is an embedding's."""
-    modules = named_modules(model)
     seen = {id(module.weight) for module in modules.values() if isinstance(module, nn.Embedding)}
     for module_name, module in modules.items():
         if isinstance(module, nn.Embedding):
             continue
         for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in seen or not parameter.requires_grad:
+            if id(parameter) in seen or not parameter.requires_grad or not parameter.is_floating_point():
                 continue
             seen.add(id(parameter))
             shape = _whole_shape(module, name, parameter)
@@ -247,12 +198,15 @@ def _whole_shape(module: nn.Module, name: str, parameter: nn.Parameter) -> tuple
 
 
 def _with_cut(
-    weight: Weight, model: nn.Module, heads: Heads | None, parts: Mapping[str, Sequence[int]]
+    weight: Weight,
+    modules: Mapping[str, nn.Module],
+    heads: Heads | None,
+    parts: Mapping[str, Sequence[int]],
 ) -> Weight:
     if len(weight.shape) == 4:
         return weight
     shape = weight.unit_shape
-    axis = _output_axis(weight, model)
+    axis = _output_axis(weight, modules)
     sizes = sizes_for(weight.name, parts)
     if sizes is not None:
         cut = cut_by_sizes(weight.name, shape, sizes, axis)
@@ -261,29 +215,15 @@ def _with_cut(
     return Weight(weight.name, weight.parameter, weight.shape, cut)
 
 
-def _output_axis(weight: Weight, model: nn.Module) -> int:
+def _output_axis(weight: Weight, modules: Mapping[str, nn.Module]) -> int:
     if len(weight.shape) == 3:
-        experts = named_modules(model)[weight.name.rpartition(".")[0]]
+        experts = modules[weight.name.rpartition(".")[0]]
         down = getattr(experts, "down_proj", None)
         beside = _whole_shape(experts, "down_proj", down)[1:] if isinstance(down, nn.Parameter) else None
         return output_axis(weight.unit_shape, beside)
-    module = named_modules(model).get(weight.name)
+    module = modules.get(weight.name)
     return 1 if type(module).__name__ == "Conv1D" else 0  # transformers' (in, out) Linear
-
-
-def _following_norms(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Parameters of every BatchNorm2d, by the name of the convolution that it is named like."""
-    return {
-        name.replace("bn", "conv"): [p for p in module.parameters() if p.requires_grad]
-        for name, module in named_modules(model).items()
-        if isinstance(module, nn.BatchNorm2d) and "bn" in name
-    }
 
 
 def _eigenvalues(shape: Sequence[int]) -> int:
     return min(shape[0], shape[1]) * math.prod(shape[2:])
-
-
-def _check_choice(name: str, found: str, choices: tuple[str, ...]) -> None:
-    if found not in choices:
-        raise UserError(f"{name}: found {found!r}, expected {' or '.join(map(repr, choices))}")

@@ -41,8 +41,8 @@ def hill(eigenvalues: Tensor, xmin_pos: float = 2.0) -> Fit:
         eigenvalues: (..., N) fp64, ascending, not negative.
         xmin_pos: which eigenvalue starts the tail, above 1; 2 is the median.
     """
-    starts = torch.full(eigenvalues.shape[:-1], int(eigenvalues.shape[-1] / xmin_pos))
-    return _fit_from(eigenvalues, starts.to(eigenvalues.device))
+    start = int(eigenvalues.shape[-1] / xmin_pos)
+    return _fit_from(eigenvalues, torch.full(eigenvalues.shape[:-1], start, device=eigenvalues.device))
 
 
 def goodness_of_fit(eigenvalues: Tensor) -> Fit:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from alphadecay_dist.sharding.inventory import param_groups
+from alphadecay_dist.sharding.groups import param_groups
 from alphadecay_dist.training.recipe import DecayConfig, OptimizerConfig
 
 CLASSES = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, fields
 
 from alphadecay_dist.decay import SHAPES
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.settings import NORMALIZE, PRESETS, Settings
-from alphadecay_dist.spectral import FITS, METRICS, Windows
+from alphadecay_dist.settings import CHOOSABLE_FITS, NORMALIZE, PRESETS, Settings
+from alphadecay_dist.spectral import METRICS, Windows
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ CHOICES = {
     "decay.normalize": NORMALIZE,
     "decay.preset": PRESETS,
     "decay.metric": METRICS,
-    "decay.fit": tuple(FITS),
+    "decay.fit": CHOOSABLE_FITS,
     "decay.untuned": ("base", "zero"),
     "logging.wandb": ("auto", "online", "offline", "off"),
 }

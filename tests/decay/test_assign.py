@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from alphadecay_dist import decay
 from alphadecay_dist.decay import SHAPES, Assignment, Bounds, normalize_mean
-from alphadecay_dist.decay.assign import ASSIGNED, EQUAL, KEPT
+from alphadecay_dist.decay.assign import ASSIGNED, EQUAL, KEPT, sigmoid
 
 alphas = st.dictionaries(st.text(max_size=5), st.none() | st.floats(1, 1e6), max_size=12)
 
@@ -143,3 +143,32 @@ def test_normalizing_equal_or_zero_decays_changes_nothing():
     assert normalize_mean(equal, 0.1, {"a": 1, "b": 5}) == equal
     zero = assign({"a": 1.0, "b": 2.0}, weight_decay=0.0)
     assert normalize_mean(zero, 0.0, {"a": 1, "b": 5}) == zero
+
+
+@pytest.mark.parametrize(
+    ("names", "layers"),
+    [
+        (["0.layers.0.q", "0.layers.0.up", "0.layers.1.q", "0.layers.1.up"], 2),  # a numbered wrapper
+        (["layers.0.blocks.0.q", "layers.0.blocks.0.up", "layers.0.blocks.1.q", "layers.0.blocks.1.up"], 2),
+        (["layers.0.experts.0.up", "layers.0.experts.1.up", "layers.1.experts.0.up", "layers.1.q"], 2),
+        (["layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "layer1.1.conv2"], 2),
+        (["h.0.q", "h.0.k", "q", "k"], 3),
+    ],
+)
+def test_a_layer_is_the_innermost_numbered_block(names, layers):
+    found = sigmoid({name: float(place) for place, name in enumerate(names)}, Bounds(0.1, 0.0, 5.0))
+    low, high = 1 + math.tanh(-2), 1 + math.tanh(2)
+    expected = [low, high, low, high] if layers == 2 else [low, high, 1.0, 1.0]
+    assert [found[name] for name in names] == pytest.approx(expected)
+
+
+def test_sigmoid_of_an_outlier_among_thousands_does_not_overflow():
+    values = {f"layers.0.m{number}": 2.0 for number in range(40_000)} | {"layers.0.odd": -1e6}
+    assert sigmoid(values, Bounds(0.1, 0.0, 5.0))["layers.0.odd"] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("decay", [1e-320, 5e-324])
+def test_no_factor_that_is_no_number(decay):
+    assigned = {"a": Assignment(0.0, "assigned"), "b": Assignment(decay, "assigned")}
+    found = normalize_mean(assigned, 0.1, {"a": 1, "b": 1})
+    assert all(math.isfinite(a.weight_decay) for a in found.values())

@@ -56,7 +56,38 @@ def test_names_tell_how_a_fused_weight_is_cut(name, shape, heads, axis, sizes):
     assert cut.names == (("gate", "up") if "gate" in name else ("q", "k", "v"))
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "heads"),
+    [
+        ("h.0.attn.qkv_proj", (192, 64), Heads(4, 4, "codegen", 16)),
+        ("layers.0.self_attn.qkv_proj", (192, 64), Heads(4, 2, "minimax", 16)),
+        ("layers.0.attention.query_key_value", (192, 64), Heads(4, 4, "falcon", 16)),
+        ("layers.0.attention.query_key_value", (192, 64), Heads(4, 2, "gpt_neox", 16)),
+        ("layers.0.attention.query_key_value", (192, 64), None),
+        ("layers.0.attn.qkv_proj", (200, 64), Heads(8, 2, "", 16)),
+        ("layers.0.attn.c_attn", (64, 96), None),
+    ],
+)
+def test_models_with_a_layout_of_their_own_stay_whole(name, shape, heads):
+    assert cut_by_name(name, shape, heads, 1 if "c_attn" in name else 0) is None
+
+
+def test_an_attention_unlike_the_configs_is_cut_in_thirds():
+    """A vision tower with its own heads, beside a text config with grouped queries."""
+    cut = cut_by_name("vision.blocks.0.attn.qkv", (384, 128), Heads(8, 2, "", 64))
+    assert cut.sizes == (128, 128, 128)
+
+
+def test_the_heads_of_a_config():
+    config = {"num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 256, "model_type": "llama"}
+    assert Heads.of(config) == Heads(8, 2, "llama", 32)
+    assert Heads.of({**config, "head_dim": 64}).width == 64
+    assert Heads.of({"n_head": 4, "n_embd": 64}) == Heads(4, 4, "", 16)
+    assert Heads.of({"hidden_size": 256}) is None
+
+
 def test_the_order_of_up_and_gate_is_that_of_the_name():
+    assert cut_by_name("layers.0.w12", (8, 4), None).names == ("gate", "up")
     assert cut_by_name("layers.0.up_gate_proj", (8, 4), None).names == ("up", "gate")
 
 

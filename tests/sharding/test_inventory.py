@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from alphadecay_dist import UserError, param_groups
@@ -119,3 +120,33 @@ def test_untuned_is_base_or_zero():
 def test_without_anything_else_there_is_no_untuned_group():
     model = blocks({"fc": nn.Linear(64, 64, bias=False)})
     assert [group["module"] for group in param_groups(model, weight_decay=0.1)] == ["layers.0.fc"]
+
+
+def test_neither_a_position_table_nor_a_complex_weight_is_a_matrix_to_tune():
+    block = nn.Module()
+    block.fc = nn.Linear(64, 64)
+    block.pos_embed = nn.Parameter(torch.randn(1, 197, 64))
+    block.complex = nn.Linear(64, 64, dtype=torch.complex64)
+    model = nn.Module()
+    model.layers = nn.ModuleList([block])
+    assert [weight.name for weight in tuned_weights(model)] == ["layers.0.fc"]
+
+
+def test_a_fused_weight_is_tuned_for_its_large_parts():
+    model = blocks({"qkv_proj": nn.Linear(256, 320)})
+    model.config = {"num_attention_heads": 8, "num_key_value_heads": 1, "hidden_size": 256}
+    (weight,) = tuned_weights(model)
+    assert weight.part_shapes() == [(256, 256), (32, 256), (32, 256)]
+
+
+def test_a_module_has_one_name_whatever_wraps_it():
+    model = blocks({"fc": nn.Linear(64, 64), "up": nn.Linear(64, 64)})
+    expected = [weight.name for weight in tuned_weights(model)]
+    model.layers[0]["up"] = checkpoint_wrapper(model.layers[0]["up"])
+    assert [weight.name for weight in tuned_weights(torch.compile(model))] == expected
+
+
+def test_a_grouped_convolution_has_the_columns_of_one_group():
+    model = blocks({"conv": nn.Conv2d(128, 64, 3, groups=2)})
+    (weight,) = tuned_weights(model)
+    assert weight.shape == (64, 64, 3, 3)

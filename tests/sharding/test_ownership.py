@@ -129,3 +129,7 @@ def test_an_oversized_matrix_has_a_round_of_its_own():
 def test_default_budget_is_two_of_the_largest_or_256_mib():
     assert default_budget({"a": 100, "b": 7}) == 256 * 2**20
     assert default_budget({"a": 2**30, "b": 7}) == 2**31
+
+
+def test_a_convolution_costs_a_spectrum_a_position():
+    assert cost((24, 20, 3, 5)) == 15 * cost((24, 20))
