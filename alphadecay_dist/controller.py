@@ -100,6 +100,8 @@ class AlphaDecay:
             norms squared, no bounds but for the linear map. Its biases and batch norms share their weight's
             decay: ``param_groups(..., follow=["bias", "batchnorm"])``.
         parts: sizes of fused weights by glob pattern, where names do not tell: ``{"*.qkv": (64, 64, 64)}``.
+        dtype: the type that weights travel and are analysed in. By default their own; torch.bfloat16 halves
+            the traffic of fp32 ones, torch.float32 takes DeepSpeed's fp32 masters.
         memory_budget: bytes of gathered weights that one owner takes in a round; one round is worked on
             while the next one arrives. By default two of the largest matrices, or 256 MiB where that is more.
 
@@ -127,6 +129,7 @@ class AlphaDecay:
         farms: Windows | None = None,
         preset: str | None = None,
         parts: Mapping[str, Sequence[int]] | None = None,
+        dtype: torch.dtype | None = None,
         memory_budget: int | None = None,
     ) -> None:
         self.settings = Settings(
@@ -148,7 +151,7 @@ class AlphaDecay:
             weights = _as_released(model, weights)
         _check_windows(weights, farms)
         self._weights = {unit: weight for weight in weights for unit in weight.units()}
-        self._exchange, self._owners = _exchange(self._host, weights, self.settings, memory_budget)
+        self._exchange, self._owners = _exchange(self._host, weights, self.settings, dtype, memory_budget)
         self._parts = {weight.name: _parts(weight) for weight in weights}
         sizes = {weight.name: math.prod(weight.shape) for weight in weights}
         self._sizes = {part: sizes[name] // len(own) for name, own in self._parts.items() for part in own}
@@ -346,14 +349,21 @@ def _cost(weight: Weight, windows: Windows | None) -> float:
 
 
 def _exchange(
-    host: Host, weights: Sequence[Weight], settings: Settings, budget: int | None
+    host: Host,
+    weights: Sequence[Weight],
+    settings: Settings,
+    dtype: torch.dtype | None,
+    budget: int | None,
 ) -> tuple[Exchange, Mapping[str, int]]:
     """Plan owners and rounds for the weights as the engine holds them, and agree on the plan."""
-    sources = host.sources(weights)
+    sources = host.sources(weights, dtype)
     dtypes = {source.dtype for source in sources}
-    if len(dtypes) != 1:
-        raise UserError(f"tuned weights have types {sorted(map(str, dtypes))}, expected one")
-    dtype = dtypes.pop()
+    if dtype is None and len(dtypes) != 1:
+        found = ", ".join(sorted(map(str, dtypes)))
+        raise UserError(
+            f"tuned weights have types {found}, expected one; name the one to read them in: dtype=..."
+        )
+    dtype = dtype or dtypes.pop()
     blocks = [block for weight in weights for block in _blocks(weight)]
     costs = {unit: _cost(weight, settings.farms) for weight in weights for unit in weight.units()}
     nbytes = {block.name: block.index.numel * dtype.itemsize for block in blocks}

@@ -29,8 +29,8 @@ class Host(Protocol):
         """Whether the next engine step updates the weights."""
         ...
 
-    def sources(self, weights: Sequence[Weight]) -> list[ShardSource]:
-        """The tuned weights as this engine stores them."""
+    def sources(self, weights: Sequence[Weight], dtype: torch.dtype | None) -> list[ShardSource]:
+        """The tuned weights as this engine stores them, exact enough for ``dtype``. Collective."""
         ...
 
 

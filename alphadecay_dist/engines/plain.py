@@ -42,8 +42,8 @@ class PlainHost:
         """Always: without an engine the caller steps the controller once an update."""
         return True
 
-    def sources(self, weights: Sequence[Weight]) -> list[ShardSource]:
-        """Each weight as the optimizer's parameter holds it. Collective under FSDP1.
+    def sources(self, weights: Sequence[Weight], dtype: torch.dtype | None) -> list[ShardSource]:
+        """Each weight as the optimizer's parameter holds it, the most exact that there is. Collective.
 
         Raises:
             UserError: a weight is not the one that the optimizer has, or is sharded in a way that cannot be

@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.utils import safe_get_local_fp32_param
 from torch import Tensor
 
 from alphadecay_dist.engines.replicated import replicated_sources
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.sharding.exchange import gathered
 from alphadecay_dist.sharding.inventory import Weight
 from alphadecay_dist.sharding.layout import Flat, Piece, ShardSource
 
@@ -54,6 +56,44 @@ class ZeroShard:
         return self._parameter.ds_tensor.detach().narrow(0, 0, length) if length else None
 
 
+class ZeroMaster(ZeroShard):
+    """The fp32 master of a weight under stage 3: the same elements on the same ranks."""
+
+    def __init__(self, weight: Weight, world_size: int, rank: int) -> None:
+        super().__init__(weight, world_size, rank)
+        self.dtype = torch.float32
+
+    def local(self) -> Tensor | None:
+        """This rank's piece of the master."""
+        length = self._ranges[self._rank].numel
+        return safe_get_local_fp32_param(self._parameter).detach()[:length] if length else None
+
+
+class MasterFragment:
+    """The fp32 master of a weight under stages 1 and 2: pieces of any length on any of the ranks.
+
+    Args:
+        weight: whose parameter DeepSpeed has linked to its master.
+        ranges: what each rank has of it, flattened, [start, stop); equal bounds for nothing.
+    """
+
+    def __init__(self, weight: Weight, ranges: Sequence[Flat]) -> None:
+        self.name = weight.name
+        self.shape = weight.shape
+        self.dtype = torch.float32
+        self._parameter: Any = weight.parameter
+        self._pieces = [Piece((rank,), part) for rank, part in enumerate(ranges) if part.numel]
+
+    def pieces(self) -> list[Piece]:
+        """One piece a rank that has some of it."""
+        return self._pieces
+
+    def local(self) -> Tensor | None:
+        """This rank's piece."""
+        fragment = self._parameter._hp_mapping
+        return None if fragment is None else fragment.hp_fragment.detach()
+
+
 class ZeroHost:
     """A ``DeepSpeedEngine`` that was given a torch optimizer over :func:`alphadecay_dist.param_groups`."""
 
@@ -76,12 +116,31 @@ class ZeroHost:
             return True  # the caller owns the boundary: every step() is one
         return self._engine.is_gradient_accumulation_boundary()
 
-    def sources(self, weights: Sequence[Weight]) -> list[ShardSource]:
-        """Flat pieces at stage 3, whole weights below."""
-        if self._engine.zero_optimization_stage() < 3:
+    def sources(self, weights: Sequence[Weight], dtype: torch.dtype | None) -> list[ShardSource]:
+        """Flat pieces at stage 3, whole weights below; the fp32 masters where bf16 is not enough. Collective.
+
+        Raises:
+            UserError: fp32 is asked for and there are no masters.
+        """
+        stage = self._engine.zero_optimization_stage()
+        master = dtype == torch.float32 and any(_held(weight).dtype != dtype for weight in weights)
+        if stage == 3:
+            world_size, rank = dist.get_world_size(self.group), dist.get_rank(self.group)
+            kind = ZeroMaster if master else ZeroShard
+            return [kind(weight, world_size, rank) for weight in weights]
+        if not master:
             return replicated_sources(weights, self.group)
-        world_size, rank = dist.get_world_size(self.group), dist.get_rank(self.group)
-        return [ZeroShard(weight, world_size, rank) for weight in weights]
+        if stage == 0:
+            raise UserError("dtype: found float32 for bf16 weights at ZeRO stage 0, expected stage 1, 2 or 3")
+        return self._fragments(weights)
+
+    def _fragments(self, weights: Sequence[Weight]) -> list[ShardSource]:
+        bounds = [bound for weight in weights for bound in _fragment(weight)]
+        everyone = gathered(bounds, self.group)
+        return [
+            MasterFragment(weight, [Flat(*row[2 * place : 2 * place + 2]) for row in everyone])
+            for place, weight in enumerate(weights)
+        ]
 
 
 def refuse_unservable(engine: Any) -> None:
@@ -94,6 +153,20 @@ def refuse_unservable(engine: Any) -> None:
         raise UserError("SuperOffload ignores a weight decay that changes: set super_offload to false")
     if engine.zenflow:
         raise UserError("ZenFlow ignores a weight decay that changes: remove zenflow from the config")
+
+
+def _held(weight: Weight) -> Tensor:
+    """What this rank holds of the weight that the model computes with."""
+    return getattr(weight.parameter, "ds_tensor", weight.parameter)
+
+
+def _fragment(weight: Weight) -> tuple[int, int]:
+    """Which elements of a weight's master this rank has at stages 1 and 2."""
+    parameter: Any = weight.parameter
+    if parameter._hp_mapping is None:
+        return 0, 0
+    address = parameter._hp_mapping.lp_fragment_address
+    return address.start, address.start + address.numel
 
 
 def _flat_ranges(numel: int, world_size: int) -> list[Flat]:

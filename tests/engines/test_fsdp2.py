@@ -18,7 +18,7 @@ from alphadecay_dist import AlphaDecay, UserError, param_groups
 from alphadecay_dist.engines.fsdp2 import DTensorSource, mesh_pieces
 from alphadecay_dist.engines.plain import PlainHost
 from alphadecay_dist.sharding.layout import Flat, Piece, check_cover
-from tests.engines.tiny import SHAPES, TUNABLE, Uneven, groups_of, matrices_of, value_of
+from tests.engines.tiny import SHAPES, TUNABLE, filled, groups_of, matrices_of
 from tests.multirank import run_ranks
 from tests.sharding.gather import check_gathering
 
@@ -28,16 +28,6 @@ STRIDED = "torch's _StridedShard"
 def world(*sizes):
     names = ("a", "b", "c")[: len(sizes)]
     return dist.init_device_mesh("cpu", sizes, mesh_dim_names=names)
-
-
-def filled(shapes):
-    """A model with known weights, and these by name."""
-    model = Uneven(shapes)
-    values = {m.name: value_of(f"{m.name}.weight", m.shape, torch.float32) for m in matrices_of(model)}
-    with torch.no_grad():
-        for matrix in matrices_of(model):
-            matrix.parameter.copy_(values[matrix.name])
-    return model, values
 
 
 def check_sharded(layout, shapes):
@@ -59,7 +49,7 @@ def check_sharded(layout, shapes):
     placements = {type(p) for m in matrices_of(model) for p in m.parameter.placements}
     assert (_StridedShard in placements) == (layout == "tp_columns"), STRIDED
     optimizer = torch.optim.SGD(groups_of(model), lr=0.1)
-    sources = PlainHost(model, optimizer, None).sources(matrices_of(model))
+    sources = PlainHost(model, optimizer, None).sources(matrices_of(model), None)
     assert all(isinstance(source, DTensorSource) for source in sources)
     return check_gathering(sources, values, dist.group.WORLD)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from alphadecay_dist.engines import zero_config
 from alphadecay_dist.engines.zero_training import ZeroTraining
-from alphadecay_dist.sharding.inventory import Weight
+from alphadecay_dist.sharding.inventory import Weight, named_modules
 from alphadecay_dist.training.model import fill, initial_value
 
 SHAPES = [(43, 127), (127, 43), (61, 67), (5, 3), (64, 172)]
@@ -41,10 +41,21 @@ def value_of(name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
 
 def matrices_of(model: nn.Module) -> list[Weight]:
     """Every Linear of the model, large enough to tune or not."""
-    linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    modules = named_modules(model).items()
+    linears = [(name, module) for name, module in modules if isinstance(module, nn.Linear)]
     return [
         Weight(name, module.weight, (module.out_features, module.in_features)) for name, module in linears
     ]
+
+
+def filled(shapes: list[tuple[int, int]]) -> tuple[Uneven, dict[str, Tensor]]:
+    """A model with known fp32 weights, and these by name."""
+    model = Uneven(shapes)
+    values = {m.name: value_of(f"{m.name}.weight", m.shape, torch.float32) for m in matrices_of(model)}
+    with torch.no_grad():
+        for matrix in matrices_of(model):
+            matrix.parameter.copy_(values[matrix.name])
+    return model, values
 
 
 def groups_of(model: nn.Module) -> list[dict[str, Any]]:

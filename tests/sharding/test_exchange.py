@@ -56,7 +56,7 @@ def check_zero_shards(dtype, threshold):
     rank = dist.get_rank(host.group)
     expected = {m.name: value_of(f"{m.name}.weight", m.shape, dtype) for m in matrices_of(model)}
     for update in range(2):
-        sources = host.sources(matrices_of(model))
+        sources = host.sources(matrices_of(model), None)
         for budget in (SMALL, 30_000, LARGE):
             exchange, found = exchange_of(sources, budget, host.group)
             largest_share = max(list(found.owners.values()).count(r) for r in set(found.owners.values()))
