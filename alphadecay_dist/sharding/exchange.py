@@ -227,18 +227,51 @@ class Exchange:
             yield name, whole.view(block.shape)
 
     def _check_agreement(self) -> None:
-        """Compare a hash of plan and layout across ranks, before the first byte of a weight moves."""
-        layout = [(s.name, s.shape, s.pieces()) for s in self._sources.values()]
-        blocks = list(self._blocks.values())
-        agreed = repr((sorted(self._plan.owners.items()), self._plan.rounds, layout, blocks, self._dtype))
-        digest = hashlib.sha256(agreed.encode()).digest()
-        mine = torch.tensor(list(digest), dtype=torch.float64, device="cpu")
-        everyone = _all_gather(mine, self._group)
-        if not bool((everyone == everyone[0]).all()):
+        """Compare plan and layout across ranks, before the first byte of a weight moves."""
+        rounds = [f"round {number}: {' '.join(names)}" for number, names in enumerate(self._plan.rounds)]
+        owners = [f"{name}: owner {rank}" for name, rank in sorted(self._plan.owners.items())]
+        layouts = [
+            f"{source.name}: shape {source.shape}, piece {number}: ranks {piece.holders} hold {piece.index}"
+            for source in self._sources.values()
+            for number, piece in enumerate(source.pieces())
+        ]
+        plan = [f"weights travel as {self._dtype}", *layouts, *map(str, self._blocks.values()), *owners]
+        difference = first_difference([*plan, *rounds], self._group)
+        if difference is not None:
             raise RuntimeError(
-                "the ranks planned the gathering of weights differently: "
+                f"the ranks planned the gathering of weights differently: {difference}; "
                 "build the same model with the same sharding on every rank"
             )
+
+
+def first_difference(lines: Sequence[str], group: dist.ProcessGroup | None) -> str | None:
+    """Where the ranks' lines first differ: what rank 0 has, and the first rank that has another. Collective.
+
+    Returns:
+        None where all are equal; else the same text on every rank.
+    """
+    whole = _short_hash("\n".join(lines))
+    if len({row[0] for row in gathered([whole], group)}) == 1:
+        return None
+    shortest = min(row[0] for row in gathered([len(lines)], group))
+    hashes = gathered([_short_hash(line) for line in lines[:shortest]], group)
+    differing = (place for place, column in enumerate(zip(*hashes, strict=True)) if len(set(column)) > 1)
+    place = next(differing, shortest)
+    mine = (lines[place] if place < len(lines) else "nothing more").encode()[:_TEXT_BYTES]
+    texts = [
+        bytes(row).rstrip(b"\0").decode(errors="replace")
+        for row in gathered(list(mine.ljust(_TEXT_BYTES, b"\0")), group)
+    ]
+    other = next(rank for rank, text in enumerate(texts) if text != texts[0])
+    return f"rank 0 has {texts[0]!r}, rank {other} {texts[other]!r}"
+
+
+_TEXT_BYTES = 300  # of a line that differs
+
+
+def _short_hash(text: str) -> int:
+    """A hash that fp64 holds exactly."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
 
 
 def gathered(mine: Sequence[int], group: dist.ProcessGroup | None) -> list[list[int]]:

@@ -205,12 +205,28 @@ def check_disagreement(kind):
     return world_size
 
 
-@pytest.mark.parametrize("kind", ["shape", "budget", "dtype", "fewer", "gap", "holder"])
+DIFFERENCES = {
+    "shape": ("a: shape (61, 67)", "a: shape (61, 66)"),
+    "budget": ("round 0: a b c d", "round 0: a b c'"),
+    "dtype": ("weights travel as torch.float32", "weights travel as torch.bfloat16"),
+    "fewer": ("d: shape (61, 67)", "Block(name='a'"),
+    "gap": ("a: shape (61, 67), piece 1", "hold Flat(start=2044"),
+    "holder": ("piece 1: ranks (1,)", "piece 1: ranks ()"),
+}
+
+
+@pytest.mark.parametrize("kind", DIFFERENCES)
 def test_ranks_that_plan_differently_all_raise(kind):
-    for name, message, prompt in run_ranks(check_disagreement, 3, kind):
+    found = run_ranks(check_disagreement, 3, kind)
+    rank_0, rank_1 = DIFFERENCES[kind]
+    for name, message, prompt in found:
         assert name == "RuntimeError"
-        assert "planned the gathering of weights differently" in message
+        assert "planned the gathering of weights differently: rank 0 has " in message
+        mine, _, other = message.partition(", rank 1 ")
+        assert rank_0 in mine
+        assert rank_1 in other
         assert prompt
+    assert len({message for _, message, _ in found}) == 1
 
 
 def test_sources_with_a_gap_are_refused():
