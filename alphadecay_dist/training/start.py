@@ -81,7 +81,7 @@ def decide(folder: Path, config: Config, resume: str, overwrite: bool, world_siz
     if resume == "auto":
         checkpoint = newest(folder / CHECKPOINTS)
     else:
-        checkpoint = read(Path(resume))
+        checkpoint = _named(resume)
         _not_into_another_run(folder, checkpoint)
     if checkpoint is None:
         return Start(clear=(folder / STATUS).is_file())
@@ -99,6 +99,13 @@ def clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     (folder / "wandb_id").unlink(missing_ok=True)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _named(resume: str) -> Checkpoint:
+    try:
+        return read(Path(resume))
+    except UserError as error:
+        raise UserError(f"--resume: {error}") from None
 
 
 def _not_into_another_run(folder: Path, checkpoint: Checkpoint) -> None:
