@@ -403,3 +403,29 @@ def test_a_bad_matrix_leaves_the_others_as_if_it_were_not_there(name, fit):
     else:
         assert name in ("huge", "tiny", "not_contiguous", "below_half")
         assert {n: m.alpha for n, m in modules.items()} == {n: m.alpha for n, m in alone.items()}
+
+
+def check_failing_rank():
+    """Rank 1 has no memory for any spectrum: its modules keep their decays, the others get theirs."""
+    _, optimizer, decay = setup()
+    if dist.get_rank() == 1:
+
+        def full(gram, **options):
+            raise RuntimeError("can't allocate memory")
+
+        torch.linalg.eigvalsh = full
+    refresh = decay.refresh()
+    return [(n, m.owner, m.status, m.weight_decay) for n, m in refresh.modules.items()], decays_in(optimizer)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:analysis of a")
+def test_a_rank_that_fails_in_its_spectra_takes_part_and_its_modules_are_marked():
+    found = run_ranks(check_failing_rank, 3)
+    assert found[1:] == found[:-1]
+    modules, decays = found[0]
+    for name, owner, status, weight_decay in modules:
+        assert status == ("failed" if owner == 1 else "assigned")
+        assert decays[name] == weight_decay
+        assert (weight_decay == 0.1) or owner != 1
+    assert {owner for _, owner, _, _ in modules} == {0, 1, 2}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -36,7 +37,7 @@ NON_FINITE = "non_finite"  # a NaN or an infinity among the entries, or their sq
 ZERO = "zero"  # nothing but zeros, or their squares below fp64
 RANK_DEFICIENT = "rank_deficient"  # the tail begins at an eigenvalue that is lost in rounding
 NO_TAIL = "no_tail"  # all eigenvalues of the tail are equal up to rounding
-FAILED = "failed"  # the eigensolver gave up
+FAILED = "failed"  # the eigensolver gave up, or memory was short
 STATUSES = (OK, TOO_SMALL, NON_FINITE, ZERO, RANK_DEFICIENT, NO_TAIL, FAILED, SHARDED)
 
 
@@ -159,7 +160,8 @@ def analyze(weight: Tensor, estimator: Estimator = PUBLISHED) -> Analysis:
         return Analysis(status=TOO_SMALL)
     try:
         return _analyze_all(weight[None], estimator)[0]
-    except torch.linalg.LinAlgError:
+    except (RuntimeError, MemoryError) as error:  # LinAlgError and out of memory are RuntimeErrors
+        warnings.warn(f"analysis of a {tuple(weight.shape)} weight failed: {error}", stacklevel=2)
         return Analysis(status=FAILED)
 
 
@@ -179,7 +181,7 @@ def analyze_stack(stack: Tensor, estimator: Estimator = PUBLISHED) -> list[Analy
         return [Analysis(status=TOO_SMALL)] * len(stack)
     try:
         return _analyze_all(stack, estimator)
-    except torch.linalg.LinAlgError:  # one of them fails: find out which
+    except (RuntimeError, MemoryError):  # of one: find out which
         return [analyze(matrix, estimator) for matrix in stack]
 
 
