@@ -104,8 +104,7 @@ class Exchange:
         pending = self._send(*self._rounds[0]) if self._rounds else None
         for following in [*self._rounds[1:], None]:
             assert pending is not None
-            if pending.work is not None:
-                pending.work.wait()
+            _arrived(pending)
             arrived, pending = pending, self._send(*following) if following else None
             yield from self._assemble(arrived)
 
@@ -289,6 +288,22 @@ def _all_gather(mine: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     everyone = torch.empty(world_size, *mine.shape, dtype=mine.dtype, device=device)
     dist.all_gather_into_tensor(everyone, mine.unsqueeze(0).to(device), group=group)
     return everyone.cpu()
+
+
+def _arrived(arrival: _Arrival) -> None:
+    """Wait for a round.
+
+    Raises:
+        RuntimeError: a rank died, or did not come within the process group's timeout.
+    """
+    try:
+        if arrival.work is not None:
+            arrival.work.wait()
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"weights of {arrival.names[0]} and others did not arrive: another rank died, or did not come "
+            f"within the process group's timeout ({' '.join(str(error).split())[:200]}); look at its output"
+        ) from None
 
 
 def _replica(pieces: Sequence[Piece], owner: int) -> int:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import struct
 import time
 from dataclasses import dataclass
@@ -275,3 +277,24 @@ def check_blocks():
 
 def test_matrices_of_a_stack_go_to_owners_of_their_own():
     assert sorted(run_ranks(check_blocks, 3)) == [1, 2, 2]
+
+
+def check_killed():
+    rank = dist.get_rank()
+    whole = value_of("m", (61, 67), torch.float32)
+    parts = [(0, 1000, (0,)), (1000, 3000, (1,)), (3000, 4087, (2,))]
+    exchange, _ = exchange_of([Source(name, whole, parts, rank) for name in "abc"], SMALL, dist.group.WORLD)
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    begin = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"weights of . and others did not arrive: another rank died"):
+        list(exchange.matrices())
+    assert time.monotonic() - begin < 30
+
+
+def test_a_killed_rank_ends_the_others_with_a_message():
+    with pytest.raises(AssertionError) as raised:
+        run_ranks(check_killed, 3)
+    assert "rank 1" in str(raised.value)
+    assert "rank 0" not in str(raised.value).partition("rank 0 printed")[0]
+    assert "rank 2" not in str(raised.value)
