@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from alphadecay_dist import spectrum as spectra
 from alphadecay_dist.decay import SHAPES
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.plan import SHARDINGS, forecast, read_machine, this_machine, weights_of
 from alphadecay_dist.report import plot_run, plot_spectrum
 from alphadecay_dist.settings import CHOOSABLE_FITS, NORMALIZE, Settings
 from alphadecay_dist.spectral import METRICS, Windows
@@ -24,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_report(commands)
     _add_spectrum(commands)
+    _add_plan(commands)
     args = parser.parse_args(argv)
     try:
         args.command(args)
@@ -65,6 +70,23 @@ def _add_spectrum(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     spectrum.set_defaults(command=_spectrum)
 
 
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    plan = commands.add_parser("plan", help="owners, traffic and cost of a refresh, before a job is queued")
+    plan.add_argument("--recipe", help="a recipe's name or YAML")
+    plan.add_argument("--config", type=Path, help="a HF config.json or the directory that holds it, instead")
+    plan.add_argument("--world_size", type=int, required=True)
+    plan.add_argument("--sharding", choices=list(SHARDINGS), default="zero3")
+    plan.add_argument("--replicas", type=int, default=1, help="fsdp2: groups that hold the model each (HSDP)")
+    plan.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    plan.add_argument("--memory_budget", type=int, help="bytes of gathered weights at once at an owner")
+    plan.add_argument("--interval", type=int, default=500, help="updates between refreshes (default: 500)")
+    plan.add_argument("--machine", type=Path, help="JSON: gram, tridiagonal (flop/s a rank), bandwidth ...")
+    plan.add_argument("--bandwidth", type=float, help="bytes a second that a rank takes in")
+    plan.add_argument("--update_seconds", type=float, help="seconds of one optimizer update")
+    plan.add_argument("--json", action="store_true", help="print all of it as JSON")
+    plan.set_defaults(command=_plan)
+
+
 def _report(args: argparse.Namespace) -> None:
     picture = args.out or args.run / "report.png"
     plot_run(args.run, picture)
@@ -95,3 +117,20 @@ def _settings(args: argparse.Namespace, default: Settings) -> Settings:
         return replace(default, **given)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def _plan(args: argparse.Namespace) -> None:
+    machine = read_machine(args.machine) if args.machine else this_machine()
+    given = {name: getattr(args, name) for name in ("bandwidth", "update_seconds")}
+    machine = replace(machine, **{name: value for name, value in given.items() if value is not None})
+    found = forecast(
+        weights_of(args.recipe, args.config),
+        args.world_size,
+        args.sharding,
+        machine,
+        itemsize=getattr(torch, args.dtype).itemsize,
+        replicas=args.replicas,
+        interval=args.interval,
+        budget=args.memory_budget,
+    )
+    print(json.dumps(found.as_dict()) if args.json else found.text())

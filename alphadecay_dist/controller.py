@@ -21,12 +21,11 @@ from alphadecay_dist.decay import Assignment, weight_decay_of
 from alphadecay_dist.engines import Host, host_for
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.settings import REFERENCE, Settings
-from alphadecay_dist.sharding.exchange import Exchange
+from alphadecay_dist.sharding.exchange import Exchange, collective_device, gathered
 from alphadecay_dist.sharding.groups import GROUP_KEY, weights_in
 from alphadecay_dist.sharding.inventory import Weight, first_and_last, require_weights
-from alphadecay_dist.sharding.layout import Block, Flat
-from alphadecay_dist.sharding.ownership import cost, default_budget, plan
-from alphadecay_dist.spectral import STATUSES, Analysis, Windows, analyze_each
+from alphadecay_dist.sharding.work import plan_for
+from alphadecay_dist.spectral import STATUSES, Analysis, Windows, analyze_each, measured_rates
 
 MIXED = "mixed"  # the status of a fused weight whose parts have several
 STATE_KEY = "alphadecay"  # the one key of state_dict(): its value is a JSON string, safe in any checkpoint
@@ -340,12 +339,14 @@ def _check_windows(weights: Sequence[Weight], windows: Windows | None) -> None:
                 raise UserError(f"{weight.name}: {error}") from None
 
 
-def _cost(weight: Weight, windows: Windows | None) -> float:
-    """Work of one unit of a weight."""
-    if windows is not None:
-        shapes: list[tuple[int, ...]] = [(windows.rows, windows.columns)] * math.prod(windows.grid)
-        return sum(map(cost, shapes)) * len(weight.part_shapes())
-    return sum(map(cost, weight.part_shapes()))
+def _tridiagonal_weight(device: torch.device, group: dist.ProcessGroup | None) -> float:
+    """How much slower tridiagonalisation is than a product, by the slowest rank, to a power of ten.
+
+    So coarse that every run on machines of one kind has the same owners.
+    """
+    rates = measured_rates(device)
+    own = round(math.log10(rates.gram / rates.tridiagonal))
+    return 10.0 ** max(exponent for (exponent,) in gathered([own], group))
 
 
 def _exchange(
@@ -364,18 +365,14 @@ def _exchange(
             f"tuned weights have types {found}, expected one; name the one to read them in: dtype=..."
         )
     dtype = dtype or dtypes.pop()
-    blocks = [block for weight in weights for block in _blocks(weight)]
-    costs = {unit: _cost(weight, settings.farms) for weight in weights for unit in weight.units()}
-    nbytes = {block.name: block.index.numel * dtype.itemsize for block in blocks}
+    tridiagonal = _tridiagonal_weight(collective_device(host.group), host.group)
     world_size = dist.get_world_size(host.group) if host.group else 1
-    planned = plan(costs, nbytes, world_size, default_budget(nbytes) if budget is None else budget)
+    blocks, planned = plan_for(
+        weights,
+        world_size,
+        itemsize=dtype.itemsize,
+        tridiagonal=tridiagonal,
+        windows=settings.farms,
+        budget=budget,
+    )
     return Exchange(sources, blocks, planned, dtype, host.group), planned.owners
-
-
-def _blocks(weight: Weight) -> list[Block]:
-    """The units of a weight as ranges of its flattened tensor."""
-    size = math.prod(weight.unit_shape)
-    return [
-        Block(unit, weight.name, Flat(place * size, (place + 1) * size), weight.unit_shape)
-        for place, unit in enumerate(weight.units())
-    ]

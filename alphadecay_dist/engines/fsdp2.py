@@ -86,18 +86,18 @@ def _grid(
     ranges = [[Flat(0, size)] for size in shape]
     for placement, size, place in zip(placements, mesh_shape, coordinate, strict=True):
         if isinstance(placement, Shard):
-            ranges[placement.dim] = _chunks(ranges[placement.dim], size)[place]
+            ranges[placement.dim] = _chunk(ranges[placement.dim], size, place)
         elif isinstance(placement, _StridedShard):
-            strides = _chunks(ranges[placement.dim], int(placement.split_factor))
-            ranges[placement.dim] = [part for own in strides for part in _chunks(own, size)[place]]
+            factor, whole = int(placement.split_factor), ranges[placement.dim]
+            strides = [_chunk(whole, factor, number) for number in range(factor)]
+            ranges[placement.dim] = [part for own in strides for part in _chunk(own, size, place)]
     return Grid(tuple(tuple(_merged(own)) for own in ranges))
 
 
-def _chunks(ranges: Sequence[Flat], count: int) -> list[list[Flat]]:
-    """Ranges in ``count`` chunks of equal size as by torch.chunk: the last are shorter, or empty."""
-    total = sum(part.numel for part in ranges)
-    size = -(-total // count)
-    return [_slice(ranges, number * size, (number + 1) * size) for number in range(count)]
+def _chunk(ranges: Sequence[Flat], count: int, place: int) -> list[Flat]:
+    """One of ``count`` chunks of equal size, as by torch.chunk: the last are shorter, or empty."""
+    size = -(-sum(part.numel for part in ranges) // count)
+    return _slice(ranges, place * size, (place + 1) * size)
 
 
 def _slice(ranges: Sequence[Flat], start: int, stop: int) -> list[Flat]:

@@ -20,7 +20,7 @@ from alphadecay_dist.engines.replicated import replicated_sources
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.exchange import gathered
 from alphadecay_dist.sharding.inventory import Weight
-from alphadecay_dist.sharding.layout import Flat, Piece, ShardSource
+from alphadecay_dist.sharding.layout import Flat, Piece, ShardSource, flat_chunks
 
 
 class ZeroShard:
@@ -43,7 +43,7 @@ class ZeroShard:
         self.shape: tuple[int, ...] = weight.shape
         self.dtype: torch.dtype = parameter.ds_tensor.dtype
         self._parameter = parameter
-        self._ranges = _flat_ranges(parameter.ds_numel, world_size)
+        self._ranges = flat_chunks(parameter.ds_numel, world_size)
         self._rank = rank
 
     def pieces(self) -> list[Piece]:
@@ -167,9 +167,3 @@ def _fragment(weight: Weight) -> tuple[int, int]:
         return 0, 0
     address = parameter._hp_mapping.lp_fragment_address
     return address.start, address.start + address.numel
-
-
-def _flat_ranges(numel: int, world_size: int) -> list[Flat]:
-    """Stage 3's partition of a flattened parameter."""
-    chunk = -(-numel // world_size)
-    return [Flat(min(r * chunk, numel), min((r + 1) * chunk, numel)) for r in range(world_size)]

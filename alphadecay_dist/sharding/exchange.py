@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from alphadecay_dist.sharding.layout import Block, Flat, Grid, Overlap, Piece, ShardSource, check_cover
+from alphadecay_dist.sharding.layout import Block, Flat, Grid, Overlap, ShardSource, check_cover, replica_of
 from alphadecay_dist.sharding.ownership import Plan
 
 
@@ -54,8 +54,9 @@ class _Arrival:
 
     names: tuple[str, ...]
     transfers: list[_Transfer]
-    buffer: Tensor | None
-    work: dist.Work | None
+    buffer: Tensor | None = None
+    packed: Tensor | None = None
+    work: dist.Work | None = None
 
 
 class Exchange:
@@ -88,8 +89,9 @@ class Exchange:
         self._group = group
         self._rank = dist.get_rank(group) if group else 0
         self._world_size = dist.get_world_size(group) if group else 1
-        self._device = _collective_device(group)
-        self.bytes_received = 0  # by this rank, from others, since the last matrices() began
+        self._device = collective_device(group)
+        self.bytes_received = self.bytes_sent = 0  # from and to other ranks, since matrices() began
+        self.peak_bytes = self._held = 0  # most bytes of buffers and matrices at once since then; those now
         self._check_agreement()  # before anything that could fail on this rank alone
         for source in sources:
             check_cover(source)
@@ -100,13 +102,14 @@ class Exchange:
 
         Collective: every rank must run it to the end.
         """
-        self.bytes_received = 0
+        self.bytes_received = self.bytes_sent = self.peak_bytes = self._held = 0
         pending = self._send(*self._rounds[0]) if self._rounds else None
         for following in [*self._rounds[1:], None]:
             assert pending is not None
-            _arrived(pending)
+            self._arrive(pending)
             arrived, pending = pending, self._send(*following) if following else None
             yield from self._assemble(arrived)
+            self._hold(arrived.buffer, -1)
 
     def share(
         self, values: Mapping[str, Sequence[float]], widths: Mapping[str, int]
@@ -147,7 +150,8 @@ class Exchange:
             if self._whole_at_owner(block) is not None:
                 continue
             source = self._sources[block.source]
-            replica = _replica(source.pieces(), owner)
+            # Served by the replica that it is in; where it holds nothing, by any one.
+            replica = replica_of(source.pieces()).get(owner, owner)
             for piece in source.pieces():
                 overlap = piece.index.overlap(block.index, source.shape)
                 if overlap is not None:
@@ -168,7 +172,7 @@ class Exchange:
     def _send(self, names: tuple[str, ...], transfers: list[_Transfer]) -> _Arrival:
         """Start one round; all ranks decide alike whether there is anything to send."""
         if not transfers:
-            return _Arrival(names, [], None, None)
+            return _Arrival(names, [])
         outgoing = sorted((t for t in transfers if t.sender == self._rank), key=lambda t: t.owner)
         incoming = sorted((t for t in transfers if t.owner == self._rank), key=lambda t: t.sender)
         packed = torch.empty(sum(t.numel for t in outgoing), dtype=self._dtype, device=self._device)
@@ -183,10 +187,36 @@ class Exchange:
             received[transfer.sender] += transfer.numel
         for transfer in outgoing:
             sent[transfer.owner] += transfer.numel
+        self._hold(packed)
+        self._hold(buffer)
         work = dist.all_to_all_single(buffer, packed, received, sent, group=self._group, async_op=True)
-        from_others = sum(received) - received[self._rank]
-        self.bytes_received += from_others * self._dtype.itemsize
-        return _Arrival(names, incoming, buffer, work)
+        self.bytes_received += (sum(received) - received[self._rank]) * self._dtype.itemsize
+        self.bytes_sent += (sum(sent) - sent[self._rank]) * self._dtype.itemsize
+        return _Arrival(names, incoming, buffer, packed, work)
+
+    def _arrive(self, arrival: _Arrival) -> None:
+        """Wait for a round, and let go of what was sent.
+
+        Raises:
+            RuntimeError: a rank died, or did not come within the process group's timeout.
+        """
+        try:
+            if arrival.work is not None:
+                arrival.work.wait()
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"weights of {arrival.names[0]} and others did not arrive: another rank died, or did not "
+                f"come within the process group's timeout ({' '.join(str(error).split())[:200]}); look at "
+                "its output"
+            ) from None
+        self._hold(arrival.packed, -1)
+        arrival.packed = arrival.work = None
+
+    def _hold(self, tensor: Tensor | None, sign: int = 1) -> None:
+        """Count a tensor as held, or with -1 as let go."""
+        if tensor is not None:
+            self._held += sign * tensor.nbytes
+            self.peak_bytes = max(self.peak_bytes, self._held)
 
     def _piece(self, transfer: _Transfer) -> Tensor:
         """This rank's part of a block, from its local storage, which is one piece of the tensor."""
@@ -223,7 +253,9 @@ class Exchange:
             rows = whole.view(-1, *self._sources[block.source].shape[1:])
             for place, at in places[name]:
                 place.put(rows, arrival.buffer[at.start : at.stop])
+            self._hold(whole)
             yield name, whole.view(block.shape)
+            self._hold(whole, -1)
 
     def _check_agreement(self) -> None:
         """Compare plan and layout across ranks, before the first byte of a weight moves."""
@@ -284,34 +316,13 @@ def _all_gather(mine: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     world_size = dist.get_world_size(group) if group else 1
     if world_size == 1:
         return mine.unsqueeze(0)
-    device = _collective_device(group)
+    device = collective_device(group)
     everyone = torch.empty(world_size, *mine.shape, dtype=mine.dtype, device=device)
     dist.all_gather_into_tensor(everyone, mine.unsqueeze(0).to(device), group=group)
     return everyone.cpu()
 
 
-def _arrived(arrival: _Arrival) -> None:
-    """Wait for a round.
-
-    Raises:
-        RuntimeError: a rank died, or did not come within the process group's timeout.
-    """
-    try:
-        if arrival.work is not None:
-            arrival.work.wait()
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"weights of {arrival.names[0]} and others did not arrive: another rank died, or did not come "
-            f"within the process group's timeout ({' '.join(str(error).split())[:200]}); look at its output"
-        ) from None
-
-
-def _replica(pieces: Sequence[Piece], owner: int) -> int:
-    """Which of the replicas serves an owner: the one that it is in, or where it holds nothing any one."""
-    return next((p.holders.index(owner) for p in pieces if owner in p.holders), owner)
-
-
-def _collective_device(group: dist.ProcessGroup | None) -> torch.device:
+def collective_device(group: dist.ProcessGroup | None) -> torch.device:
     """Where tensors must lie for the group's collectives."""
     if group is not None and dist.get_backend(group) == dist.Backend.NCCL:
         return torch.device("cuda", torch.cuda.current_device())

@@ -158,6 +158,17 @@ def whole(source: ShardSource) -> Block:
     return Block(source.name, source.name, Flat(0, numel(source)), source.shape)
 
 
+def replica_of(pieces: Sequence[Piece]) -> dict[int, int]:
+    """The replica that each rank belongs to, of the ranks that hold anything."""
+    return {rank: place for piece in pieces for place, rank in enumerate(piece.holders)}
+
+
+def flat_chunks(size: int, count: int) -> list[Flat]:
+    """A flattened tensor in ``count`` chunks of equal length, of which the last are shorter or empty."""
+    chunk = -(-size // count)
+    return [Flat(min(r * chunk, size), min((r + 1) * chunk, size)) for r in range(count)]
+
+
 def numel(source: ShardSource) -> int:
     """Number of elements of the whole tensor."""
     return math.prod(source.shape)

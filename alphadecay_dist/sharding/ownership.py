@@ -26,17 +26,20 @@ class Plan:
     rounds: tuple[tuple[str, ...], ...]
 
 
-def cost(shape: Sequence[int]) -> float:
-    """Floating-point operations of one spectrum: Gram matrix and tridiagonalisation.
+def cost(shape: Sequence[int], tridiagonal: float = 1.0) -> float:
+    """Work of one spectrum, Gram matrix and tridiagonalisation, in floating-point operations of the first.
 
     Args:
         shape: (m, n), or a Conv2d's (out, in, height, width), which has a spectrum a position.
+        tridiagonal: how many operations of a matrix product take as long as one of a tridiagonalisation,
+            which is bound by memory.
 
     Returns:
-        m n N multiply-adds at 2 flops, and 4/3 N^3, where N = min(m, n).
+        m n N multiply-adds at 2 operations, and 4/3 N^3 times ``tridiagonal``, where N = min(m, n).
     """
     small = min(shape[0], shape[1])
-    return math.prod(shape[2:]) * (2.0 * shape[0] * shape[1] * small + 4.0 / 3.0 * small**3)
+    one = 2.0 * shape[0] * shape[1] * small + tridiagonal * 4.0 / 3.0 * small**3
+    return math.prod(shape[2:]) * one
 
 
 def assign_owners(costs: Mapping[str, float], world_size: int) -> dict[str, int]:

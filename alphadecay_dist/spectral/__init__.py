@@ -21,6 +21,7 @@ from alphadecay_dist.spectral.powerlaw import (
     goodness_of_fit,
     hill,
 )
+from alphadecay_dist.spectral.rates import Rates, measured_rates
 
 __all__ = [
     "ESD",
@@ -32,6 +33,7 @@ __all__ = [
     "Analysis",
     "Estimator",
     "Fit",
+    "Rates",
     "Windows",
     "analyze",
     "analyze_each",
@@ -40,4 +42,5 @@ __all__ = [
     "fix_finger_released",
     "goodness_of_fit",
     "hill",
+    "measured_rates",
 ]

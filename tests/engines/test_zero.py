@@ -5,7 +5,8 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param
 
 from alphadecay_dist import AlphaDecay, UserError
-from alphadecay_dist.engines.zero import ZeroHost, _flat_ranges
+from alphadecay_dist.engines.zero import ZeroHost
+from alphadecay_dist.sharding.layout import flat_chunks
 from tests.engines.tiny import SHAPES, TUNABLE, backward, engine_of, matrices_of
 from tests.multirank import run_ranks
 from tests.sharding.gather import check_gathering
@@ -14,7 +15,7 @@ from tests.sharding.gather import check_gathering
 @pytest.mark.parametrize("elements", [1, 2, 3, 15, 43 * 127, 61 * 67, 64 * 172])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7, 64])
 def test_ranges_of_stage_3_are_chunks_that_cover_the_weight(elements, world_size):
-    ranges = _flat_ranges(elements, world_size)
+    ranges = flat_chunks(elements, world_size)
     chunk = -(-elements // world_size)
     assert [part.start for part in ranges] == [min(rank * chunk, elements) for rank in range(world_size)]
     assert [part.stop for part in ranges] == [part.start for part in ranges[1:]] + [elements]

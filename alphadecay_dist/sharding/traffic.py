@@ -1,0 +1,99 @@
+"""What an exchange will move and hold, rank by rank, from its plan alone: pure, for any number of ranks.
+
+It follows :class:`alphadecay_dist.sharding.exchange.Exchange` step by step; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from alphadecay_dist.sharding.layout import Block, Piece, replica_of
+from alphadecay_dist.sharding.ownership import Plan
+
+Counts = npt.NDArray[np.int64]  # (W,), a number a rank
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes by rank.
+
+    Attributes:
+        received: from other ranks.
+        sent: to other ranks.
+        peak: most that the exchange holds at once: buffers, and the matrix put together last.
+    """
+
+    received: Counts
+    sent: Counts
+    peak: Counts
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What the ranks send of one block, by replica."""
+
+    sent: Counts  # (replicas, W) elements
+    whole_at: frozenset[int]  # ranks that hold it whole and in order
+    replicas: Mapping[int, int]  # by rank that holds some of it
+
+
+def traffic(
+    layouts: Mapping[str, Sequence[Piece]],
+    shapes: Mapping[str, tuple[int, ...]],
+    blocks: Sequence[Block],
+    plan: Plan,
+    world_size: int,
+    itemsize: int,
+) -> Traffic:
+    """Foretell an exchange.
+
+    Args:
+        layouts: the pieces of each tensor, by name; the same list for tensors that lie alike, which makes
+            it fast.
+        shapes: of the tensors.
+        blocks: the matrices in them that have owners.
+        plan: owners and rounds.
+        world_size: number of ranks.
+        itemsize: bytes of an element as it travels.
+    """
+    by_name = {block.name: block for block in blocks}
+    parts: dict[tuple[int, int, int], _Part] = {}
+    received, sent, peak = (np.zeros(world_size, np.int64) for _ in range(3))
+    before = np.zeros(world_size, np.int64)  # held of the round before
+    for names in plan.rounds:
+        outgoing, incoming, largest = (np.zeros(world_size, np.int64) for _ in range(3))
+        for name in names:
+            block, owner = by_name[name], plan.owners[name]
+            pieces = layouts[block.source]
+            key = (id(pieces), block.index.start, block.index.stop)
+            if key not in parts:
+                parts[key] = _part(pieces, shapes[block.source], block, world_size)
+            part = parts[key]
+            if owner in part.whole_at:
+                continue
+            own = part.sent[part.replicas.get(owner, owner) % len(part.sent)]
+            outgoing += own
+            incoming[owner] += own.sum()
+            largest[owner] = max(largest[owner], block.index.numel)
+            sent += own
+            sent[owner] -= own[owner]
+            received[owner] += own.sum() - own[owner]
+        peak = np.maximum(peak, before + outgoing + incoming)
+        before = incoming + largest
+    return Traffic(received * itemsize, sent * itemsize, np.maximum(peak, before) * itemsize)
+
+
+def _part(pieces: Sequence[Piece], shape: tuple[int, ...], block: Block, world_size: int) -> _Part:
+    overlaps = [(piece, piece.index.overlap(block.index, shape)) for piece in pieces]
+    found = [(piece, overlap) for piece, overlap in overlaps if overlap is not None]
+    replicas = max(len(piece.holders) for piece, _ in found)
+    sent = np.zeros((replicas, world_size), np.int64)
+    for piece, overlap in found:
+        for replica in range(replicas):
+            sent[replica, piece.holders[replica % len(piece.holders)]] += overlap.local.numel
+    whole = (p.holders for p, o in found if o.local.numel == block.index.numel and o.place.in_order)
+    return _Part(sent, frozenset(rank for holders in whole for rank in holders), replica_of(pieces))
