@@ -78,7 +78,7 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     plan.add_argument("--sharding", choices=list(SHARDINGS), default="zero3")
     plan.add_argument("--replicas", type=int, default=1, help="fsdp2: groups that hold the model each (HSDP)")
     plan.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    plan.add_argument("--memory_budget", type=int, help="bytes of gathered weights at once at an owner")
+    plan.add_argument("--memory_budget", type=int, help="bytes that the gathering may hold at once")
     plan.add_argument("--interval", type=int, default=500, help="updates between refreshes (default: 500)")
     plan.add_argument("--machine", type=Path, help="JSON: gram, tridiagonal (flop/s a rank), bandwidth ...")
     plan.add_argument("--bandwidth", type=float, help="bytes a second that a rank takes in")

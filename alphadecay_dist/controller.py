@@ -101,8 +101,9 @@ class AlphaDecay:
         parts: sizes of fused weights by glob pattern, where names do not tell: ``{"*.qkv": (64, 64, 64)}``.
         dtype: the type that weights travel and are analysed in. By default their own; torch.bfloat16 halves
             the traffic of fp32 ones, torch.float32 takes DeepSpeed's fp32 masters.
-        memory_budget: bytes of gathered weights that one owner takes in a round; one round is worked on
-            while the next one arrives. By default two of the largest matrices, or 256 MiB where that is more.
+        memory_budget: bytes that the gathering may hold at once on a rank, buffers and all. By default two of
+            the largest matrices, which is the least that it can do with, or 256 MiB where that is more. The
+            spectra's own workspace comes on top, one matrix a host thread.
 
     Raises:
         UserError: a setting out of its range, groups that param_groups() did not make, or an engine that

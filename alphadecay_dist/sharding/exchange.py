@@ -2,7 +2,7 @@
 
 1. Each rank packs its pieces of a round's matrices, owner by owner, into one buffer.
 2. One ``all_to_all_single`` a round takes every piece to the owner alone; the next round is in flight while
-   the owner works on this one.
+   the owner works on this one, where memory allows.
 3. The owner puts the pieces of a matrix in their places, and hands the whole matrix out.
 4. When all is computed, one all-gather shares the few numbers that each owner found.
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from alphadecay_dist.sharding.layout import Block, Flat, Grid, Overlap, ShardSource, check_cover, replica_of
 from alphadecay_dist.sharding.ownership import Plan
+from alphadecay_dist.sharding.traffic import Traffic, traffic
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Exchange:
         self._sources = {source.name: source for source in sources}
         self._blocks = {block.name: block for block in blocks}
         self._plan = plan
-        self._dtype = dtype
+        self.dtype = dtype
         self._group = group
         self._rank = dist.get_rank(group) if group else 0
         self._world_size = dist.get_world_size(group) if group else 1
@@ -96,6 +97,7 @@ class Exchange:
         for source in sources:
             check_cover(source)
         self._rounds = [(names, self._transfers(names)) for names in plan.rounds]
+        self._ahead = self.foretold().ahead
 
     def matrices(self) -> Iterator[tuple[str, Tensor]]:
         """Whole blocks, in their shape and ``dtype``, of those that this rank owns, in the plan's order.
@@ -104,12 +106,22 @@ class Exchange:
         """
         self.bytes_received = self.bytes_sent = self.peak_bytes = self._held = 0
         pending = self._send(*self._rounds[0]) if self._rounds else None
-        for following in [*self._rounds[1:], None]:
+        for following, ahead in zip([*self._rounds[1:], None], self._ahead, strict=True):
             assert pending is not None
             self._arrive(pending)
-            arrived, pending = pending, self._send(*following) if following else None
+            arrived, pending = pending, self._send(*following) if following and ahead else None
             yield from self._assemble(arrived)
             self._hold(arrived.buffer, -1)
+            arrived.buffer = None
+            if following and not ahead:
+                pending = self._send(*following)
+
+    def foretold(self) -> Traffic:
+        """What :meth:`matrices` will move and hold on every rank."""
+        layouts = {name: source.pieces() for name, source in self._sources.items()}
+        shapes = {name: source.shape for name, source in self._sources.items()}
+        blocks = list(self._blocks.values())
+        return traffic(layouts, shapes, blocks, self._plan, self._world_size, self.dtype.itemsize)
 
     def share(
         self, values: Mapping[str, Sequence[float]], widths: Mapping[str, int]
@@ -175,12 +187,12 @@ class Exchange:
             return _Arrival(names, [])
         outgoing = sorted((t for t in transfers if t.sender == self._rank), key=lambda t: t.owner)
         incoming = sorted((t for t in transfers if t.owner == self._rank), key=lambda t: t.sender)
-        packed = torch.empty(sum(t.numel for t in outgoing), dtype=self._dtype, device=self._device)
+        packed = torch.empty(sum(t.numel for t in outgoing), dtype=self.dtype, device=self._device)
         start = 0
         for transfer in outgoing:
             packed[start : start + transfer.numel].copy_(self._piece(transfer))
             start += transfer.numel
-        buffer = torch.empty(sum(t.numel for t in incoming), dtype=self._dtype, device=self._device)
+        buffer = torch.empty(sum(t.numel for t in incoming), dtype=self.dtype, device=self._device)
         received = [0] * self._world_size
         sent = [0] * self._world_size
         for transfer in incoming:
@@ -190,8 +202,8 @@ class Exchange:
         self._hold(packed)
         self._hold(buffer)
         work = dist.all_to_all_single(buffer, packed, received, sent, group=self._group, async_op=True)
-        self.bytes_received += (sum(received) - received[self._rank]) * self._dtype.itemsize
-        self.bytes_sent += (sum(sent) - sent[self._rank]) * self._dtype.itemsize
+        self.bytes_received += (sum(received) - received[self._rank]) * self.dtype.itemsize
+        self.bytes_sent += (sum(sent) - sent[self._rank]) * self.dtype.itemsize
         return _Arrival(names, incoming, buffer, packed, work)
 
     def _arrive(self, arrival: _Arrival) -> None:
@@ -246,10 +258,10 @@ class Exchange:
                 assert at_owner is not None
                 assert local is not None
                 part = local.narrow(0, at_owner.start, at_owner.numel)
-                yield name, part.to(self._dtype).view(block.shape)
+                yield name, part.to(self.dtype).view(block.shape)
                 continue
             assert arrival.buffer is not None
-            whole = torch.empty(block.index.numel, dtype=self._dtype, device=self._device)
+            whole = torch.empty(block.index.numel, dtype=self.dtype, device=self._device)
             rows = whole.view(-1, *self._sources[block.source].shape[1:])
             for place, at in places[name]:
                 place.put(rows, arrival.buffer[at.start : at.stop])
@@ -266,7 +278,7 @@ class Exchange:
             for source in self._sources.values()
             for number, piece in enumerate(source.pieces())
         ]
-        plan = [f"weights travel as {self._dtype}", *layouts, *map(str, self._blocks.values()), *owners]
+        plan = [f"weights travel as {self.dtype}", *layouts, *map(str, self._blocks.values()), *owners]
         difference = first_difference([*plan, *rounds], self._group)
         if difference is not None:
             raise RuntimeError(

@@ -20,10 +20,12 @@ class Plan:
     Attributes:
         owners: owner rank by matrix name.
         rounds: names in the order of work; an owner's matrices of one round are in its memory together.
+        budget: bytes that an exchange by this plan may hold at once.
     """
 
     owners: Mapping[str, int]
     rounds: tuple[tuple[str, ...], ...]
+    budget: int
 
 
 def cost(shape: Sequence[int], tridiagonal: float = 1.0) -> float:
@@ -54,13 +56,16 @@ def assign_owners(costs: Mapping[str, float], world_size: int) -> dict[str, int]
 
 
 def plan(costs: Mapping[str, float], nbytes: Mapping[str, int], world_size: int, budget: int) -> Plan:
-    """Owners for all matrices, and rounds in which no owner receives more than ``budget`` bytes.
+    """Owners for all matrices, and rounds in which no owner receives more than a quarter of the budget.
+
+    The four quarters are: a round that has arrived, the matrix that is put together from it, what is sent
+    of the next round, and what is received of it.
 
     Args:
         costs: work by name, see :func:`cost`.
         nbytes: bytes that a matrix takes at its owner.
         world_size: number of ranks.
-        budget: bytes a round at one owner; a larger matrix gets a round of its own.
+        budget: bytes to hold at once; a matrix of more than a quarter gets a round of its own.
 
     Returns:
         The plan, the same for the same arguments.
@@ -70,15 +75,15 @@ def plan(costs: Mapping[str, float], nbytes: Mapping[str, int], world_size: int,
     position, held = [0] * world_size, [0] * world_size
     for name in sorted(costs, key=lambda name: (-costs[name], name)):
         rank = owners[name]
-        if held[rank] and held[rank] + nbytes[name] > budget:
+        if held[rank] and 4 * (held[rank] + nbytes[name]) > budget:
             position[rank], held[rank] = position[rank] + 1, 0
         held[rank] += nbytes[name]
         while len(rounds) <= position[rank]:
             rounds.append([])
         rounds[position[rank]].append(name)
-    return Plan(owners, tuple(tuple(names) for names in rounds))
+    return Plan(owners, tuple(tuple(names) for names in rounds), budget)
 
 
 def default_budget(nbytes: Mapping[str, int]) -> int:
-    """Two of the largest matrices, or 256 MiB where that is more: one arrives while one is worked on."""
+    """Two of the largest matrices, as many as a round of one takes, or 256 MiB where that is more."""
     return max(2 * max(nbytes.values()), 256 * 2**20)

@@ -25,11 +25,14 @@ class Traffic:
         received: from other ranks.
         sent: to other ranks.
         peak: most that the exchange holds at once: buffers, and the matrix put together last.
+        ahead: of each round, whether the next one is sent before this one is worked on: where both fit into
+            the plan's budget on every rank.
     """
 
     received: Counts
     sent: Counts
     peak: Counts
+    ahead: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ def traffic(
     """
     by_name = {block.name: block for block in blocks}
     parts: dict[tuple[int, int, int], _Part] = {}
-    received, sent, peak = (np.zeros(world_size, np.int64) for _ in range(3))
-    before = np.zeros(world_size, np.int64)  # held of the round before
+    received, sent, peak, before = (np.zeros(world_size, np.int64) for _ in range(4))
+    ahead = []
     for names in plan.rounds:
         outgoing, incoming, largest = (np.zeros(world_size, np.int64) for _ in range(3))
         for name in names:
@@ -82,9 +85,13 @@ def traffic(
             sent += own
             sent[owner] -= own[owner]
             received[owner] += own.sum() - own[owner]
-        peak = np.maximum(peak, before + outgoing + incoming)
+        both = before + outgoing + incoming
+        ahead.append(bool(both.max() * itemsize <= plan.budget))
+        peak = np.maximum(peak, both if ahead[-1] else outgoing + incoming)
         before = incoming + largest
-    return Traffic(received * itemsize, sent * itemsize, np.maximum(peak, before) * itemsize)
+        peak = np.maximum(peak, before)
+    # What was said of each round holds for the one before it.
+    return Traffic(received * itemsize, sent * itemsize, peak * itemsize, (*ahead[1:], False))
 
 
 def _part(pieces: Sequence[Piece], shape: tuple[int, ...], block: Block, world_size: int) -> _Part:

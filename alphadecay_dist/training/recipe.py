@@ -119,8 +119,8 @@ class DecayConfig:
         farms_grid: windows along the rows and along the columns.
         preset: ``reference`` repeats the released code: see :class:`alphadecay_dist.AlphaDecay`; or null.
         untuned: ``base`` or ``zero``: what embeddings, norms and head get.
-        memory_budget: bytes of gathered weights at once at an owner; null is two of the largest matrices
-            or 256 MiB.
+        memory_budget: bytes that the gathering may hold at once on a rank; null is two of the largest
+            matrices or 256 MiB.
     """
 
     policy: str = "alphadecay"

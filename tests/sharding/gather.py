@@ -12,7 +12,6 @@ from torch import Tensor
 from alphadecay_dist.sharding.exchange import Exchange
 from alphadecay_dist.sharding.layout import ShardSource, numel, whole
 from alphadecay_dist.sharding.ownership import Plan, cost, plan
-from alphadecay_dist.sharding.traffic import traffic
 
 SMALL, LARGE = 1, 2**20  # budgets: a round a matrix, and one round for all
 
@@ -56,7 +55,7 @@ def check_gathering(sources: Sequence[ShardSource], expected: Mapping[str, Tenso
             )
             assert received == missing * dtype.itemsize
             assert sum(exchange.received_by_rank()) == sum_of(received, group)
-            check_foretold(exchange, sources, found, dtype, group)
+            check_foretold(exchange, group)
     return len(matrices)
 
 
@@ -67,15 +66,10 @@ def sum_of(number: int, group: Any) -> int:
     return int(total)
 
 
-def check_foretold(
-    exchange: Exchange, sources: Sequence[ShardSource], found: Plan, dtype: torch.dtype, group: Any
-) -> None:
+def check_foretold(exchange: Exchange, group: Any) -> None:
     """What was moved and held is what the plan alone foretells."""
-    world_size, rank = dist.get_world_size(group), dist.get_rank(group)
-    layouts = {source.name: source.pieces() for source in sources}
-    shapes = {source.name: source.shape for source in sources}
-    blocks = [whole(source) for source in sources]
-    expected = traffic(layouts, shapes, blocks, found, world_size, dtype.itemsize)
+    rank = dist.get_rank(group)
+    expected = exchange.foretold()
     assert exchange.bytes_received == expected.received[rank]
     assert exchange.bytes_sent == expected.sent[rank]
     assert exchange.peak_bytes == expected.peak[rank]
