@@ -1,6 +1,6 @@
 """The only file that moves weights or spectra between ranks.
 
-1. Each rank packs its pieces of a round's matrices, owner by owner, into one buffer.
+1. Each rank packs its pieces of the others' matrices of a round, owner by owner, into one buffer.
 2. One ``all_to_all_single`` a round takes every piece to the owner alone; the next round is in flight while
    the owner works on this one, where memory allows.
 3. The owner puts the pieces of a matrix in their places, and hands the whole matrix out.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -51,10 +51,17 @@ class _Transfer:
 
 @dataclass
 class _Arrival:
-    """A round in flight: its transfers in the order of the receive buffer."""
+    """A round in flight.
+
+    Attributes:
+        names: blocks of the round.
+        own: pieces that this rank has of its own blocks.
+        transfers: what it receives, in the order of the buffer.
+    """
 
     names: tuple[str, ...]
-    transfers: list[_Transfer]
+    own: list[_Transfer]
+    transfers: list[_Transfer] = field(default_factory=list)
     buffer: Tensor | None = None
     packed: Tensor | None = None
     work: dist.Work | None = None
@@ -183,10 +190,12 @@ class Exchange:
 
     def _send(self, names: tuple[str, ...], transfers: list[_Transfer]) -> _Arrival:
         """Start one round; all ranks decide alike whether there is anything to send."""
-        if not transfers:
-            return _Arrival(names, [])
-        outgoing = sorted((t for t in transfers if t.sender == self._rank), key=lambda t: t.owner)
-        incoming = sorted((t for t in transfers if t.owner == self._rank), key=lambda t: t.sender)
+        moving = [t for t in transfers if t.sender != t.owner]
+        own = [t for t in transfers if t.sender == t.owner == self._rank]
+        if not moving:
+            return _Arrival(names, own)
+        outgoing = sorted((t for t in moving if t.sender == self._rank), key=lambda t: t.owner)
+        incoming = sorted((t for t in moving if t.owner == self._rank), key=lambda t: t.sender)
         packed = torch.empty(sum(t.numel for t in outgoing), dtype=self.dtype, device=self._device)
         start = 0
         for transfer in outgoing:
@@ -202,9 +211,9 @@ class Exchange:
         self._hold(packed)
         self._hold(buffer)
         work = dist.all_to_all_single(buffer, packed, received, sent, group=self._group, async_op=True)
-        self.bytes_received += (sum(received) - received[self._rank]) * self.dtype.itemsize
-        self.bytes_sent += (sum(sent) - sent[self._rank]) * self.dtype.itemsize
-        return _Arrival(names, incoming, buffer, packed, work)
+        self.bytes_received += buffer.nbytes
+        self.bytes_sent += packed.nbytes
+        return _Arrival(names, own, incoming, buffer, packed, work)
 
     def _arrive(self, arrival: _Arrival) -> None:
         """Wait for a round, and let go of what was sent.
@@ -243,28 +252,30 @@ class Exchange:
 
     def _assemble(self, arrival: _Arrival) -> Iterator[tuple[str, Tensor]]:
         """Whole matrices of one round, as they lie at their owner or from the pieces that arrived."""
-        places: dict[str, list[tuple[Flat | Grid, Flat]]] = {}
+        pieces: dict[str, list[tuple[Flat | Grid, Tensor]]] = {}
+        for transfer in arrival.own:
+            pieces.setdefault(transfer.name, []).append((transfer.overlap.place, self._piece(transfer)))
         start = 0
         for transfer in arrival.transfers:
-            arrived = Flat(start, start + transfer.numel)
-            places.setdefault(transfer.name, []).append((transfer.overlap.place, arrived))
-            start = arrived.stop
+            assert arrival.buffer is not None
+            values = arrival.buffer.narrow(0, start, transfer.numel)
+            pieces.setdefault(transfer.name, []).append((transfer.overlap.place, values))
+            start += transfer.numel
         for name in arrival.names:
             if self._plan.owners[name] != self._rank:
                 continue
             block = self._blocks[name]
-            if name not in places:
+            if name not in pieces:
                 at_owner, local = self._whole_at_owner(block), self._sources[block.source].local()
                 assert at_owner is not None
                 assert local is not None
                 part = local.narrow(0, at_owner.start, at_owner.numel)
                 yield name, part.to(self.dtype).view(block.shape)
                 continue
-            assert arrival.buffer is not None
             whole = torch.empty(block.index.numel, dtype=self.dtype, device=self._device)
             rows = whole.view(-1, *self._sources[block.source].shape[1:])
-            for place, at in places[name]:
-                place.put(rows, arrival.buffer[at.start : at.stop])
+            for place, values in pieces[name]:
+                place.put(rows, values)
             self._hold(whole)
             yield name, whole.view(block.shape)
             self._hold(whole, -1)

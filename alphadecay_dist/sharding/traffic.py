@@ -78,13 +78,14 @@ def traffic(
             part = parts[key]
             if owner in part.whole_at:
                 continue
-            own = part.sent[part.replicas.get(owner, owner) % len(part.sent)]
-            outgoing += own
-            incoming[owner] += own.sum()
+            pieces_sent = part.sent[part.replicas.get(owner, owner) % len(part.sent)]
+            own = pieces_sent[owner]
+            outgoing += pieces_sent
+            outgoing[owner] -= own
+            incoming[owner] += pieces_sent.sum() - own
             largest[owner] = max(largest[owner], block.index.numel)
-            sent += own
-            sent[owner] -= own[owner]
-            received[owner] += own.sum() - own[owner]
+        sent += outgoing
+        received += incoming
         both = before + outgoing + incoming
         ahead.append(bool(both.max() * itemsize <= plan.budget))
         peak = np.maximum(peak, both if ahead[-1] else outgoing + incoming)
