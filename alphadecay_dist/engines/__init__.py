@@ -1,5 +1,8 @@
 """All that is one engine's own: where it keeps weights, param groups and the update boundary, a file each."""
 
 from alphadecay_dist.engines.host import Host, host_for
+from alphadecay_dist.engines.versions import require
+
+require("torch")
 
 __all__ = ["Host", "host_for"]

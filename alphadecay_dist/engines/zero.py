@@ -17,10 +17,13 @@ from deepspeed.utils import safe_get_local_fp32_param
 from torch import Tensor
 
 from alphadecay_dist.engines.replicated import replicated_sources
+from alphadecay_dist.engines.versions import require
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.exchange import gathered
 from alphadecay_dist.sharding.inventory import Weight
 from alphadecay_dist.sharding.layout import Flat, Piece, ShardSource, flat_chunks
+
+require("deepspeed")
 
 
 class ZeroShard:

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import pytest
+
+from alphadecay_dist.engines import versions
+from alphadecay_dist.engines.versions import RANGES, require
+
+
+@pytest.mark.parametrize("package", RANGES)
+def test_what_is_installed_is_in_range(package, recwarn):
+    require(package)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("package", RANGES)
+def test_other_versions_are_named(package, monkeypatch):
+    least, beyond = RANGES[package]
+    monkeypatch.setattr(versions, "version", lambda name: "0.1.0+cpu")
+    with pytest.raises(
+        ImportError, match=rf"{package} 0.1.0\+cpu is too old .*pip install '{package}>={least}"
+    ):
+        require(package)
+    monkeypatch.setattr(versions, "version", lambda name: f"{beyond}.1")
+    with pytest.warns(UserWarning, match=rf"{package} {beyond}.1 is newer .*{advice}"):
+        require(package)

@@ -1,0 +1,51 @@
+"""The benchmark scripts run; what they measure is looked at by people."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def run(script, *options):
+    command = [sys.executable, str(BENCHMARKS / script), "--device", "cpu", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.splitlines()
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+@pytest.mark.slow
+def test_a_refresh_is_timed():
+    header, _, row = run("refresh.py", "--sizes", "60m", "--repeats", "1")[-3:]
+    found = dict(zip(cells(header), cells(row), strict=True))
+    assert found["matrices"] == "56"
+    assert float(found["alpha error, ours"]) < 1e-5
+
+
+@pytest.mark.slow
+def test_solvers_are_timed():
+    lines = run("solvers.py", "--sizes", "64", "96", "--repeats", "1")
+    assert cells(lines[2]) == ["ms a matrix", "N = 64", "N = 96"]
+    assert all(float(cell) > 0 for line in lines[4:] for cell in cells(line)[1:])
+
+
+@pytest.mark.slow
+def test_the_exchange_is_timed_and_moves_a_wth():
+    lines = run("exchange.py", "--sizes", "60m", "--ranks", "2", "--repeats", "1")
+    assert len(lines) == 4 + 4
+    assert all(float(cells(line)[8]) == 2.0 for line in lines[4:])
+
+
+@pytest.mark.slow
+def test_the_check_for_gpus_passes_on_gloo():
+    lines = run("nccl_check.py", "--ranks", "2", "--no_timing")
+    assert len(lines) == 1 + 10
+    assert all("bit-identical" in line for line in lines[1:])

@@ -1,0 +1,69 @@
+"""Every example of docs/engines.md runs as it is printed, and writes its decays where the engine reads."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import deepspeed
+import pytest
+import torch
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+from alphadecay_dist import AlphaDecay, param_groups
+from tests.multirank import run_ranks
+from tests.test_readme import Blocks
+
+PAGE = (Path(__file__).parents[1] / "docs" / "engines.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
+CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+EXAMPLES = {name: code for name, text in SECTIONS.items() for code in CODE.findall(text)}
+
+
+def run_example(code, stage):
+    torch.manual_seed(0)
+    names = {
+        "torch": torch,
+        "deepspeed": deepspeed,
+        "fully_shard": fully_shard,
+        "FullyShardedDataParallel": FullyShardedDataParallel,
+        "AlphaDecay": AlphaDecay,
+        "param_groups": param_groups,
+        "model": Blocks(),
+        "batches": [torch.randn(4, 64) for _ in range(3)],
+        "device_type": "cpu",
+        "device": torch.device("cpu"),
+        "ds_config": {"train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": stage}},
+    }
+    exec(code, names)
+    optimizer = names["engine"].optimizer if "engine" in names else names["optimizer"]
+    return {group["module"]: group["weight_decay"] for group in optimizer.param_groups}
+
+
+CASES = [(name, 2) for name in EXAMPLES]
+CASES += [(name, stage) for name in EXAMPLES if "ZeRO" in name for stage in (0, 1, 3)]
+
+
+def test_every_engine_has_a_section_of_about_ten_lines():
+    assert [name.split(",")[0] for name in SECTIONS] == [
+        "One process",
+        "DDP",
+        "DeepSpeed ZeRO-0",
+        "DeepSpeed ZeRO-3",
+        "FSDP2",
+        "FSDP1",
+    ]
+    assert all(len(text.splitlines()) <= 24 for text in SECTIONS.values())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*FSDP.*")
+@pytest.mark.parametrize(("name", "stage"), CASES)
+def test_an_example_runs_as_it_is_printed(name, stage):
+    decays = run_ranks(run_example, 1 if name == "One process" else 2, EXAMPLES[name], stage)
+    assert all(found == decays[0] for found in decays)
+    found = dict(decays[0])
+    assert found.pop("untuned") == 0.1
+    assert set(found) == {"blocks.0.0", "blocks.1.0", "blocks.2.0"}
+    assert min(found.values()) == pytest.approx(0.1 * 2 / 3)
+    assert max(found.values()) == pytest.approx(0.5)
