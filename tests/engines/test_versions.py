@@ -17,7 +17,7 @@ def test_other_versions_are_named(package, monkeypatch):
     least, beyond = RANGES[package]
     advice = f"pip install '{package}>={least}"
     monkeypatch.setattr(versions, "version", lambda name: "0.1.0+cpu")
-    with pytest.raises(ImportError, match=rf"{package} 0.1.0\+cpu is too old, .*{advice}"):
+    with pytest.raises(ImportError, match=rf"{package} 0.1.0\+cpu is too old for .*{advice}"):
         require(package)
     monkeypatch.setattr(versions, "version", lambda name: f"{beyond}.1")
     with pytest.warns(UserWarning, match=rf"{package} {beyond}.1 is newer .*{advice}"):
