@@ -20,12 +20,12 @@ def loads_of(costs, owners, world_size):
     return loads
 
 
-def costs_by_name(shapes):
-    return {name: cost(shape) for name, shape in shapes.items()}
+def costs_by_name(shapes, tridiagonal=1.0):
+    return {name: cost(shape, tridiagonal) for name, shape in shapes.items()}
 
 
-def costs_of(model):
-    return costs_by_name(shapes_of(model))
+def costs_of(model, tridiagonal=1.0):
+    return costs_by_name(shapes_of(model), tridiagonal)
 
 
 def most_within(limit, world_size, large, small, count):
@@ -64,28 +64,22 @@ def test_every_matrix_has_one_owner_and_one_round_whatever_the_order(model, worl
         assert again == found
 
 
+@pytest.mark.parametrize("tridiagonal", [1.0, 10.0, 100.0])
 @pytest.mark.parametrize("model", PUBLISHED)
-def test_owners_are_balanced_while_a_rank_has_four_of_the_largest_matrices_to_do(model):
-    costs = costs_of(model)
-    served = 0
-    for world_size in WORLDS:
-        mean = sum(costs.values()) / world_size
-        if 4 * max(costs.values()) <= mean:
-            assert max(loads_of(costs, assign_owners(costs, world_size), world_size)) <= 1.10 * mean
-            served = world_size
-    assert served >= 8
-
-
-@pytest.mark.parametrize("model", PUBLISHED)
-def test_no_deal_of_owners_is_ten_percent_better(model):
+def test_the_longest_queue_is_within_ten_percent_of_the_mean_wherever_any_deal_is(model, tridiagonal):
     # With fewer matrices a rank no deal can be level: 1.5 a rank leave some ranks with two.
-    costs = costs_of(model)
+    costs = costs_of(model, tridiagonal)
     small, large = sorted(set(costs.values()))
     count = sum(value == large for value in costs.values())
-    for world_size in [*range(2, 17), 24, 32, 48, 64]:
+    met = 0
+    for world_size in WORLDS:
+        mean = sum(costs.values()) / world_size
         longest = max(loads_of(costs, assign_owners(costs, world_size), world_size))
-        fitting = most_within(longest / 1.10, world_size, large, small, count)
-        assert fitting < len(costs) - count <= most_within(longest * 1.001, world_size, large, small, count)
+        limit = 1.10 * mean * (1 + 1e-9)
+        possible = most_within(limit / (1 + 2e-9), world_size, large, small, count) >= len(costs) - count
+        assert longest <= limit or not possible, world_size
+        met += possible
+    assert met > 15
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=40), st.integers(1, 12))
