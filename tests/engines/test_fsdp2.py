@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -123,6 +124,61 @@ def check_any_placement(cases):
             for name, tensor in tensors.items()
         ]
         check_gathering(sources, tensors, dist.group.WORLD)
+
+
+class Experts(nn.Module):
+    """A block with a whole Linear and two stacks of five experts, one of them fused."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        block = nn.Module()
+        block.proj = nn.Linear(64, 60)
+        block.experts = nn.Module()
+        block.experts.gate_up_proj = nn.Parameter(torch.randn(5, 120, 70, generator=generator))
+        block.experts.down_proj = nn.Parameter(torch.randn(5, 70, 60, generator=generator))
+        with torch.no_grad():
+            block.proj.weight.copy_(torch.randn(60, 64, generator=generator))
+        self.layers = nn.ModuleList([block])
+
+
+def check_experts(placements, mesh_sizes):
+    """Stacks sharded by expert or within each, beside a weight that every rank has whole."""
+    own = dist.new_group([dist.get_rank()], use_local_synchronization=True)
+    reports = []
+    for sharded in (False, True):
+        model = Experts()
+        experts = model.layers[0].experts
+        for name in ("gate_up_proj", "down_proj") if sharded else ():
+            tensor = distribute_tensor(getattr(experts, name).detach(), world(*mesh_sizes), placements)
+            setattr(experts, name, nn.Parameter(tensor))
+        optimizer = torch.optim.SGD(param_groups(model, weight_decay=0.1), lr=0.1)
+        decay = AlphaDecay(model, optimizer, weight_decay=0.1, process_group=None if sharded else own)
+        reports.append(decay.refresh().modules)
+    alone, together = reports
+    assert len(alone["layers.0.experts.gate_up_proj"].parts) == 10
+    found = {name: {p: r.alpha for p, r in (m.parts or {name: m}).items()} for name, m in together.items()}
+    assert found == {
+        name: pytest.approx({p: r.alpha for p, r in (m.parts or {name: m}).items()}, abs=1e-6)
+        for name, m in alone.items()
+    }
+    owners = {part.owner for module in together.values() for part in module.parts.values()}
+    assert owners == set(range(dist.get_world_size()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("placements", "mesh"),
+    [
+        ((Shard(0),), (2,)),
+        ((Shard(0),), (3,)),
+        ((Shard(1),), (3,)),
+        ((Shard(0), Shard(1)), (2, 2)),
+        ((Replicate(), Shard(0)), (2, 2)),
+    ],
+)
+def test_sharded_experts_have_the_alphas_of_whole_ones(placements, mesh):
+    run_ranks(check_experts, math.prod(mesh), placements, mesh)
 
 
 sizes = st.sampled_from([1, 2, 3, 5, 7, 16, 43, 61])
