@@ -340,10 +340,10 @@ def _check_windows(weights: Sequence[Weight], windows: Windows | None) -> None:
                 raise UserError(f"{weight.name}: {error}") from None
 
 
-def _tridiagonal_weight(device: torch.device, group: dist.ProcessGroup | None) -> float:
-    """How much slower tridiagonalisation is than a product, by the slowest rank, to a power of ten.
+def tridiagonal_weight(device: torch.device, group: dist.ProcessGroup | None) -> float:
+    """How much slower tridiagonalisation is than a product, by the slowest rank. Collective.
 
-    So coarse that every run on machines of one kind has the same owners.
+    To a power of ten, so coarse that every run on machines of one kind has the same owners.
     """
     rates = measured_rates(device)
     own = round(math.log10(rates.gram / rates.tridiagonal))
@@ -366,7 +366,7 @@ def _exchange(
             f"tuned weights have types {found}, expected one; name the one to read them in: dtype=..."
         )
     dtype = dtype or dtypes.pop()
-    tridiagonal = _tridiagonal_weight(collective_device(host.group), host.group)
+    tridiagonal = tridiagonal_weight(collective_device(host.group), host.group)
     world_size = dist.get_world_size(host.group) if host.group else 1
     blocks, planned = plan_for(
         weights,

@@ -17,7 +17,7 @@ from tests.engines.tiny import TUNABLE, Uneven, engine_of
 from tests.multirank import run_ranks
 from tests.sharding.shapes import PUBLISHED, on_meta
 
-# The ratio is that of _tridiagonal_weight on a CPU: a power of ten.
+# The ratio is that of tridiagonal_weight on a CPU: a power of ten.
 HERE = Machine(Rates(1e11, 1e10), bandwidth=1e9, update_seconds=0.5)
 ZERO = {"zero1": 1, "zero2": 2, "zero3": 3}
 

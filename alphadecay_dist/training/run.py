@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 import yaml
 
 from alphadecay_dist.checkpoint.writer import name_latest
-from alphadecay_dist.controller import AlphaDecay
+from alphadecay_dist.controller import AlphaDecay, tridiagonal_weight
 from alphadecay_dist.engines.zero_training import ZeroTraining
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.sharding.exchange import collective_device
 from alphadecay_dist.sharding.inventory import tuned_weights
-from alphadecay_dist.sharding.ownership import assign_owners, cost
+from alphadecay_dist.sharding.ownership import assign_owners
+from alphadecay_dist.sharding.work import costs_of
 from alphadecay_dist.training import model as models
 from alphadecay_dist.training import start
 from alphadecay_dist.training.check import Checked, Options, check
@@ -210,7 +213,9 @@ def _closing_line(checked: Checked, trainer: Trainer, finished: bool) -> str:
 def _describe(checked: Checked, ranks: Ranks, data: TrainingData, tokenizer: Tokenizer) -> str:
     """What --dry_run prints: config, sizes, plan, first batch."""
     weights = tuned_weights(checked.shapes)
-    owners = assign_owners({weight.name: cost(weight.shape) for weight in weights}, ranks.world_size)
+    group = dist.group.WORLD
+    tridiagonal = tridiagonal_weight(collective_device(group), group)
+    owners = assign_owners(costs_of(weights, tridiagonal, None), ranks.world_size)
     batches = data.next_update()
     lines = [f"  {w.name} {w.shape[0]} x {w.shape[1]}: rank {owners[w.name]}" for w in weights]
     first = batches[0]
