@@ -35,13 +35,33 @@ class Traffic:
     ahead: tuple[bool, ...]
 
 
-@dataclass(frozen=True)
 class _Part:
-    """What the ranks send of one block, by replica."""
+    """One block, as it lies: what each rank sends of it to an owner.
 
-    sent: Counts  # (replicas, W) elements
-    whole_at: frozenset[int]  # ranks that hold it whole and in order
-    replicas: Mapping[int, int]  # by rank that holds some of it
+    Attributes:
+        whole_at: ranks that hold it whole and in order.
+    """
+
+    def __init__(
+        self, pieces: Sequence[Piece], shape: tuple[int, ...], block: Block, world_size: int
+    ) -> None:
+        overlaps = ((piece.holders, piece.index.overlap(block.index, shape)) for piece in pieces)
+        found = [(holders, overlap) for holders, overlap in overlaps if overlap is not None]
+        whole = (h for h, o in found if o.local.numel == block.index.numel and o.place.in_order)
+        self.whole_at = frozenset(rank for holders in whole for rank in holders)
+        self._found = [(holders, overlap.local.numel) for holders, overlap in found]
+        self._replicas = replica_of(pieces)
+        self._sent: dict[int, Counts] = {}
+        self._world_size = world_size
+
+    def sent_to(self, owner: int) -> Counts:
+        """Elements by rank, the owner's own among them: from the replica that shares its coordinate."""
+        replica = self._replicas.get(owner, owner)
+        if replica not in self._sent:
+            self._sent[replica] = np.zeros(self._world_size, np.int64)
+            for holders, numel in self._found:
+                self._sent[replica][holders[replica % len(holders)]] += numel
+        return self._sent[replica]
 
 
 def traffic(
@@ -74,11 +94,11 @@ def traffic(
             pieces = layouts[block.source]
             key = (id(pieces), block.index.start, block.index.stop)
             if key not in parts:
-                parts[key] = _part(pieces, shapes[block.source], block, world_size)
+                parts[key] = _Part(pieces, shapes[block.source], block, world_size)
             part = parts[key]
             if owner in part.whole_at:
                 continue
-            pieces_sent = part.sent[part.replicas.get(owner, owner) % len(part.sent)]
+            pieces_sent = part.sent_to(owner)
             own = pieces_sent[owner]
             outgoing += pieces_sent
             outgoing[owner] -= own
@@ -93,15 +113,3 @@ def traffic(
         peak = np.maximum(peak, before)
     # What was said of each round holds for the one before it.
     return Traffic(received * itemsize, sent * itemsize, peak * itemsize, (*ahead[1:], False))
-
-
-def _part(pieces: Sequence[Piece], shape: tuple[int, ...], block: Block, world_size: int) -> _Part:
-    overlaps = [(piece, piece.index.overlap(block.index, shape)) for piece in pieces]
-    found = [(piece, overlap) for piece, overlap in overlaps if overlap is not None]
-    replicas = max(len(piece.holders) for piece, _ in found)
-    sent = np.zeros((replicas, world_size), np.int64)
-    for piece, overlap in found:
-        for replica in range(replicas):
-            sent[replica, piece.holders[replica % len(piece.holders)]] += overlap.local.numel
-    whole = (p.holders for p, o in found if o.local.numel == block.index.numel and o.place.in_order)
-    return _Part(sent, frozenset(rank for holders in whole for rank in holders), replica_of(pieces))
