@@ -3,8 +3,9 @@
 See :class:`AlphaDecay` and :func:`param_groups`; ``alphadecay_dist.spectral.analyze`` looks at one matrix.
 """
 
-from alphadecay_dist.controller import AlphaDecay, ModuleRefresh, Refresh
+from alphadecay_dist.controller import AlphaDecay
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.refresh import ModuleRefresh, Refresh
 from alphadecay_dist.sharding.groups import param_groups
 
 __all__ = ["AlphaDecay", "ModuleRefresh", "Refresh", "UserError", "param_groups"]

@@ -9,65 +9,26 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from alphadecay_dist.decay import Assignment, weight_decay_of
+from alphadecay_dist.decay import weight_decay_of
 from alphadecay_dist.engines import Host, host_for
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.refresh import Found, Refresh, numbers_of, report
 from alphadecay_dist.settings import REFERENCE, Settings
 from alphadecay_dist.sharding.exchange import Exchange, collective_device, gathered
 from alphadecay_dist.sharding.groups import GROUP_KEY, weights_in
 from alphadecay_dist.sharding.inventory import Weight, first_and_last, require_weights
 from alphadecay_dist.sharding.work import plan_for
-from alphadecay_dist.spectral import STATUSES, Analysis, Windows, analyze_each, measured_rates
+from alphadecay_dist.spectral import Analysis, Windows, analyze_each, measured_rates
 
-MIXED = "mixed"  # the status of a fused weight whose parts have several
 STATE_KEY = "alphadecay"  # the one key of state_dict(): its value is a JSON string, safe in any checkpoint
-
-
-@dataclass(frozen=True)
-class ModuleRefresh:
-    """What one refresh found and wrote for one module.
-
-    Attributes:
-        alpha: tail exponent; None where undefined. The mean of its parts' for a fused weight or a stack.
-        weight_decay: the decay written into the module's param group, the mean of its parts'.
-        owner: rank that analysed the matrix, or the first of its parts.
-        status: "assigned", "all_equal", or why alpha is undefined (``alphadecay_dist.spectral.STATUSES``),
-            in which case the module keeps the decay that it had; "mixed" where its parts differ.
-        value: what was mapped, where that is another metric than alpha.
-        parts: the same for each part of a fused weight and each expert of a stack, by name.
-    """
-
-    alpha: float | None
-    weight_decay: float
-    owner: int
-    status: str
-    value: float | None = None
-    parts: dict[str, ModuleRefresh] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Refresh:
-    """One refresh, equal on every rank but for ``seconds``.
-
-    Attributes:
-        step: optimizer updates finished before it.
-        seconds: wall-clock time on this rank.
-        bytes_received: bytes of weights that each rank received from others.
-        modules: results by module name.
-    """
-
-    step: int
-    seconds: float
-    bytes_received: tuple[int, ...]
-    modules: dict[str, ModuleRefresh]
 
 
 class AlphaDecay:
@@ -184,7 +145,10 @@ class AlphaDecay:
         self._decays = {name: assignment.weight_decay for name, assignment in assigned.items()}
         self._write()
         self._refreshed_at = self._updates
-        modules = {name: self._report(name, parts, shared, assigned) for name, parts in self._parts.items()}
+        modules = {
+            name: report(parts, shared, assigned, self.settings.metric, self._decay_of(name))
+            for name, parts in self._parts.items()
+        }
         received = self._exchange.received_by_rank()
         return Refresh(self._updates, time.perf_counter() - begin, received, modules)
 
@@ -193,45 +157,20 @@ class AlphaDecay:
         for unit, tensor in self._exchange.matrices():
             yield from self._weights[unit].cut_up(unit, tensor)
 
-    def _share(self, analyses: Mapping[str, Analysis]) -> dict[str, _Found]:
+    def _share(self, analyses: Mapping[str, Analysis]) -> dict[str, Found]:
         """What all owners found, by part."""
         parts = {unit: weight.parts(unit) for unit, weight in self._weights.items()}
         mine = {
-            unit: [n for part in names for n in _numbers(analyses[part], self.settings)]
+            unit: [n for part in names for n in numbers_of(analyses[part], self.settings)]
             for unit, names in parts.items()
             if names[0] in analyses
         }
         shared = self._exchange.share(mine, {unit: 3 * len(names) for unit, names in parts.items()})
         return {
-            part: _Found.of(shared[unit][3 * place : 3 * place + 3], self._owners[unit])
+            part: Found.of(shared[unit][3 * place : 3 * place + 3], self._owners[unit])
             for unit, names in parts.items()
             for place, part in enumerate(names)
         }
-
-    def _report(
-        self,
-        name: str,
-        parts: Sequence[str],
-        shared: Mapping[str, _Found],
-        assigned: Mapping[str, Assignment],
-    ) -> ModuleRefresh:
-        """What is said of one module, and of its parts if it has several."""
-        reports = {}
-        for part in parts:
-            found, assignment = shared[part], assigned[part]
-            status = found.status if found.value is None else assignment.case
-            value = None if self.settings.metric == "alpha" else found.value
-            reports[part] = ModuleRefresh(found.alpha, assignment.weight_decay, found.owner, status, value)
-        if len(reports) == 1:
-            return reports[parts[0]]
-        return ModuleRefresh(
-            _mean(report.alpha for report in reports.values()),
-            self._decay_of(name),
-            reports[parts[0]].owner,
-            reports[parts[0]].status if len({r.status for r in reports.values()}) == 1 else MIXED,
-            _mean(report.value for report in reports.values()),
-            reports,
-        )
 
     def state_dict(self) -> dict[str, str]:
         """What a resume needs, by module name: one JSON string under one fixed key."""
@@ -281,39 +220,6 @@ class AlphaDecay:
     def _decay_of(self, name: str) -> float:
         """The decay of a module: the mean of its parts'."""
         return weight_decay_of([self._decays[part] for part in self._parts[name]])
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What an owner found of one part: alpha, the metric's value, status."""
-
-    alpha: float | None
-    value: float | None
-    status: str
-    owner: int
-
-    @classmethod
-    def of(cls, numbers: Sequence[float], owner: int) -> _Found:
-        """From the numbers that travelled, see :func:`_numbers`."""
-        alpha, value, status = numbers
-        return cls(_defined(alpha), _defined(value), STATUSES[int(status)], owner)
-
-
-def _numbers(analysis: Analysis, settings: Settings) -> tuple[float, float, float]:
-    """Alpha and what is mapped (NaN where undefined) and the status' number, as they travel."""
-    alpha, value = analysis.alpha, settings.value_of(analysis)
-    status = float(STATUSES.index(analysis.status))
-    return math.nan if alpha is None else alpha, math.nan if value is None else value, status
-
-
-def _defined(number: float) -> float | None:
-    return None if math.isnan(number) else number
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    """Mean of those that are defined; None without any."""
-    defined = [value for value in values if value is not None]
-    return math.fsum(defined) / len(defined) if defined else None
 
 
 def _parts(weight: Weight) -> list[str]:

@@ -17,6 +17,7 @@ ROOMS = [
     {"spectral"},
     {"decay"},
     {"settings"},
+    {"refresh"},
     {"sharding"},
     {"engines"},
     {"controller"},

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from alphadecay_dist import cli
-from alphadecay_dist.controller import ModuleRefresh, Refresh
+from alphadecay_dist.refresh import ModuleRefresh, Refresh
 from alphadecay_dist.training.metrics import RunFiles, means_by_type, refresh_record
 
 NAMES = [f"model.layers.{layer}.{part}" for layer in (0, 1) for part in ("self_attn.q_proj", "mlp.down_proj")]

@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from alphadecay_dist.checkpoint import writer
 from alphadecay_dist.checkpoint.reader import Checkpoint
-from alphadecay_dist.controller import AlphaDecay, Refresh
+from alphadecay_dist.controller import AlphaDecay
 from alphadecay_dist.engines.zero_training import ZeroTraining
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.refresh import Refresh
 from alphadecay_dist.training.data import Batch, EvaluationData, TrainingData
 from alphadecay_dist.training.metrics import (
     DECAY,

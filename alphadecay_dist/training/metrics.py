@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from alphadecay_dist.checkpoint.manifest import write_atomically
-from alphadecay_dist.controller import Refresh
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.refresh import Refresh
 
 METRICS, EVAL, DECAY = "metrics.jsonl", "eval.jsonl", "decay.jsonl"
 STATUS = "status.json"

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from alphadecay_dist.controller import ModuleRefresh, Refresh
+from alphadecay_dist.refresh import ModuleRefresh, Refresh
 from alphadecay_dist.training.metrics import (
     DECAY,
     EVAL,
