@@ -1,4 +1,8 @@
-"""Train a LLaMA with AlphaDecay: deepspeed train.py --deepspeed ds_configs/zero2.json."""
+"""Train a LLaMA with AlphaDecay.
+
+DeepSpeed: deepspeed train.py --deepspeed ds_configs/zero2.json; FSDP2: torchrun --nproc_per_node 2 train.py;
+one process: python train.py.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,7 @@ def parse(argv: list[str]) -> Options:
     )
     parser.add_argument("--recipe", default="demo", help="a name or a YAML file (default: demo)")
     parser.add_argument("--deepspeed", metavar="JSON", help="train under DeepSpeed with this config")
+    parser.add_argument("--engine", choices=("fsdp2", "ddp"), help="without --deepspeed (default: fsdp2)")
     parser.add_argument("--output_dir", help="default: runs/<recipe name>")
     parser.add_argument("--resume", default="auto", help="auto (default), none, or a checkpoint directory")
     parser.add_argument("--overwrite", action="store_true", help="with --resume none: remove the old run")

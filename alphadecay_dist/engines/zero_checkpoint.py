@@ -6,29 +6,16 @@ import contextlib
 import io
 import pickle
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-from torch import Tensor
 
 from alphadecay_dist.engines.zero_training import SHARDS
 from alphadecay_dist.errors import UserError
 
 
-class LazyWeight(Protocol):
-    """A weight, or DeepSpeed's stand-in for one, which is put together when it is asked for."""
-
-    @property
-    def shape(self) -> torch.Size:
-        """Shape of the whole."""
-
-    def contiguous(self) -> Tensor:
-        """The weight, fp32."""
-
-
-def fp32_weights(folder: Path) -> dict[str, LazyWeight]:
-    """The fp32 weights of a ZeRO checkpoint by name; embeddings, norms and head too.
+def fp32_weights(folder: Path) -> dict[str, Any]:
+    """The fp32 weights of a ZeRO checkpoint by name, or DeepSpeed's stand-ins with ``shape`` and ``contiguous()``.
 
     At stage 3 the pieces stay on disk until a weight is asked for; below, DeepSpeed's converter reads all of
     them at once, 4 bytes a weight. The files are pickles: open only those that you trust.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from alphadecay_dist.engines.process_group import join, local_device
 from alphadecay_dist.errors import UserError
 
 SHARDS = "deepspeed"  # DeepSpeed's tag, a folder of a checkpoint
@@ -30,7 +29,7 @@ class ZeroTraining:
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
         self.stage: int = config.get("zero_optimization", {}).get("stage", 0)
-        self.device = _device()
+        self.device = local_device()
         self._engine: Any = None
 
     @property
@@ -38,19 +37,20 @@ class ZeroTraining:
         """Engine and sharding, as a checkpoint names them."""
         return f"deepspeed ZeRO-{self.stage}"
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The resolved config, to be shown."""
+        return self.config
+
     def start(self) -> None:
         """Join the process group: NCCL on GPUs, gloo on CPUs; alone where no launcher set the variables."""
         quiet = logging.WARNING if int(os.environ.get("RANK", "0")) == 0 else logging.ERROR
         deepspeed.utils.logging.logger.setLevel(quiet)
-        warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated", FutureWarning)
-        for key, value in _ALONE.items():
-            os.environ.setdefault(key, value)
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
-        else:
+        if self.device.type == "cpu":
             # DeepSpeed would compile a shared-memory all-reduce here, and fail where there is no compiler.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed("nccl" if self.device.type == "cuda" else "gloo", verbose=False)
+        join(self.device)
+        deepspeed.init_distributed(verbose=False)
 
     def check_config(self) -> None:
         """Let DeepSpeed check its own keys and values.
@@ -71,12 +71,12 @@ class ZeroTraining:
         with deepspeed.zero.Init(config_dict_or_path=self.config):
             return build()
 
-    @contextlib.contextmanager
-    def whole(self, parameter: nn.Parameter) -> Iterator[None]:
-        """Context in which rank 0 has the parameter whole, and what it writes there is kept by all."""
+    @torch.no_grad()
+    def assign(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Write the value on rank 0 where it is partitioned; DeepSpeed then deals it out."""
         partitioned = hasattr(parameter, "ds_id")
         with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0, enabled=partitioned):
-            yield
+            parameter.copy_(value)
 
     def initialize(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
         """Wrap model and optimizer; returns the ``DeepSpeedEngine``."""
@@ -143,18 +143,3 @@ class ZeroTraining:
         """Leave the process group."""
         self._engine = None
         dist.destroy_process_group()
-
-
-_ALONE = {
-    "RANK": "0",
-    "LOCAL_RANK": "0",
-    "WORLD_SIZE": "1",
-    "MASTER_ADDR": "127.0.0.1",
-    "MASTER_PORT": "29500",
-}
-
-
-def _device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")

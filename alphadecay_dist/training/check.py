@@ -12,6 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from alphadecay_dist.engines import zero_config
+from alphadecay_dist.engines.torch_training import TorchConfig
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.inventory import require_weights, tuned_weights
 from alphadecay_dist.training import model as models
@@ -29,6 +30,7 @@ class Options:
     recipe: str
     overrides: tuple[str, ...]
     deepspeed: str | None
+    engine: str | None
     output_dir: str | None
     resume: str = "auto"
     overwrite: bool = False
@@ -43,7 +45,7 @@ class Checked:
     config: Config
     model_config: LlamaConfig
     shapes: LlamaForCausalLM
-    engine_config: dict[str, Any]
+    engine_config: dict[str, Any] | TorchConfig
     folder: Path
 
 
@@ -53,21 +55,8 @@ def check(options: Options) -> Checked:
     if config.train.dtype == "auto":
         dtype = "bfloat16" if torch.cuda.is_available() else "float32"
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, dtype=dtype))
-    if options.deepspeed is None:
-        raise UserError(
-            "--deepspeed: missing, expected a DeepSpeed JSON: "
-            "deepspeed train.py --deepspeed ds_configs/zero2.json"
-        )
-    world_size = environment("WORLD_SIZE", 1)
-    size = micro_batch(config.train, world_size)
-    engine_config = zero_config.resolve(
-        zero_config.read_json(options.deepspeed),
-        global_batch=config.train.global_batch,
-        micro_batch=size,
-        accumulation=config.train.global_batch // world_size // size,
-        clip=config.train.clip,
-        dtype=config.train.dtype,
-    )
+    config = _with_engine(config, options)
+    engine_config = _engine_config(config, options.deepspeed)
     model_config = models.read_model_config(config.model.name, config.train.seq_len)
     shapes = models.build_on_meta(model_config)
     require_weights(tuned_weights(shapes))
@@ -86,3 +75,47 @@ def check(options: Options) -> Checked:
             f"--output_dir {folder}: cannot be made, {above} is no directory to write to; choose another"
         )
     return Checked(config, model_config, shapes, engine_config, folder)
+
+
+def _with_engine(config: Config, options: Options) -> Config:
+    """The config with its engine's name resolved.
+
+    Raises:
+        UserError: --engine, --deepspeed and the recipe contradict each other.
+    """
+    name = options.engine or config.engine.name
+    if name == "auto":
+        name = "deepspeed" if options.deepspeed else "fsdp2"
+    if name == "deepspeed" and not options.deepspeed:
+        raise UserError(
+            "engine.name: found 'deepspeed' without --deepspeed, expected its JSON: "
+            "--deepspeed ds_configs/zero2.json"
+        )
+    if options.deepspeed and name != "deepspeed":
+        raise UserError(
+            f"engine.name: found {name!r} with --deepspeed {options.deepspeed}; give one of the two"
+        )
+    if config.engine.replicate > 1 and name != "fsdp2":
+        raise UserError(
+            f"engine.replicate: found {config.engine.replicate} with the engine {name}, expected 1: "
+            "fsdp2 alone has replicas"
+        )
+    return dataclasses.replace(config, engine=dataclasses.replace(config.engine, name=name))
+
+
+def _engine_config(config: Config, json: str | None) -> dict[str, Any] | TorchConfig:
+    """The engine's own settings, filled from the recipe."""
+    world_size = environment("WORLD_SIZE", 1)
+    size = micro_batch(config.train, world_size)
+    accumulation = config.train.global_batch // world_size // size
+    if json is None:
+        engine, train = config.engine, config.train
+        return TorchConfig(engine.name, train.dtype, accumulation, train.clip, engine.replicate)
+    return zero_config.resolve(
+        zero_config.read_json(json),
+        global_batch=config.train.global_batch,
+        micro_batch=size,
+        accumulation=accumulation,
+        clip=config.train.clip,
+        dtype=config.train.dtype,
+    )

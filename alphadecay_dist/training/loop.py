@@ -18,7 +18,7 @@ from tqdm import tqdm
 from alphadecay_dist.checkpoint import writer
 from alphadecay_dist.checkpoint.reader import Checkpoint
 from alphadecay_dist.controller import AlphaDecay
-from alphadecay_dist.engines.zero_training import ZeroTraining
+from alphadecay_dist.engines.training import Training
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.refresh import Refresh
 from alphadecay_dist.training.data import Batch, EvaluationData, TrainingData
@@ -66,7 +66,7 @@ class Trainer:
         config: Config,
         folder: Path,
         ranks: Ranks,
-        engine: ZeroTraining,
+        engine: Training,
         decay: AlphaDecay | None,
         data: TrainingData,
         evaluation: EvaluationData,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.config import nearest
 from alphadecay_dist.training.data import IGNORE, Batch
+from alphadecay_dist.training.recipe import TrainConfig
 
 REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
-# Gives access to a parameter's whole storage, which other ranks then follow.
-Gather = Callable[[nn.Parameter], AbstractContextManager[Any]]
+# Gives a parameter its whole value, however the engine holds it.
+Assign = Callable[[nn.Parameter, Tensor], None]
 
 
 def model_names() -> list[str]:
@@ -106,9 +107,15 @@ def _check_whole(name: str, key: str, value: Any) -> None:
         raise UserError(f"model {name}: {key} is {value!r}, expected a whole number from 1 on")
 
 
-def build_model(config: LlamaConfig) -> LlamaForCausalLM:
+def build_model(config: LlamaConfig, train: TrainConfig) -> LlamaForCausalLM:
     """A LLaMA without meaningful weights; give it some with :func:`fill`."""
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    if train.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if train.compile:
+        for block in model.model.layers:
+            block.compile()
+    return model
 
 
 def build_on_meta(config: LlamaConfig) -> LlamaForCausalLM:
@@ -117,8 +124,7 @@ def build_on_meta(config: LlamaConfig) -> LlamaForCausalLM:
         return LlamaForCausalLM(config)
 
 
-@torch.no_grad()
-def fill(model: nn.Module, value_of: Callable[[str], Tensor], dtype: torch.dtype, gather: Gather) -> None:
+def fill(model: nn.Module, value_of: Callable[[str], Tensor], dtype: torch.dtype, assign: Assign) -> None:
     """Give every parameter its initial value, rounded to the type of compute.
 
     The rounding makes all engines start from the same weights: some keep fp32 masters made from them.
@@ -127,12 +133,15 @@ def fill(model: nn.Module, value_of: Callable[[str], Tensor], dtype: torch.dtype
         model: the model to fill; its parameters may be sharded.
         value_of: the whole value of a parameter by name.
         dtype: ``train.dtype``.
-        gather: context in which a parameter is whole and what is written to it stays.
+        assign: how the engine takes a value.
     """
     for name, parameter in model.named_parameters():
-        value = value_of(name)
-        with gather(parameter):
-            parameter.copy_(value.to(dtype))
+        assign(parameter, value_of(name).to(dtype))
+    for module in model.modules():
+        if isinstance(module, LlamaRotaryEmbedding):  # tables, which late storage lacks
+            tables = dict(LlamaRotaryEmbedding(module.config).named_buffers())
+            for name, buffer in module.named_buffers():
+                buffer.copy_(tables[name])
 
 
 def random_values(shapes: LlamaForCausalLM, seed: int) -> Callable[[str], Tensor]:

@@ -64,6 +64,8 @@ class TrainConfig:
             float32 on a CPU.
         seed: of the initial weights and the order of documents.
         clip: largest global gradient norm; 0 is off.
+        activation_checkpointing: compute each block's activations again in the backward, to save memory.
+        compile: compile each block with torch.compile; needs a C++ compiler, or Triton on a GPU.
     """
 
     steps: int = 100
@@ -74,6 +76,8 @@ class TrainConfig:
     dtype: str = "auto"
     seed: int = 0
     clip: float = 0.0
+    activation_checkpointing: bool = False
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,19 @@ class DecayConfig:
 
 
 @dataclass(frozen=True)
+class EngineConfig:
+    """What shards the model.
+
+    Attributes:
+        name: ``fsdp2``, ``ddp`` or ``deepspeed``; ``auto`` is deepspeed with --deepspeed and else fsdp2.
+        replicate: for fsdp2, replicas of the sharded model (HSDP); 1 shards over all ranks.
+    """
+
+    name: str = "auto"
+    replicate: int = 1
+
+
+@dataclass(frozen=True)
 class CheckpointConfig:
     """``every``: updates between checkpoints; 0 saves at the end alone."""
 
@@ -195,6 +212,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     decay: DecayConfig = field(default_factory=DecayConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
@@ -211,6 +229,7 @@ CHOICES = {
     "decay.metric": METRICS,
     "decay.fit": CHOOSABLE_FITS,
     "decay.untuned": ("base", "zero"),
+    "engine.name": ("auto", "fsdp2", "ddp", "deepspeed"),
     "logging.wandb": ("auto", "online", "offline", "off"),
 }
 AT_LEAST = {
@@ -232,6 +251,7 @@ AT_LEAST = {
     "decay.interval": 1,
     "decay.min_ratio": 0,
     "decay.memory_budget": 1,
+    "engine.replicate": 1,
     "checkpoint.every": 0,
     "eval.every": 0,
     "eval.tokens": 1,

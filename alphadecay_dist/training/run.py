@@ -12,7 +12,7 @@ import yaml
 
 from alphadecay_dist.checkpoint.writer import name_latest
 from alphadecay_dist.controller import AlphaDecay, tridiagonal_weight
-from alphadecay_dist.engines.zero_training import ZeroTraining
+from alphadecay_dist.engines.training import Training, training_for
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.exchange import collective_device
 from alphadecay_dist.sharding.inventory import tuned_weights
@@ -47,7 +47,7 @@ def run(options: Options) -> None:
         UserError: a mistake in options, recipe, config files or data, before any training.
     """
     checked = check(options)
-    engine = ZeroTraining(checked.engine_config)
+    engine = training_for(checked.engine_config)
     engine.start()
     try:
         _run_joined(options, checked, engine, Ranks(engine.device))
@@ -57,7 +57,7 @@ def run(options: Options) -> None:
     engine.close()
 
 
-def _run_joined(options: Options, checked: Checked, engine: ZeroTraining, ranks: Ranks) -> None:
+def _run_joined(options: Options, checked: Checked, engine: Training, ranks: Ranks) -> None:
     """The run, once all ranks are in one process group."""
     engine.check_config()
     begin = ranks.from_main(
@@ -76,7 +76,7 @@ def _run_joined(options: Options, checked: Checked, engine: ZeroTraining, ranks:
     tokenizer = _tokenizer(checked, ranks, corpus, begin)
     data = ranks.together(lambda: _training_data(checked.config, corpus, tokenizer, ranks))
     if options.dry_run:
-        _say(ranks, _describe(checked, ranks, data, tokenizer))
+        _say(ranks, _describe(checked, engine, ranks, data, tokenizer))
         return
     evaluation = ranks.together(lambda: _evaluation_data(checked.config, validation, tokenizer, ranks))
     decay = _build(checked, options, engine)
@@ -114,15 +114,16 @@ def _evaluation_data(config: Config, corpus: Corpus, tokenizer: Tokenizer, ranks
     return EvaluationData(corpus, tokenizer, config.data, config.train, tokens, ranks.rank, ranks.world_size)
 
 
-def _build(checked: Checked, options: Options, engine: ZeroTraining) -> AlphaDecay | None:
+def _build(checked: Checked, options: Options, engine: Training) -> AlphaDecay | None:
     """Model with its initial weights, optimizer and engine; the controller, if the policy has one."""
     config = checked.config
-    model = engine.construct(lambda: models.build_model(checked.model_config))
+    model = engine.construct(lambda: models.build_model(checked.model_config, config.train))
     if options.init_from is None:
         values = models.random_values(checked.shapes, config.train.seed)
     else:
         values = models.values_from(options.init_from, checked.shapes)
-    models.fill(model, values, getattr(torch, config.train.dtype), engine.whole)
+    dtype = getattr(torch, config.train.dtype)
+    models.fill(model, values, dtype, engine.assign)
     fused = engine.device.type == "cuda"
     optimizer = build_optimizer(model, config.optimizer, config.decay, fused=fused)
     wrapped = engine.initialize(model, optimizer)
@@ -130,7 +131,7 @@ def _build(checked: Checked, options: Options, engine: ZeroTraining) -> AlphaDec
         return None
     budget = config.decay.memory_budget
     settings = vars(config.decay.settings())
-    return AlphaDecay(model, optimizer, engine=wrapped, memory_budget=budget, **settings)
+    return AlphaDecay(model, optimizer, engine=wrapped, memory_budget=budget, dtype=dtype, **settings)
 
 
 def _prepare_folder(checked: Checked, begin: start.Start, tokenizer: Tokenizer) -> None:
@@ -148,7 +149,7 @@ def _prepare_folder(checked: Checked, begin: start.Start, tokenizer: Tokenizer) 
 
 def _train(
     checked: Checked,
-    engine: ZeroTraining,
+    engine: Training,
     ranks: Ranks,
     begin: start.Start,
     decay: AlphaDecay | None,
@@ -210,7 +211,9 @@ def _closing_line(checked: Checked, trainer: Trainer, finished: bool) -> str:
     )
 
 
-def _describe(checked: Checked, ranks: Ranks, data: TrainingData, tokenizer: Tokenizer) -> str:
+def _describe(
+    checked: Checked, engine: Training, ranks: Ranks, data: TrainingData, tokenizer: Tokenizer
+) -> str:
     """What --dry_run prints: config, sizes, plan, first batch."""
     weights = tuned_weights(checked.shapes)
     group = dist.group.WORLD
@@ -223,7 +226,7 @@ def _describe(checked: Checked, ranks: Ranks, data: TrainingData, tokenizer: Tok
     return "\n".join(
         [
             to_yaml(checked.config),
-            yaml.safe_dump({"deepspeed": checked.engine_config}, sort_keys=False),
+            yaml.safe_dump({engine.layout: engine.options}, sort_keys=False),
             f"weights: {models.parameter_count(checked.shapes):,}",
             f"tuned matrices and their owners on {ranks.world_size} ranks: {len(weights)}",
             *lines,

@@ -86,7 +86,7 @@ def engine_of(
     training.start()
     model = training.construct(lambda: Uneven(shapes))
     named = dict(zip((f"{m.name}.weight" for m in matrices_of(model)), shapes, strict=True))
-    fill(model, lambda name: value_of(name, named[name], torch.float32), dtype, training.whole)
+    fill(model, lambda name: value_of(name, named[name], torch.float32), dtype, training.assign)
     optimizer = torch.optim.AdamW(groups_of(model), lr=1e-2)
     return training.initialize(model, optimizer), model, optimizer
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
 import train
 from alphadecay_dist import AlphaDecay
@@ -27,6 +26,7 @@ from alphadecay_dist.training.optimizer import build_optimizer
 from alphadecay_dist.training.recipe import Config, DataConfig
 from alphadecay_dist.training.schedule import learning_rate
 from alphadecay_dist.training.tokenizer import Tokenizer, train_tokenizer
+from alphadecay_dist.weight_files import weights_of
 from tests.multirank import run_ranks
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +38,13 @@ SIZES: dict[str, Any] = {
     "vocab_size": 512,
     "max_position_embeddings": 64,
     "initializer_range": 0.1,
+}
+
+
+ENGINES = {
+    "fsdp2": ["--engine", "fsdp2"],
+    "hsdp": ["--engine.replicate=2"],
+    "ddp": ["--engine", "ddp"],
 }
 
 
@@ -104,13 +111,24 @@ def launch(*command: object) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def train_on(world_size: int, stage: str, output: Path, options: list[str]) -> dict[str, Any]:
-    """Run the trainer on forked ranks, under one of ds_configs/ or a JSON; returns what it left behind."""
-    config = stage if stage.endswith(".json") else str(ROOT / "ds_configs" / f"zero{stage}.json")
-    argv = ["--deepspeed", config, "--output_dir", str(output), *options]
+def train_on(world_size: int, engine: str, output: Path, options: list[str]) -> dict[str, Any]:
+    """Run the trainer on forked ranks; returns what it left behind.
+
+    Args:
+        world_size: number of ranks.
+        engine: ``fsdp2``, ``hsdp`` (two replicas), ``ddp``, what follows "zero" in ds_configs/, or a JSON.
+        output: the output directory.
+        options: the trainer's other options.
+    """
+    argv = [*ENGINES[engine]] if engine in ENGINES else ["--deepspeed", _json(engine)]
+    argv += ["--output_dir", str(output), *options]
     codes = run_ranks(train.main, world_size, argv)
     assert codes == [0] * world_size
     return left_behind(output)
+
+
+def _json(stage: str) -> str:
+    return stage if stage.endswith(".json") else str(ROOT / "ds_configs" / f"zero{stage}.json")
 
 
 def left_behind(output: Path) -> dict[str, Any]:
@@ -129,7 +147,7 @@ def final_weights(output: Path) -> dict[str, torch.Tensor]:
     """fp32 weights of a run's last checkpoint."""
     checkpoint = newest(output / "checkpoints")
     assert checkpoint is not None
-    return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.folder), tag="deepspeed")
+    return {name: weight.contiguous() for name, weight in weights_of(checkpoint).items()}
 
 
 def plain_torch(
@@ -147,7 +165,7 @@ def plain_torch(
     """
     config = load_config("demo", [option.removeprefix("--") for option in options])
     model_config = models.read_model_config(config.model.name, config.train.seq_len)
-    model = models.build_model(model_config)
+    model = models.build_model(model_config, config.train)
     shapes = models.build_on_meta(model_config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

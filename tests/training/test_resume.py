@@ -43,6 +43,9 @@ def same_weights(left, right):
         ("3", 2, "bfloat16", False),
         ("3_offload", 2, "float32", True),
         ("3_offload", 2, "bfloat16", False),
+        ("fsdp2", 2, "float32", True),
+        ("fsdp2", 2, "bfloat16", False),
+        ("ddp", 2, "float32", False),
     ],
 )
 def test_a_run_in_three_parts_is_bit_for_bit_the_unbroken_one(tmp_path, stage, world_size, dtype, pack):

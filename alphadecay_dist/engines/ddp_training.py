@@ -1,0 +1,49 @@
+"""How the trainer builds DistributedDataParallel."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from alphadecay_dist.engines.torch_training import TorchTraining
+
+
+class DDPTraining(TorchTraining):
+    """Whole fp32 weights on every rank; bf16 compute is autocast's."""
+
+    @property
+    def layout(self) -> str:
+        """``ddp``."""
+        return "ddp"
+
+    def check_config(self) -> None:
+        """Nothing can be wrong."""
+
+    def construct(self, build: Callable[[], nn.Module]) -> nn.Module:
+        """Build the model on the rank's device."""
+        with self.device:
+            return build()
+
+    @torch.no_grad()
+    def assign(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Copy the value that every rank has; nothing is sent."""
+        parameter.copy_(value)
+
+    def initialize(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Wrap the model."""
+        self._model, self._optimizer = model, optimizer
+        devices = [self.device] if self.device.type == "cuda" else None
+        self._module = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+
+    def _micro_batch(self, last: bool) -> AbstractContextManager[Any]:
+        return contextlib.nullcontext() if last else self._module.no_sync()
+
+    def _computing(self) -> AbstractContextManager[Any]:
+        low = self.config.dtype == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=low)

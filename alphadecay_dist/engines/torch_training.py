@@ -1,0 +1,161 @@
+"""How the trainer steps, saves and loads torch's own engines; what differs is in a file each."""
+
+from __future__ import annotations
+
+import gc
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from alphadecay_dist.engines.process_group import join, local_device
+
+SHARDS = "torch"  # the folder of a checkpoint that holds torch's distributed checkpoint
+
+
+@dataclass(frozen=True)
+class TorchConfig:
+    """Settings of torch's own engines.
+
+    Attributes:
+        name: ``fsdp2`` or ``ddp``.
+        dtype: of compute, ``float32`` or ``bfloat16``; the weights are fp32 in both.
+        accumulation: micro-batches an update.
+        clip: largest global gradient norm; 0 is off.
+        replicate: for FSDP2, replicas of the sharded model (HSDP); 1 shards over all ranks.
+    """
+
+    name: str
+    dtype: str
+    accumulation: int
+    clip: float
+    replicate: int = 1
+
+
+class TorchTraining(ABC):
+    """Weights in fp32, sharded or not, under a torch optimizer."""
+
+    def __init__(self, config: TorchConfig) -> None:
+        self.config = config
+        self.device = local_device()
+        self._model: Any = None  # holds the parameters
+        self._module: Any = None  # is called: the model, or what wraps it
+        self._optimizer: Any = None
+        self._norm: Tensor | None = None
+
+    @property
+    @abstractmethod
+    def layout(self) -> str:
+        """Engine and sharding, as a checkpoint names them."""
+
+    @abstractmethod
+    def check_config(self) -> None:
+        """Check what can be checked once the ranks are joined."""
+
+    @abstractmethod
+    def construct(self, build: Callable[[], nn.Module]) -> nn.Module:
+        """Build the model, sharded where the engine shards; its weights are not set yet."""
+
+    @abstractmethod
+    def assign(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Give a parameter its whole value, the same on every rank."""
+
+    @abstractmethod
+    def initialize(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Take the model and its optimizer over."""
+
+    @abstractmethod
+    def _micro_batch(self, last: bool) -> AbstractContextManager[Any]:
+        """Context of a forward and backward; after the ``last`` one of an update gradients are reduced."""
+
+    @abstractmethod
+    def _computing(self) -> AbstractContextManager[Any]:
+        """Context of a forward in the type of compute."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The settings, to be shown."""
+        return asdict(self.config)
+
+    def start(self) -> None:
+        """Join the process group."""
+        join(self.device)
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Write the learning rate into every group."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def update(
+        self,
+        losses: Iterator[Callable[[nn.Module], Tensor]],
+        scale: float,
+        before_step: Callable[[], None],
+    ) -> Tensor:
+        """One optimizer update; see :class:`alphadecay_dist.engines.training.Training`."""
+        self._module.train()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for number, loss_of in enumerate(losses, 1):
+            with self._micro_batch(last=number == self.config.accumulation):
+                with self._computing():
+                    loss = loss_of(self._module)
+                (loss * scale).backward()
+            total += loss.detach()
+        self._clip()
+        before_step()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return total
+
+    @torch.no_grad()
+    def evaluate(self, losses: Iterator[Callable[[nn.Module], Tensor]]) -> Tensor:
+        """The sum of this rank's losses, without gradients."""
+        self._module.eval()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        with self._computing():
+            for loss_of in losses:
+                total += loss_of(self._module)
+        return total
+
+    @property
+    def grad_norm(self) -> float | None:
+        """Global norm of the last update's gradients before clipping; None before the first."""
+        return None if self._norm is None else float(self._norm)
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's part as a torch distributed checkpoint; collective."""
+        dcp.save(self._state(), checkpoint_id=folder / SHARDS)
+
+    def load(self, folder: Path) -> None:
+        """Read a torch distributed checkpoint; collective. Its metadata is a pickle: load your own alone."""
+        state = self._state()
+        dcp.load(state, checkpoint_id=folder / SHARDS)
+        model, optimizer = state["model"], state["optimizer"]
+        set_state_dict(self._model, self._optimizer, model_state_dict=model, optim_state_dict=optimizer)
+
+    def close(self) -> None:
+        """Leave the process group, when nothing uses it any more: gloo would now and then abort the exit."""
+        self._model = self._module = self._optimizer = None
+        gc.collect()
+        dist.destroy_process_group()
+
+    def _state(self) -> dict[str, Any]:
+        model, optimizer = get_state_dict(self._model, self._optimizer)
+        return {"model": model, "optimizer": optimizer}
+
+    def _clip(self) -> None:
+        parameters = [parameter for parameter in self._model.parameters() if parameter.grad is not None]
+        norm = get_total_norm(parameter.grad for parameter in parameters)
+        self._norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if self.config.clip > 0:
+            clip_grads_with_norm_(parameters, self.config.clip, self._norm)

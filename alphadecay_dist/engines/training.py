@@ -1,0 +1,110 @@
+"""What the trainer asks of an engine, and what all engines begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from alphadecay_dist.engines.torch_training import TorchConfig
+
+Losses = Iterator[
+    Callable[[nn.Module], Tensor]
+]  # a function a micro-batch, from the model to its summed loss
+
+
+class Training(Protocol):
+    """An engine as the trainer sees it, from start to end; in this order."""
+
+    device: torch.device
+
+    @property
+    def layout(self) -> str:
+        """Engine and sharding, as a checkpoint names them."""
+        ...
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The engine's own settings, to be shown."""
+        ...
+
+    def start(self) -> None:
+        """Join the process group: NCCL on GPUs, gloo on CPUs; alone where no launcher set the variables."""
+        ...
+
+    def check_config(self) -> None:
+        """Check what can be checked once the ranks are joined.
+
+        Raises:
+            UserError: a setting that cannot be.
+        """
+        ...
+
+    def construct(self, build: Callable[[], nn.Module]) -> nn.Module:
+        """Build the model, sharded where the engine shards; its weights are not set yet."""
+        ...
+
+    def assign(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Give a parameter its whole value, the same on every rank. Collective."""
+        ...
+
+    def initialize(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any | None:
+        """Take the model and its optimizer over; returns the ``engine`` that AlphaDecay needs, if any."""
+        ...
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Write the learning rate into every group."""
+        ...
+
+    def update(self, losses: Losses, scale: float, before_step: Callable[[], None]) -> Tensor:
+        """One optimizer update.
+
+        Args:
+            losses: one a micro-batch.
+            scale: what to multiply a rank's summed losses with, before the engine's mean over ranks.
+            before_step: called where :meth:`alphadecay_dist.AlphaDecay.step` is to be.
+
+        Returns:
+            The sum of this rank's losses, a detached fp64 scalar.
+        """
+        ...
+
+    def evaluate(self, losses: Losses) -> Tensor:
+        """The sum of this rank's losses, without gradients."""
+        ...
+
+    @property
+    def grad_norm(self) -> float | None:
+        """Global norm of the last update's gradients before clipping; None where the engine has none."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's part of weights and optimizer below ``folder``; collective."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Read what :meth:`save` wrote; collective. Load nobody's but your own: some of it is pickled."""
+        ...
+
+    def close(self) -> None:
+        """Leave the process group."""
+        ...
+
+
+def training_for(config: dict[str, Any] | TorchConfig) -> Training:
+    """The engine for a DeepSpeed config, or for torch's own engine of that name."""
+    # Each loads its own library alone: DeepSpeed's import takes seconds.
+    if not isinstance(config, TorchConfig):
+        from alphadecay_dist.engines.zero_training import ZeroTraining  # noqa: PLC0415
+
+        return ZeroTraining(config)
+    if config.name == "ddp":
+        from alphadecay_dist.engines.ddp_training import DDPTraining  # noqa: PLC0415
+
+        return DDPTraining(config)
+    from alphadecay_dist.engines.fsdp2_training import FSDP2Training  # noqa: PLC0415
+
+    return FSDP2Training(config)
