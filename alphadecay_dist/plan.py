@@ -164,7 +164,7 @@ def weights_of(recipe: str | None, config: Path | None) -> list[Weight]:
         raise UserError("plan: expected either --recipe NAME or --config PATH")
     if recipe is not None:
         loaded = load_config(recipe)
-        model = build_on_meta(read_model_config(loaded.model.name, loaded.train.seq_len))
+        model: nn.Module = build_on_meta(read_model_config(loaded.model.name, loaded.train.seq_len))
     else:
         assert config is not None
         model = _from_hf(config)

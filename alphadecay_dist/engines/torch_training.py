@@ -99,7 +99,7 @@ class TorchTraining(ABC):
     def update(
         self,
         losses: Iterator[Callable[[nn.Module], Tensor]],
-        scale: float,
+        scale: Tensor,
         before_step: Callable[[], None],
     ) -> Tensor:
         """One optimizer update; see :class:`alphadecay_dist.engines.training.Training`."""

@@ -59,12 +59,12 @@ class Training(Protocol):
         """Write the learning rate into every group."""
         ...
 
-    def update(self, losses: Losses, scale: float, before_step: Callable[[], None]) -> Tensor:
+    def update(self, losses: Losses, scale: Tensor, before_step: Callable[[], None]) -> Tensor:
         """One optimizer update.
 
         Args:
             losses: one a micro-batch.
-            scale: what to multiply a rank's summed losses with, before the engine's mean over ranks.
+            scale: fp32 scalar, to multiply a rank's summed losses with, before the mean over ranks.
             before_step: called where :meth:`alphadecay_dist.AlphaDecay.step` is to be.
 
         Returns:

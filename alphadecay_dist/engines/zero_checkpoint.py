@@ -15,7 +15,7 @@ from alphadecay_dist.errors import UserError
 
 
 def fp32_weights(folder: Path) -> dict[str, Any]:
-    """The fp32 weights of a ZeRO checkpoint by name, or DeepSpeed's stand-ins with ``shape`` and ``contiguous()``.
+    """The fp32 weights of a ZeRO checkpoint by name, or stand-ins (``shape``, ``contiguous()``).
 
     At stage 3 the pieces stay on disk until a weight is asked for; below, DeepSpeed's converter reads all of
     them at once, 4 bytes a weight. The files are pickles: open only those that you trust.

@@ -91,7 +91,7 @@ class ZeroTraining:
     def update(
         self,
         losses: Iterator[Callable[[nn.Module], Tensor]],
-        scale: float,
+        scale: Tensor,
         before_step: Callable[[], None],
     ) -> Tensor:
         """One optimizer update.

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.corpus import Corpus, Cursor, DocumentLane
+from alphadecay_dist.training.loss import IGNORE
 from alphadecay_dist.training.recipe import DataConfig, TrainConfig
 from alphadecay_dist.training.tokenizer import Tokenizer
 
-IGNORE = -100  # the label of padding
 EVAL_SEED = 42  # the published order of validation documents
 
 
@@ -35,6 +35,10 @@ class Batch:
     def targets(self) -> int:
         """Number of tokens that are predicted: all but padding and each sequence's first."""
         return int((self.labels[:, 1:] != IGNORE).sum())
+
+    def pinned(self) -> Batch:
+        """The batch in page-locked memory."""
+        return Batch(self.input_ids.pin_memory(), self.labels.pin_memory())
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""

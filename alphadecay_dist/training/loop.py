@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -21,7 +22,7 @@ from alphadecay_dist.controller import AlphaDecay
 from alphadecay_dist.engines.training import Training
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.refresh import Refresh
-from alphadecay_dist.training.data import Batch, EvaluationData, TrainingData
+from alphadecay_dist.training.data import Batch, EvaluationData
 from alphadecay_dist.training.metrics import (
     DECAY,
     EVAL,
@@ -31,11 +32,12 @@ from alphadecay_dist.training.metrics import (
     means_by_type,
     refresh_record,
 )
-from alphadecay_dist.training.model import summed_loss
+from alphadecay_dist.training.prefetch import Prefetched
 from alphadecay_dist.training.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.schedule import learning_rate
 from alphadecay_dist.training.start import CHECKPOINTS
+from alphadecay_dist.training.throughput import Utilization
 
 
 @dataclass
@@ -59,6 +61,7 @@ class Trainer:
         evaluation: this rank's validation data.
         files: the run's files, on rank 0.
         tracker: wandb, on rank 0.
+        utilization: of the ranks' devices by an update.
     """
 
     def __init__(
@@ -68,10 +71,11 @@ class Trainer:
         ranks: Ranks,
         engine: Training,
         decay: AlphaDecay | None,
-        data: TrainingData,
+        data: Prefetched,
         evaluation: EvaluationData,
         files: RunFiles | None,
         tracker: Tracker | None,
+        utilization: Utilization,
     ) -> None:
         self._config = config
         self._folder = folder
@@ -82,6 +86,7 @@ class Trainer:
         self._evaluation = evaluation
         self._files = files
         self._tracker = tracker
+        self._utilization = utilization
         self.progress = Progress()
         self.perplexities: list[float] = []
         self._last_refresh: Refresh | None = None
@@ -124,12 +129,12 @@ class Trainer:
             batches = self._data.next_update()
         except UserError as error:  # no mistake in what was given any more: the run fails, and may be resumed
             raise RuntimeError(f"update {step}: {error}") from error
-        (tokens,) = self._ranks.sum(float(sum(batch.targets for batch in batches)))
+        targets = self._ranks.sum_on_device(float(sum(batch.targets for batch in batches))).clamp_min(1)
         self._engine.set_learning_rate(rate)
         # The engine takes the mean over ranks: times their number, it is the sum over all tokens' losses.
-        tokens = max(tokens, 1.0)
-        total = self._engine.update(self._losses(batches), self._ranks.world_size / tokens, self._step_decay)
-        (loss,) = self._ranks.sum(total)
+        scale = (self._ranks.world_size / targets[0]).float()
+        total = self._engine.update(self._losses(batches), scale, self._step_decay)
+        loss, tokens = torch.cat([self._ranks.sum_on_device(total), targets]).tolist()
         seconds = time.perf_counter() - begin
         self.progress = Progress(step, self.progress.tokens + int(tokens))
         record = {
@@ -140,6 +145,7 @@ class Trainer:
             "tokens": self.progress.tokens,
             "tokens_per_second": tokens / seconds,
             "step_seconds": seconds,
+            "mfu": self._utilization.of(seconds),
         }
         self._log(METRICS, record, wandb=_due(step, self._config.logging.every))
         self._log_refresh()
@@ -179,7 +185,7 @@ class Trainer:
 
     def _losses(self, batches: Iterable[Batch]) -> Iterator[Callable[[nn.Module], Tensor]]:
         for batch in batches:
-            yield functools.partial(summed_loss, batch=batch.to(self._engine.device))
+            yield functools.partial(_loss, batch=batch.to(self._engine.device))
 
     def _save(self) -> None:
         lanes: dict[str, Any] = {}
@@ -222,6 +228,10 @@ class Trainer:
             dynamic_ncols=True,
             mininterval=0.2 if sys.stderr.isatty() else 10,
         )
+
+
+def _loss(model: nn.Module, batch: Batch) -> Tensor:
+    return model(batch.input_ids, batch.labels)
 
 
 def _due(step: int, every: int) -> bool:

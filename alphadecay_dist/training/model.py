@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.config import nearest
-from alphadecay_dist.training.data import IGNORE, Batch
+from alphadecay_dist.training.loss import LossHead
 from alphadecay_dist.training.recipe import TrainConfig
 
 REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -107,9 +106,27 @@ def _check_whole(name: str, key: str, value: Any) -> None:
         raise UserError(f"model {name}: {key} is {value!r}, expected a whole number from 1 on")
 
 
-def build_model(config: LlamaConfig, train: TrainConfig) -> LlamaForCausalLM:
+class Llama(LlamaForCausalLM):
+    """transformers' LLaMA, whose output is the loss: logits of a whole batch are never held."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.lm_head.__class__ = LossHead  # its parameter may be sharded, or the embedding's, already
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """Sum of the fp32 next-token losses over the non-pad tokens of a micro-batch, a scalar.
+
+        Args:
+            input_ids: (b, s).
+            labels: (b, s), IGNORE for padding.
+        """
+        hidden = self.model(input_ids=input_ids).last_hidden_state  # (b, s, h)
+        return self.lm_head(hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+def build_model(config: LlamaConfig, train: TrainConfig) -> Llama:
     """A LLaMA without meaningful weights; give it some with :func:`fill`."""
-    model = LlamaForCausalLM(config)
+    model = Llama(config)
     if train.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if train.compile:
@@ -118,10 +135,10 @@ def build_model(config: LlamaConfig, train: TrainConfig) -> LlamaForCausalLM:
     return model
 
 
-def build_on_meta(config: LlamaConfig) -> LlamaForCausalLM:
+def build_on_meta(config: LlamaConfig) -> Llama:
     """The model's names and shapes without any storage."""
     with torch.device("meta"):
-        return LlamaForCausalLM(config)
+        return Llama(config)
 
 
 def fill(model: nn.Module, value_of: Callable[[str], Tensor], dtype: torch.dtype, assign: Assign) -> None:
@@ -191,15 +208,6 @@ def initial_value(name: str, shape: tuple[int, ...], std: float, seed: int) -> T
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     return torch.empty(shape).normal_(0.0, std, generator=generator)
-
-
-def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Sum of the fp32 next-token losses over the non-pad tokens of a micro-batch."""
-    logits = model(input_ids=batch.input_ids).logits  # (b, s, vocabulary)
-    predicted = logits[:, :-1].flatten(0, 1).float()
-    return functional.cross_entropy(
-        predicted, batch.labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
-    )
 
 
 def parameter_count(shapes: nn.Module) -> int:

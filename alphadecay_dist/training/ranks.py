@@ -53,9 +53,13 @@ class Ranks:
 
     def sum(self, *values: float | torch.Tensor) -> list[float]:
         """Each value summed over all ranks, in fp64."""
+        return self.sum_on_device(*values).tolist()
+
+    def sum_on_device(self, *values: float | torch.Tensor) -> torch.Tensor:
+        """Each value summed over all ranks, fp64 on the ranks' device: nobody waits for it."""
         mine = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self._device) for v in values])
         dist.all_reduce(mine)
-        return mine.tolist()
+        return mine
 
     def gather(self, value: T) -> list[T]:
         """Plain data of every rank, on every rank, by rank."""

@@ -27,8 +27,10 @@ from alphadecay_dist.training.data import EvaluationData, TrainingData
 from alphadecay_dist.training.loop import Trainer
 from alphadecay_dist.training.metrics import RunFiles, Tracker
 from alphadecay_dist.training.optimizer import build_optimizer
+from alphadecay_dist.training.prefetch import Prefetched
 from alphadecay_dist.training.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
+from alphadecay_dist.training.throughput import Utilization, flops_per_token, peak_flops
 from alphadecay_dist.training.tokenizer import (
     TRAIN,
     Tokenizer,
@@ -162,7 +164,9 @@ def _train(
     trackers: list[Tracker] = []
     ranks.from_main(lambda: trackers.append(_tracker(checked, begin)))
     tracker = trackers[0] if trackers else None
-    trainer = Trainer(config, folder, ranks, engine, decay, data, evaluation, files, tracker)
+    ahead = Prefetched(data, pin=engine.device.type == "cuda")
+    utilization = _utilization(checked, engine, ranks)
+    trainer = Trainer(config, folder, ranks, engine, decay, ahead, evaluation, files, tracker, utilization)
     with _watched(trainer, files, tracker):
         if begin.checkpoint is not None:
             for reason in begin.checkpoint.skipped:
@@ -177,6 +181,15 @@ def _train(
             stop = f"train.stop_after={config.train.stop_after}"
             files.status("preempted", trainer.progress.step, 0, stop)
         print(_closing_line(checked, trainer, finished), flush=True)
+
+
+def _utilization(checked: Checked, engine: Training, ranks: Ranks) -> Utilization:
+    train = checked.config.train
+    tokens = train.global_batch * train.seq_len
+    name = torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else None
+    peak = peak_flops(name, train.dtype)
+    flops = tokens * flops_per_token(checked.shapes, checked.model_config, train.seq_len)
+    return Utilization(flops, None if peak is None else peak * ranks.world_size)
 
 
 def _tracker(checked: Checked, begin: start.Start) -> Tracker:

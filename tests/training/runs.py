@@ -20,7 +20,7 @@ from alphadecay_dist.checkpoint.reader import newest
 from alphadecay_dist.training import model as models
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.corpus import open_corpora
-from alphadecay_dist.training.data import TrainingData
+from alphadecay_dist.training.data import IGNORE, Batch, TrainingData
 from alphadecay_dist.training.metrics import read_lines
 from alphadecay_dist.training.optimizer import build_optimizer
 from alphadecay_dist.training.recipe import Config, DataConfig
@@ -150,6 +150,15 @@ def final_weights(output: Path) -> dict[str, torch.Tensor]:
     return {name: weight.contiguous() for name, weight in weights_of(checkpoint).items()}
 
 
+def summed_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """The loss from the logits of the whole micro-batch."""
+    hidden = model.model(input_ids=batch.input_ids).last_hidden_state
+    logits = torch.nn.functional.linear(hidden, model.lm_head.weight)
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
+    )
+
+
 def plain_torch(
     options: list[str], tokenizer: Path, schedule: Mapping[int, Mapping[str, float]] | None = None
 ) -> dict[str, Any]:
@@ -182,7 +191,7 @@ def plain_torch(
         optimizer.zero_grad()
         total = 0.0
         for batch in batches:
-            loss = models.summed_loss(model, batch) / tokens
+            loss = summed_loss(model, batch) / tokens
             loss.backward()
             total += float(loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip or float("inf"))
