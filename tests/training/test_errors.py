@@ -194,10 +194,20 @@ def test_a_mistake_is_one_line_on_rank_0_and_exit_code_2_on_all(tmp_path, name):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_engine_must_be_named(tmp_path):
-    line = error_of_ranks(["--output_dir", str(tmp_path / "run"), *tiny_options(tmp_path)])
-    assert "--deepspeed: missing" in line
-    assert "deepspeed train.py --deepspeed ds_configs/zero2.json" in line
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (["--engine=ddp", "--deepspeed", ZERO2], ["engine.name", "'ddp' with --deepspeed", "one of the two"]),
+        (["--engine.name=deepspeed"], ["'deepspeed' without --deepspeed", "ds_configs/zero2.json"]),
+        (["--engine=fsdp"], ["--engine", "'fsdp'", "fsdp2"]),
+        (["--engine=ddp", "--engine.replicate=2"], ["engine.replicate", "2", "ddp", "fsdp2 alone"]),
+        (["--engine.replicate=3"], ["engine.replicate", "3", "divisor", "ranks, 2"]),
+    ],
+    ids=["two engines", "no JSON", "unknown", "replicas of ddp", "replicas do not divide"],
+)
+def test_a_mistake_in_the_engine_is_one_line_too(tmp_path, wrong, words):
+    line = error_of_ranks([*wrong, "--output_dir", str(tmp_path / "run"), *tiny_options(tmp_path)])
+    assert all(word in line for word in words), line
     assert not (tmp_path / "run").exists()
 
 

@@ -33,7 +33,7 @@ def test_deepspeed_on_two_ranks_with_wandb(tmp_path):
     run = left_behind(output)
     assert [line["step"] for line in run["metrics"]] == list(range(1, 13))
     assert set(run["metrics"][0]) == {
-        "step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "step_seconds",
+        "step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "step_seconds", "mfu",
     }  # fmt: skip
     assert [(line["step"], set(line)) for line in run["eval"]] == [
         (step, {"step", "loss", "perplexity", "tokens"}) for step in (0, 12)
@@ -49,17 +49,21 @@ def test_deepspeed_on_two_ranks_with_wandb(tmp_path):
     assert left_behind(output) == run
 
 
+ZERO1 = ["--deepspeed", "ds_configs/zero1.json"]
+
+
+@pytest.mark.parametrize("engine", [ZERO1, []], ids=["zero1", "fsdp2"])
 @pytest.mark.parametrize(
     "launcher",
     [["python", "train.py"], ["torchrun", "--nproc_per_node", "2", "--master_port", "PORT", "train.py"]],
     ids=["python", "torchrun"],
 )
-def test_other_launchers_give_the_same_run(tmp_path, launcher):
+def test_other_launchers_give_the_same_run(tmp_path, launcher, engine):
     options = tiny_options(tmp_path, train__steps=6, decay__interval=4)
     launcher = [str(free_port()) if part == "PORT" else part for part in launcher]
-    command = [*launcher, "--deepspeed", "ds_configs/zero1.json", "--output_dir", tmp_path / "run", *options]
-    code, done = launch(*command)
+    code, done = launch(*launcher, *engine, "--output_dir", tmp_path / "run", *options)
     assert code == 0, done
+    assert "Warning" not in done
     expected = train_on(1, "1", tmp_path / "expected", options)
     losses = [line["loss"] for line in left_behind(tmp_path / "run")["metrics"]]
     assert losses == pytest.approx([line["loss"] for line in expected["metrics"]], abs=1e-5)
