@@ -123,6 +123,10 @@ class Exchange:
             if following and not ahead:
                 pending = self._send(*following)
 
+    def lends(self, name: str) -> bool:
+        """Whether a block of this rank may be handed out as it lies in the weights, which training writes."""
+        return self._whole_at_owner(self._blocks[name]) is not None
+
     def foretold(self) -> Traffic:
         """What :meth:`matrices` will move and hold on every rank."""
         layouts = {name: source.pieces() for name, source in self._sources.items()}

@@ -128,9 +128,9 @@ def _build(checked: Checked, options: Options, engine: ZeroTraining) -> AlphaDec
     wrapped = engine.initialize(model, optimizer)
     if config.decay.policy == "uniform":
         return None
-    budget = config.decay.memory_budget
     settings = vars(config.decay.settings())
-    return AlphaDecay(model, optimizer, engine=wrapped, memory_budget=budget, **settings)
+    budget, device = config.decay.memory_budget, config.decay.device
+    return AlphaDecay(model, optimizer, engine=wrapped, memory_budget=budget, device=device, **settings)
 
 
 def _prepare_folder(checked: Checked, begin: start.Start, tokenizer: Tokenizer) -> None:

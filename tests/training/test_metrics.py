@@ -94,6 +94,7 @@ def test_status_is_replaced_whole_and_leaves_nothing_beside_it(files):
 
 REFRESH = Refresh(
     step=0,
+    written_at=0,
     seconds=0.1,
     bytes_received=(0,),
     modules={
