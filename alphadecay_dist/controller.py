@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from alphadecay_dist.decay import weight_decay_of
 from alphadecay_dist.engines import Host, host_for
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.lagged import Pending, Running, device_of, require_exact_products, snapshot
+from alphadecay_dist.lagged import Beside, Pending, device_of
 from alphadecay_dist.refresh import Found, Refresh, numbers_of, report
 from alphadecay_dist.settings import REFERENCE, Settings
 from alphadecay_dist.sharding.exchange import Exchange, collective_device, gathered
@@ -134,10 +134,7 @@ class AlphaDecay:
         self._updates = 0
         self._refreshed_at: int | None = None
         self._pending: Pending | None = None
-        own = {weight.parameter.device.type for weight in weights}
-        self._trained_on = {collective_device(self._host.group).type, *own}
-        if lag:
-            self._require_exact_products()
+        self._beside = Beside(self._exchange, self._weights, self.settings, self._device)
 
     def step(self) -> Refresh | None:
         """Refresh if one is due, and count the update; at a micro-batch that updates nothing, do nothing.
@@ -156,7 +153,9 @@ class AlphaDecay:
         refresh = self._finish()
         due = self.settings.due(self._updates) and self._refreshed_at != self._updates
         if due and self.settings.lag:
-            self._begin()
+            self._drop()
+            self._pending = self._beside.begin(self._updates)
+            self._refreshed_at = self._updates
         elif due:
             refresh = self.refresh()
         self._updates += 1
@@ -174,25 +173,6 @@ class AlphaDecay:
         self._refreshed_at = self._updates
         found = self._share(analyses)
         return self._apply(self._updates, found, self._exchange.received_by_rank(), begin)
-
-    @torch.no_grad()
-    def _begin(self) -> None:
-        """Take a snapshot, and let a host thread analyse it beside training."""
-        begin = time.perf_counter()
-        self._drop()
-        self._require_exact_products()
-        taken = snapshot(self._exchange, self._device)
-        received = self._exchange.received_by_rank()
-        # Where training has the host's cores, more than one of them would be missed there.
-        workers = 1 if self._trained_on == {"cpu"} else torch.get_num_threads()
-        running = Running(taken, self._weights, self.settings.estimator(), workers)
-        self._refreshed_at = self._updates
-        write_at = self._updates + self.settings.lag
-        seconds = time.perf_counter() - begin
-        self._pending = Pending(self._updates, write_at, received, seconds, running)
-
-    def _require_exact_products(self) -> None:
-        require_exact_products({self._device.type} if self._device else self._trained_on)
 
     def _finish(self) -> Refresh | None:
         """Write the pending refresh if now is its time."""

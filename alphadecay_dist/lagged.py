@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.refresh import Found
+from alphadecay_dist.settings import Settings
 from alphadecay_dist.sharding.exchange import Exchange
 from alphadecay_dist.sharding.inventory import Weight
 from alphadecay_dist.spectral import EXACT, Analysis, Estimator, Workers, matmul_precisions
@@ -46,17 +48,67 @@ def device_of(name: str) -> torch.device | None:
     return None if name == "auto" else torch.device(name)
 
 
-def require_exact_products(kinds: Iterable[str]) -> None:
-    """Refuse TF32 and bf16 products of fp32 matrices: training wants them, a spectrum beside it must not.
+class Beside:
+    """Begins refreshes beside training.
+
+    Args:
+        exchange: brings the matrices.
+        weights: by unit.
+        settings: of the rule.
+        device: where spectra are computed; None is where the matrices arrive.
+
+    Raises:
+        UserError: there is a lag, and products are not exact.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        weights: Mapping[str, Weight],
+        settings: Settings,
+        device: torch.device | None,
+    ) -> None:
+        self._exchange = exchange
+        self._weights = weights
+        self._settings = settings
+        self._device = device
+        trained_on = {exchange.device.type, *(w.parameter.device.type for w in weights.values())}
+        self._computed_on = {device.type} if device else trained_on
+        self._on_host = trained_on == {"cpu"}
+        if settings.lag:
+            _require_exact_products(self._computed_on)
+
+    @torch.no_grad()
+    def begin(self, updates: int) -> Pending:
+        """Take a snapshot after so many updates, and let a host thread analyse it. Collective.
+
+        Raises:
+            UserError: products are not exact any more.
+        """
+        begin = time.perf_counter()
+        _require_exact_products(self._computed_on)
+        taken = self._snapshot()
+        received = self._exchange.received_by_rank()
+        # Where training has the host's cores, more than one of them would be missed there.
+        workers = 1 if self._on_host else torch.get_num_threads()
+        running = Running(taken, self._weights, self._settings.estimator(), workers)
+        seconds = time.perf_counter() - begin
+        return Pending(updates, updates + self._settings.lag, received, seconds, running)
+
+    def _snapshot(self) -> dict[str, Tensor]:
+        """The units that this rank owns as they are now, whatever training does to its weights."""
+        taken = {}
+        for unit, tensor in self._exchange.matrices():
+            moved = tensor.to(self._device)
+            taken[unit] = tensor.clone() if moved is tensor and self._exchange.lends(unit) else moved
+        return taken
+
+
+def _require_exact_products(kinds: Iterable[str]) -> None:
+    """Refuse TF32 and bf16 products of fp32 matrices, on the types of devices that may be computed on.
 
     The precision is one setting of the whole process. A refresh with lag 0 sets it and puts it back while no
     update runs; a thread beside training cannot.
-
-    Args:
-        kinds: types of devices that may be computed on.
-
-    Raises:
-        UserError: products are not exact on one of them.
     """
     found = matmul_precisions()
     for kind in sorted(kinds):
@@ -65,20 +117,6 @@ def require_exact_products(kinds: Iterable[str]) -> None:
                 f"lag: found {_FLAGS[kind]}.fp32_precision {found[kind]!r}, expected 'ieee': the spectra are "
                 "computed beside training, under the same setting; use lag 0, or train in bf16 instead"
             )
-
-
-def snapshot(exchange: Exchange, device: torch.device | None) -> dict[str, Tensor]:
-    """The matrices that this rank owns, as they are now, whatever training does to its weights. Collective.
-
-    Args:
-        exchange: brings them.
-        device: where each goes as soon as it has arrived; None leaves it.
-    """
-    taken = {}
-    for unit, tensor in exchange.matrices():
-        moved = tensor.to(device)
-        taken[unit] = tensor.clone() if moved is tensor and exchange.lends(unit) else moved
-    return taken
 
 
 class Running:
@@ -143,7 +181,7 @@ def _handed_out(
     """The snapshot one by one, none kept, until it is done or the thread is to stop."""
     while units and not stop.is_set():
         unit, tensor = units.popleft()
-        if stream is not None:
+        if stream is not None and tensor.is_cuda:
             tensor.record_stream(stream)  # its memory came from another, which must not have it back too soon
         yield unit, tensor
 
