@@ -1,7 +1,8 @@
 """AlphaDecay: when to refresh, and what a refresh does.
 
 gather -> spectrum -> share -> assign -> write: each owner rank analyses its matrices, one all-gather shares
-the alphas, and every rank writes the same decays into its optimizer's groups, found by module name.
+the alphas, and every rank writes the same decays into its optimizer's groups, found by module name. With a
+lag the spectra are computed beside training, see :mod:`alphadecay_dist.lagged`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from alphadecay_dist.decay import weight_decay_of
 from alphadecay_dist.engines import Host, host_for
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.lagged import Beside, Pending, device_of
 from alphadecay_dist.refresh import Found, Refresh, numbers_of, report
 from alphadecay_dist.settings import REFERENCE, Settings
 from alphadecay_dist.sharding.exchange import Exchange, collective_device, gathered
@@ -65,10 +67,17 @@ class AlphaDecay:
         memory_budget: bytes that the gathering may hold at once on a rank, buffers and all. By default two of
             the largest matrices, which is the least that it can do with, or 256 MiB where that is more. The
             spectra's own workspace comes on top, one matrix a host thread.
+        lag: updates between a refresh's snapshot of the weights and the writing of its decays, below
+            ``interval``; meanwhile a host thread analyses the snapshot, all matrices that this rank owns. 0
+            lets training wait instead. Needs exact products: see Raises.
+        device: where spectra are computed: ``cuda`` (this rank's current GPU), ``cpu`` (its host threads;
+            matrices leave the GPU as they arrive, so that a snapshot too stays within ``memory_budget``
+            there), or ``auto``: where the matrices arrive.
 
     Raises:
         UserError: a setting out of its range, groups that param_groups() did not make, or an engine that
-            cannot be served. All ranks must construct it together.
+            cannot be served; a lag where TF32 or bf16 products of fp32 matrices are switched on, for the
+            spectra beside training would be computed with them. All ranks must construct it together.
     """
 
     def __init__(
@@ -92,6 +101,8 @@ class AlphaDecay:
         parts: Mapping[str, Sequence[int]] | None = None,
         dtype: torch.dtype | None = None,
         memory_budget: int | None = None,
+        lag: int = 0,
+        device: str = "auto",
     ) -> None:
         self.settings = Settings(
             weight_decay,
@@ -105,7 +116,9 @@ class AlphaDecay:
             xmin_pos=xmin_pos,
             farms=farms,
             preset=preset,
+            lag=lag,
         )
+        self._device = device_of(device)
         self._host: Host = host_for(model, optimizer, engine, process_group)
         weights = weights_in(self._host.param_groups(), model, parts or {})
         if preset == REFERENCE:
@@ -120,42 +133,97 @@ class AlphaDecay:
         self._decays = dict.fromkeys(self._sizes, weight_decay)
         self._updates = 0
         self._refreshed_at: int | None = None
+        self._pending: Pending | None = None
+        self._beside = Beside(self._exchange, self._weights, self.settings, self._device)
 
     def step(self) -> Refresh | None:
         """Refresh if one is due, and count the update; at a micro-batch that updates nothing, do nothing.
 
-        Collective where a refresh is due. Returns the refresh, if there was one.
+        With a lag, a refresh that is due takes its snapshot and returns None; it is written, and returned,
+        by the call before update ``step + lag + 1``, on all ranks alike.
+
+        Collective where a refresh is due or to be written, always in the calling thread. Returns the refresh
+        that was written, if there was one.
+
+        Raises:
+            Exception: what went wrong in the spectra beside training, on the rank where it did.
         """
         if not self._host.at_boundary():
             return None
+        refresh = self._finish()
         due = self.settings.due(self._updates) and self._refreshed_at != self._updates
-        refresh = self.refresh() if due else None
+        if due and self.settings.lag:
+            self._drop()
+            self._pending = self._beside.begin(self._updates)
+            self._refreshed_at = self._updates
+        elif due:
+            refresh = self.refresh()
         self._updates += 1
         return refresh
 
     @torch.no_grad()
     def refresh(self) -> Refresh:
-        """Analyse the weights as they are now and write the decays. Collective."""
+        """Analyse the weights as they are now and write the decays, whatever the lag. Collective.
+
+        A lagged refresh that is not written yet is dropped: it is older.
+        """
         begin = time.perf_counter()
+        self._drop()
         analyses = analyze_each(self._matrices(), self.settings.estimator())
-        shared = self._share(analyses)
+        self._refreshed_at = self._updates
+        found = self._share(analyses)
+        return self._apply(self._updates, found, self._exchange.received_by_rank(), begin)
+
+    def _finish(self) -> Refresh | None:
+        """Write the pending refresh if now is its time."""
+        pending = self._pending
+        if pending is None or self._updates < pending.write_at:
+            return None
+        begin = time.perf_counter() - pending.seconds
+        self._pending = None
+        found = self._settle(pending)
+        return self._apply(pending.step, found, pending.bytes_received, begin)
+
+    def _settle(self, pending: Pending) -> dict[str, Found]:
+        """What all owners found for a pending refresh: waited for and shared once. Collective, that once."""
+        if pending.found is None:
+            assert pending.running is not None
+            pending.found = self._share(pending.running.result())
+            pending.running = None
+        return pending.found
+
+    def _drop(self) -> None:
+        """Forget a pending refresh, and end its thread."""
+        pending, self._pending = self._pending, None
+        if pending is not None and pending.running is not None:
+            pending.running.drop()
+
+    def _apply(
+        self, step: int, shared: Mapping[str, Found], received: tuple[int, ...], begin: float
+    ) -> Refresh:
+        """Assign and write the decays for what was found.
+
+        Args:
+            step: updates finished before the weights were taken.
+            shared: what the owners found, by part.
+            received: bytes by rank.
+            begin: the time when the refresh began, less what training went on beside it.
+        """
         values = {name: found.value for name, found in shared.items()}
         assigned = self.settings.decays(values, self._decays, self._sizes)
         self._alphas = {name: found.alpha for name, found in shared.items()}
         self._decays = {name: assignment.weight_decay for name, assignment in assigned.items()}
         self._write()
-        self._refreshed_at = self._updates
         modules = {
             name: report(parts, shared, assigned, self.settings.metric, self._decay_of(name))
             for name, parts in self._parts.items()
         }
-        received = self._exchange.received_by_rank()
-        return Refresh(self._updates, time.perf_counter() - begin, received, modules)
+        return Refresh(step, self._updates, time.perf_counter() - begin, received, modules)
 
     def _matrices(self) -> Iterator[tuple[str, Tensor]]:
-        """The matrices that this rank owns, fused ones cut into their parts."""
+        """The matrices that this rank owns, fused ones cut into their parts, where they are analysed."""
         for unit, tensor in self._exchange.matrices():
-            yield from self._weights[unit].cut_up(unit, tensor)
+            yield from self._weights[unit].cut_up(unit, tensor.to(self._device))
 
     def _share(self, analyses: Mapping[str, Analysis]) -> dict[str, Found]:
         """What all owners found, by part."""
@@ -173,7 +241,15 @@ class AlphaDecay:
         }
 
     def state_dict(self) -> dict[str, str]:
-        """What a resume needs, by module name: one JSON string under one fixed key."""
+        """What a resume needs, by module name: one JSON string under one fixed key.
+
+        Collective while a lagged refresh is pending, so that with a lag all ranks must call it: it waits for
+        the spectra, and the state has what was found, to be written when its time comes on any number of
+        ranks.
+        """
+        pending = self._pending
+        if pending is not None:
+            self._settle(pending)
         modules = {
             name: {"alpha": self._alphas[name], "weight_decay": self._decays[name]} for name in self._alphas
         }
@@ -181,6 +257,7 @@ class AlphaDecay:
             "step": self._updates,
             "refreshed_at": self._refreshed_at,
             "settings": self.settings.as_dict(),
+            "pending": pending and pending.as_dict(),
             "modules": modules,
         }
         return {STATE_KEY: json.dumps(state)}
@@ -188,7 +265,9 @@ class AlphaDecay:
     def load_state_dict(self, state: Mapping[str, str]) -> None:
         """Take up a state and write its decays into the groups; call it after every load of the optimizer.
 
-        The settings of this object stay as they were constructed.
+        The settings of this object stay as they were constructed. A refresh that was pending in the state is
+        written at the update that it was meant for, mapped by the settings of this object; it is dropped
+        where these measure something else. A refresh that is pending here is dropped.
 
         Raises:
             UserError: the state is another model's.
@@ -203,6 +282,10 @@ class AlphaDecay:
                 f"AlphaDecay state: {len(modules)} modules saved, {len(self._alphas)} tuned here; "
                 f"{odd[0]!r} is in one alone: load the state of the same model"
             )
+        self._drop()
+        pending = loaded.get("pending")  # states of before there was a lag have none
+        if pending is not None and self.settings.measured_as(loaded["settings"]):
+            self._pending = Pending.of(pending)
         self._updates = loaded["step"]
         self._refreshed_at = loaded["refreshed_at"]
         for name in self._alphas:

@@ -40,13 +40,16 @@ class Refresh:
     """One refresh, equal on every rank but for ``seconds``.
 
     Attributes:
-        step: optimizer updates finished before it.
-        seconds: wall-clock time on this rank.
+        step: optimizer updates finished before the weights were taken.
+        written_at: optimizer updates finished before the decays were written; ``step`` unless it was lagged.
+        seconds: wall-clock time on this rank, for which training stood still: of a lagged one that of the
+            snapshot, of the wait for what was not ready, and of the write.
         bytes_received: bytes of weights that each rank received from others.
         modules: results by module name.
     """
 
     step: int
+    written_at: int
     seconds: float
     bytes_received: tuple[int, ...]
     modules: dict[str, ModuleRefresh]

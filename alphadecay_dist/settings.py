@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ PRESETS = (REFERENCE,)
 RELEASED_FIT = "fix_finger_released"  # what fix_finger is under the reference preset, and nothing else
 SQUARED = ("spectral_norm", "frobenius_norm")  # the released code has their squares
 CHOOSABLE_FITS = tuple(fit for fit in FITS if fit != RELEASED_FIT)
+MEASURING = ("metric", "fit", "xmin_pos", "farms", "preset")  # what decides the numbers that are mapped
 NEVER_BELOW_ONE = ("alpha", "stable_rank", "nuclear_to_frobenius")  # what sqrt and log2 can map
 
 
@@ -39,6 +41,7 @@ class Settings:
     xmin_pos: float = 2.0
     farms: Windows | None = None
     preset: str | None = None
+    lag: int = 0
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -76,6 +79,11 @@ class Settings:
     def _check_numbers(self) -> None:
         if not isinstance(self.interval, int) or self.interval < 1:
             raise UserError(f"interval: found {self.interval}, expected 1 or more updates")
+        if not isinstance(self.lag, int) or not 0 <= self.lag < self.interval:
+            raise UserError(
+                f"lag: found {self.lag} with interval {self.interval}, expected 0 <= lag < interval; a "
+                "refresh is written before the next one begins"
+            )
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise UserError(f"weight_decay: found {self.weight_decay}, expected a number >= 0")
         if not 0 <= self.min_ratio <= self.max_ratio < math.inf:
@@ -130,6 +138,11 @@ class Settings:
         if self.preset == REFERENCE:
             return updates == 0 or (updates + 1) % self.interval == 0
         return updates % self.interval == 0
+
+    def measured_as(self, saved: Mapping[str, object]) -> bool:
+        """Whether numbers that were found under saved settings mean here what they meant there."""
+        own = json.loads(json.dumps(self.as_dict()))  # tuples come back from a file as lists
+        return all(own[name] == saved.get(name) for name in MEASURING)
 
     def as_dict(self) -> dict[str, object]:
         """As plain data."""

@@ -20,6 +20,7 @@ ROOMS = [
     {"refresh"},
     {"sharding"},
     {"engines"},
+    {"lagged"},
     {"controller"},
     {"checkpoint"},
     {"training"},

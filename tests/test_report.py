@@ -17,7 +17,7 @@ def a_refresh(step, alphas):
         name: ModuleRefresh(alpha, 0.1 * number, 0, "assigned" if alpha else "zero")
         for number, (name, alpha) in enumerate(zip(NAMES, alphas, strict=True), 1)
     }
-    return Refresh(step, 0.5, (0, 0), modules)
+    return Refresh(step, step, 0.5, (0, 0), modules)
 
 
 def test_means_by_module_type():
@@ -61,6 +61,6 @@ def test_report_of_no_run_is_one_line(tmp_path, capsys):
 def test_a_refresh_is_a_line_of_plain_json(tmp_path):
     write_run(tmp_path)
     first = json.loads((tmp_path / "decay.jsonl").read_text().splitlines()[0])
-    assert set(first) == {"step", "seconds", "bytes_received", "modules"}
+    assert set(first) == {"step", "written_at", "seconds", "bytes_received", "modules"}
     assert first["bytes_received"] == [0, 0]
     assert first["modules"][NAMES[3]] == {"alpha": None, "weight_decay": 0.4, "owner": 0, "status": "zero"}

@@ -97,7 +97,7 @@ class Exchange:
         self._group = group
         self._rank = dist.get_rank(group) if group else 0
         self._world_size = dist.get_world_size(group) if group else 1
-        self._device = collective_device(group)
+        self.device = collective_device(group)  # where collectives want their tensors
         self.bytes_received = self.bytes_sent = 0  # from and to other ranks, since matrices() began
         self.peak_bytes = self._held = 0  # most bytes of buffers and matrices at once since then; those now
         self._check_agreement()  # before anything that could fail on this rank alone
@@ -122,6 +122,10 @@ class Exchange:
             arrived.buffer = None
             if following and not ahead:
                 pending = self._send(*following)
+
+    def lends(self, name: str) -> bool:
+        """Whether a block of this rank may be handed out as it lies in the weights, which training writes."""
+        return self._whole_at_owner(self._blocks[name]) is not None
 
     def foretold(self) -> Traffic:
         """What :meth:`matrices` will move and hold on every rank."""
@@ -196,12 +200,12 @@ class Exchange:
             return _Arrival(names, own)
         outgoing = sorted((t for t in moving if t.sender == self._rank), key=lambda t: t.owner)
         incoming = sorted((t for t in moving if t.owner == self._rank), key=lambda t: t.sender)
-        packed = torch.empty(sum(t.numel for t in outgoing), dtype=self.dtype, device=self._device)
+        packed = torch.empty(sum(t.numel for t in outgoing), dtype=self.dtype, device=self.device)
         start = 0
         for transfer in outgoing:
             packed[start : start + transfer.numel].copy_(self._piece(transfer))
             start += transfer.numel
-        buffer = torch.empty(sum(t.numel for t in incoming), dtype=self.dtype, device=self._device)
+        buffer = torch.empty(sum(t.numel for t in incoming), dtype=self.dtype, device=self.device)
         received = [0] * self._world_size
         sent = [0] * self._world_size
         for transfer in incoming:
@@ -272,7 +276,7 @@ class Exchange:
                 part = local.narrow(0, at_owner.start, at_owner.numel)
                 yield name, part.to(self.dtype).view(block.shape)
                 continue
-            whole = torch.empty(block.index.numel, dtype=self.dtype, device=self._device)
+            whole = torch.empty(block.index.numel, dtype=self.dtype, device=self.device)
             rows = whole.view(-1, *self._sources[block.source].shape[1:])
             for place, values in pieces[name]:
                 place.put(rows, values)

@@ -10,8 +10,8 @@ from alphadecay_dist.spectral.analysis import (
     analyze,
     analyze_stack,
 )
-from alphadecay_dist.spectral.batch import analyze_each
-from alphadecay_dist.spectral.esd import ESD
+from alphadecay_dist.spectral.batch import Workers, analyze_each
+from alphadecay_dist.spectral.esd import ESD, EXACT, matmul_precisions
 from alphadecay_dist.spectral.farms import Windows
 from alphadecay_dist.spectral.powerlaw import (
     FITS,
@@ -25,6 +25,7 @@ from alphadecay_dist.spectral.rates import Rates, measured_rates
 
 __all__ = [
     "ESD",
+    "EXACT",
     "FITS",
     "METRICS",
     "MIN_EIGENVALUES",
@@ -35,6 +36,7 @@ __all__ = [
     "Fit",
     "Rates",
     "Windows",
+    "Workers",
     "analyze",
     "analyze_each",
     "analyze_stack",
@@ -42,5 +44,6 @@ __all__ = [
     "fix_finger_released",
     "goodness_of_fit",
     "hill",
+    "matmul_precisions",
     "measured_rates",
 ]

@@ -9,6 +9,7 @@ overhead of many would outweigh the work; the results are the same bit for bit.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,28 +41,61 @@ def analyze_each(
     Returns:
         An analysis by name, in the order given.
     """
-    found: dict[str, Analysis] = {}
-    workers = torch.get_num_threads()
-    pending: deque[tuple[list[str], Future[list[Analysis]]]] = deque()
+    workers = Workers(torch.get_num_threads())
+    with full_precision_matmul(), _one_blas_thread():
+        return workers.analyze_each(weights, estimator)
 
-    def finish(most: int) -> None:
-        """Wait until no more than ``most`` are pending."""
-        while len(pending) > most:
-            names, future = pending.popleft()
-            found.update(zip(names, future.result(), strict=True))
 
-    # Each thread must say so for itself: a new one's first LAPACK call would run on all cores, and round
-    # otherwise.
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-    with full_precision_matmul(), _one_blas_thread(), pool:
-        for names, stack in _stacks(weights):
-            if stack[0].device.type != "cpu":
-                found.update(zip(names, _analyze_all(stack, estimator), strict=True))
-                continue  # its own stream of work: host threads would not help
-            pending.append((names, pool.submit(_analyze_all, stack, estimator)))
-            finish(workers - 1)
-        finish(0)
-    return found
+class Workers:
+    """Host threads of one BLAS thread each, started and ready; for one call of :meth:`analyze_each`.
+
+    Constructing them changes no other thread, though ``torch.set_num_threads`` sets the number of BLAS
+    threads both of the thread that calls it and of all that begin later.
+
+    Args:
+        count: number of threads.
+    """
+
+    def __init__(self, count: int) -> None:
+        before = torch.get_num_threads()
+        self.count = count
+        self._pool = ThreadPoolExecutor(count, "alphadecay", initializer=_become_one_blas_thread)
+        all_started = threading.Barrier(count)
+        for started in [self._pool.submit(all_started.wait) for _ in range(count)]:
+            started.result()
+        torch.set_num_threads(before)  # what they took for themselves is not for threads that begin later
+
+    def analyze_each(
+        self, weights: Iterable[tuple[str, Tensor]], estimator: Estimator
+    ) -> dict[str, Analysis]:
+        """As the function of that name, which sees to the precision of products too; then end the threads.
+
+        It may be called in another thread than the one that constructed them.
+        """
+        found: dict[str, Analysis] = {}
+        pending: deque[tuple[list[str], Future[list[Analysis]]]] = deque()
+
+        def finish(most: int) -> None:
+            """Wait until no more than ``most`` are pending."""
+            while len(pending) > most:
+                names, future = pending.popleft()
+                found.update(zip(names, future.result(), strict=True))
+
+        with self._pool:
+            for names, stack in _stacks(weights):
+                if stack[0].device.type != "cpu":
+                    found.update(zip(names, _analyze_all(stack, estimator), strict=True))
+                    continue  # its own stream of work: host threads would not help
+                pending.append((names, self._pool.submit(_analyze_all, stack, estimator)))
+                finish(self.count - 1)
+            finish(0)
+        return found
+
+
+def _become_one_blas_thread() -> None:
+    """Each says so for itself: a new thread's first LAPACK call would use all cores, and round otherwise."""
+    torch.get_num_threads()  # a thread takes the number of the process when it first asks; let that be now
+    torch.set_num_threads(1)
 
 
 def _stacks(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[list[str], list[Tensor]]]:

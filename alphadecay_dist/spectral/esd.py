@@ -22,6 +22,9 @@ UNSCALED_EXPONENT = 30
 # The Gram matrix of fewer columns is computed whole: half the work in smaller products is then no faster.
 GRAM_LEAF = 384
 
+# What torch calls full precision of fp32 products, as told and by default.
+EXACT = ("ieee", "none")
+
 # A convolution's positions are scaled by the square root of this, as in the released code.
 CONV_NORM = 0.5
 
@@ -143,16 +146,25 @@ def _fill_lower(gram: Tensor, columns: Tensor) -> None:
 def full_precision_matmul() -> Iterator[None]:
     """TF32 or bf16 products of fp32 matrices would move alpha by 3.5e-5 and more.
 
-    The settings are the process's: threads that enter and leave must do so inside one that holds it.
+    The settings are the process's: threads that enter and leave must do so inside one that holds it. Where
+    products are exact already nothing is touched, so that a thread beside training may enter too.
     """
-    # Each backend's own, for torch.get_float32_matmul_precision() raises once a user has set one of them.
-    mkldnn: Any = torch.backends.mkldnn
-    backends = torch.backends.cuda.matmul, mkldnn.matmul
-    before = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = "ieee"
+    reduced = {name: precision for name, precision in matmul_precisions().items() if precision not in EXACT}
+    for name in reduced:
+        _backends()[name].fp32_precision = "ieee"
     try:
         yield
     finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+        for name, precision in reduced.items():
+            _backends()[name].fp32_precision = precision
+
+
+def matmul_precisions() -> dict[str, str]:
+    """The precision of fp32 matrix products by the type of device; full where it is in ``EXACT``."""
+    return {name: backend.fp32_precision for name, backend in _backends().items()}
+
+
+def _backends() -> dict[str, Any]:
+    # Each backend's own, for torch.get_float32_matmul_precision() raises once a user has set one of them.
+    mkldnn: Any = torch.backends.mkldnn
+    return {"cuda": torch.backends.cuda.matmul, "cpu": mkldnn.matmul}

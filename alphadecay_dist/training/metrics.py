@@ -33,12 +33,12 @@ class RunFiles:
     def keep_until(self, step: int) -> None:
         """Drop what was written after a checkpoint at ``step``: those updates are done again.
 
-        A refresh at ``step`` comes after the checkpoint, an evaluation at ``step`` before it.
+        A refresh written at ``step`` comes after the checkpoint, an evaluation at ``step`` before it.
         """
         for name, last in ((METRICS, step), (EVAL, step), (DECAY, step - 1)):
             path = self.folder / name
             if path.is_file():
-                lines = [line for line in read_lines(path) if line["step"] <= last]
+                lines = [line for line in read_lines(path) if line.get("written_at", line["step"]) <= last]
                 write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def status(self, state: str, step: int, exit_code: int | None = None, reason: str | None = None) -> None:

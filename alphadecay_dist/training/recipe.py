@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 
 from alphadecay_dist.decay import SHAPES
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.lagged import DEVICES
 from alphadecay_dist.settings import CHOOSABLE_FITS, NORMALIZE, PRESETS, Settings
 from alphadecay_dist.spectral import METRICS, Windows
 
@@ -125,6 +126,9 @@ class DecayConfig:
         untuned: ``base`` or ``zero``: what embeddings, norms and head get.
         memory_budget: bytes that the gathering may hold at once on a rank; null is two of the largest
             matrices or 256 MiB.
+        lag: updates between a refresh and the writing of its decays, below ``interval``, in which its spectra
+            are computed beside training; 0 lets training wait.
+        device: where spectra are computed: ``cuda``, ``cpu`` or ``auto``: where the weights are.
     """
 
     policy: str = "alphadecay"
@@ -143,6 +147,8 @@ class DecayConfig:
     farms_grid: tuple[int, int] = (1, 1)
     untuned: str = "base"
     memory_budget: int | None = None
+    lag: int = 0
+    device: str = "auto"
 
     def windows(self) -> Windows | None:
         """FARMS' windows, if there are any."""
@@ -228,6 +234,7 @@ CHOICES = {
     "decay.preset": PRESETS,
     "decay.metric": METRICS,
     "decay.fit": CHOOSABLE_FITS,
+    "decay.device": DEVICES,
     "decay.untuned": ("base", "zero"),
     "engine.name": ("auto", "fsdp2", "ddp", "deepspeed"),
     "logging.wandb": ("auto", "online", "offline", "off"),
@@ -251,6 +258,7 @@ AT_LEAST = {
     "decay.interval": 1,
     "decay.min_ratio": 0,
     "decay.memory_budget": 1,
+    "decay.lag": 0,
     "engine.replicate": 1,
     "checkpoint.every": 0,
     "eval.every": 0,

@@ -131,9 +131,16 @@ def _build(checked: Checked, options: Options, engine: Training) -> AlphaDecay |
     wrapped = engine.initialize(model, optimizer)
     if config.decay.policy == "uniform":
         return None
-    budget = config.decay.memory_budget
     settings = vars(config.decay.settings())
-    return AlphaDecay(model, optimizer, engine=wrapped, memory_budget=budget, dtype=dtype, **settings)
+    return AlphaDecay(
+        model,
+        optimizer,
+        engine=wrapped,
+        dtype=dtype,
+        memory_budget=config.decay.memory_budget,
+        device=config.decay.device,
+        **settings,
+    )
 
 
 def _prepare_folder(checked: Checked, begin: start.Start, tokenizer: Tokenizer) -> None:

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from alphadecay_dist.spectral import analyze, analyze_each
+from alphadecay_dist.spectral import Estimator, Workers, analyze, analyze_each
 from tests.spectral.truth import MATRICES, gaussian
 
 
@@ -75,6 +75,28 @@ def test_an_error_while_taking_matrices_is_raised_and_the_threads_restored(threa
 
     with pytest.raises(ConnectionError, match="a rank is gone"):
         analyze_each(broken())
+    assert torch.get_num_threads() == 3
+
+
+def test_workers_are_one_thread_each_and_change_no_other_thread(threads):
+    threads(3)
+    workers, seen = Workers(2), []
+
+    def matrices():
+        seen.append(torch.get_num_threads())
+        yield "only", gaussian(300, 500)
+
+    def analysed(stack, estimator):
+        reports = [analyze(matrix, estimator) for matrix in stack]
+        seen.append(torch.get_num_threads())
+        return reports
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("alphadecay_dist.spectral.batch._analyze_all", analysed)
+        beside = threading.Thread(target=workers.analyze_each, args=(matrices(), Estimator()))
+        beside.start()
+        beside.join()
+    assert seen == [3, 1]
     assert torch.get_num_threads() == 3
 
 

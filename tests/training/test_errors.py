@@ -89,6 +89,12 @@ BEFORE_THE_RANKS_MEET = {
     "value apart": (lambda _: ["--train.steps", "3"], ["'3'", "--section.key=value"]),
     "option without value": (lambda _: ["--output_dir"], ["--output_dir", "expected one argument"]),
     "wrong type": (lambda _: ["--train.steps=many"], ["train.steps", "'many'", "int"]),
+    "lag": (lambda _: ["--decay.lag=-1"], ["decay.lag", "-1", "0 or more"]),
+    "lag of an interval": (
+        lambda _: ["--decay.interval=9", "--decay.lag=9"],
+        ["lag", "9 with interval 9", "0 <= lag < interval"],
+    ),
+    "device": (lambda _: ["--decay.device=gpu"], ["decay.device", "gpu", "auto, cuda, cpu"]),
     "interval 0": (lambda _: ["--decay.interval=0"], ["decay.interval", "0", "1 or more"]),
     "min above max": (
         lambda _: ["--decay.min_ratio=6"],

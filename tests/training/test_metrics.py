@@ -61,6 +61,16 @@ def test_a_resume_drops_what_came_after_its_checkpoint(files):
     assert kept == {METRICS: list(range(21)), EVAL: list(range(21)), DECAY: list(range(20))}
 
 
+def test_a_lagged_refresh_is_kept_by_when_it_was_written(files):
+    for step in range(0, 30, 10):
+        files.append(DECAY, {"step": step, "written_at": step + 6})
+    files.keep_until(16)
+    assert [line["step"] for line in read_lines(files.folder / DECAY)] == [0]
+    files.append(DECAY, {"step": 10, "written_at": 16})
+    files.keep_until(17)
+    assert [line["step"] for line in read_lines(files.folder / DECAY)] == [0, 10]
+
+
 def test_beginning_anew_drops_everything_and_makes_no_file(files):
     files.append(METRICS, {"step": 1})
     files.keep_until(0)
@@ -94,6 +104,7 @@ def test_status_is_replaced_whole_and_leaves_nothing_beside_it(files):
 
 REFRESH = Refresh(
     step=0,
+    written_at=0,
     seconds=0.1,
     bytes_received=(0,),
     modules={

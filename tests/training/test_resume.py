@@ -66,6 +66,19 @@ def test_a_run_in_three_parts_is_bit_for_bit_the_unbroken_one(tmp_path, stage, w
     assert read_status(broken) == {"state": "finished", "step": 30, "exit_code": 0, "reason": None}
 
 
+def test_a_run_broken_off_while_a_refresh_is_pending_is_the_unbroken_one(tmp_path):
+    options = tiny_options(tmp_path, decay__lag=6)
+    whole = train_on(2, "3", tmp_path / "whole", options)
+    assert [(line["step"], line["written_at"]) for line in whole["decay"]] == [(0, 6), (10, 16), (20, 26)]
+    broken = tmp_path / "broken"
+    for stop in (13, 16):  # while one is pending, and where it is to be written next
+        train_on(2, "3", broken, [*options, f"--train.stop_after={stop}"])
+    assert [line["step"] for line in left_behind(broken)["decay"]] == [0]
+    resumed = train_on(2, "3", broken, options)
+    assert without_times(resumed) == without_times(whole)
+    assert same_weights(broken, tmp_path / "whole")
+
+
 def test_a_finished_run_says_so_and_stays_as_it_is(tmp_path):
     options = tiny_options(tmp_path, train__steps=3)
     train_on(1, "2", tmp_path / "run", options)
