@@ -1,7 +1,7 @@
 """AlphaDecay: when to refresh, and what a refresh does.
 
 gather -> spectrum -> share -> assign -> write: each owner rank analyses its matrices, one all-gather shares
-the alphas, and every rank writes the same decays into its optimizer's groups, found by module name.
+the alphas, and every rank writes the same decays where its optimizer applies them, found by module name.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from alphadecay_dist.errors import UserError
 from alphadecay_dist.refresh import Found, Refresh, numbers_of, report
 from alphadecay_dist.settings import REFERENCE, Settings
 from alphadecay_dist.sharding.exchange import Exchange, collective_device, gathered
-from alphadecay_dist.sharding.groups import GROUP_KEY, weights_in
+from alphadecay_dist.sharding.groups import GROUPS, weights_in
 from alphadecay_dist.sharding.inventory import Weight, first_and_last, require_weights
 from alphadecay_dist.sharding.work import plan_for
 from alphadecay_dist.spectral import Analysis, Windows, analyze_each, measured_rates
+from alphadecay_dist.writers import writer_for
 
 STATE_KEY = "alphadecay"  # the one key of state_dict(): its value is a JSON string, safe in any checkpoint
 
@@ -65,6 +66,9 @@ class AlphaDecay:
         memory_budget: bytes that the gathering may hold at once on a rank, buffers and all. By default two of
             the largest matrices, which is the least that it can do with, or 256 MiB where that is more. The
             spectra's own workspace comes on top, one matrix a host thread.
+        apply: how decays reach the weights, as in :func:`alphadecay_dist.param_groups`: ``groups`` (any
+            optimizer), ``premultiply`` (AdamW alone; the same weights in two groups, which is faster), or
+            ``auto`` for the one that the groups were built for.
 
     Raises:
         UserError: a setting out of its range, groups that param_groups() did not make, or an engine that
@@ -92,6 +96,7 @@ class AlphaDecay:
         parts: Mapping[str, Sequence[int]] | None = None,
         dtype: torch.dtype | None = None,
         memory_budget: int | None = None,
+        apply: str = GROUPS,
     ) -> None:
         self.settings = Settings(
             weight_decay,
@@ -107,7 +112,7 @@ class AlphaDecay:
             preset=preset,
         )
         self._host: Host = host_for(model, optimizer, engine, process_group)
-        weights = weights_in(self._host.param_groups(), model, parts or {})
+        weights = named = weights_in(self._host.param_groups(), model, parts or {})
         if preset == REFERENCE:
             weights = _as_released(model, weights)
         _check_windows(weights, farms)
@@ -120,6 +125,7 @@ class AlphaDecay:
         self._decays = dict.fromkeys(self._sizes, weight_decay)
         self._updates = 0
         self._refreshed_at: int | None = None
+        self._writer = writer_for(apply, self._host, named, weight_decay)
 
     def step(self) -> Refresh | None:
         """Refresh if one is due, and count the update; at a micro-batch that updates nothing, do nothing.
@@ -211,11 +217,8 @@ class AlphaDecay:
         self._write()
 
     def _write(self) -> None:
-        """Write each module's decay into its group, fetched anew and found by name."""
-        for group in self._host.param_groups():
-            name = group.get(GROUP_KEY)
-            if name in self._parts:
-                group["weight_decay"] = self._decay_of(name)
+        """Hand each module's decay to what applies it."""
+        self._writer.write({name: self._decay_of(name) for name in self._parts})
 
     def _decay_of(self, name: str) -> float:
         """The decay of a module: the mean of its parts'."""

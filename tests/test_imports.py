@@ -20,6 +20,7 @@ ROOMS = [
     {"refresh"},
     {"sharding"},
     {"engines"},
+    {"writers"},
     {"controller"},
     {"checkpoint"},
     {"training"},
