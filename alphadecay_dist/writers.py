@@ -72,10 +72,10 @@ def choose_apply(optimizer: str, refusal: str | None) -> tuple[str, str]:
         ``premultiply`` or ``groups``, and why.
     """
     if optimizer.lower() != "adamw":
-        return GROUPS, f"premultiplying is AdamW's decoupled decay, and the optimizer is {optimizer}"
+        return GROUPS, f"the optimizer is {optimizer}, and premultiplying is AdamW's decoupled decay"
     if refusal is not None:
         return GROUPS, refusal
-    return PREMULTIPLY, "AdamW on an engine that allows it: two param groups, which update faster than many"
+    return PREMULTIPLY, "AdamW on this engine allows it, and two param groups update faster than many"
 
 
 class GroupWriter:

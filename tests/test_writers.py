@@ -249,7 +249,7 @@ def test_auto_picks_by_optimizer_and_engine_and_says_why():
     assert choose_apply("adamw", None)[0] == "premultiply"
     assert choose_apply("adam", None) == (
         "groups",
-        "premultiplying is AdamW's decoupled decay, and the optimizer is adam",
+        "the optimizer is adam, and premultiplying is AdamW's decoupled decay",
     )
     assert choose_apply("adamw", "NVMe") == ("groups", "NVMe")
 

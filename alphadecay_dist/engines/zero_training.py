@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from alphadecay_dist.engines import zero_config
 from alphadecay_dist.errors import UserError
 
 SHARDS = "deepspeed"  # DeepSpeed's tag, a folder of a checkpoint
@@ -37,6 +38,10 @@ class ZeroTraining:
     def layout(self) -> str:
         """Engine and sharding, as a checkpoint names them."""
         return f"deepspeed ZeRO-{self.stage}"
+
+    def premultiply_refusal(self) -> str | None:
+        """Why decays cannot be multiplied into the weights under this config; None where they can."""
+        return zero_config.premultiply_refusal(self.config)
 
     def start(self) -> None:
         """Join the process group: NCCL on GPUs, gloo on CPUs; alone where no launcher set the variables."""

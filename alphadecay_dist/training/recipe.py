@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, fields
 from alphadecay_dist.decay import SHAPES
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.settings import CHOOSABLE_FITS, NORMALIZE, PRESETS, Settings
+from alphadecay_dist.sharding.groups import GROUPS
 from alphadecay_dist.spectral import METRICS, Windows
+from alphadecay_dist.writers import APPLY
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,8 @@ class DecayConfig:
         untuned: ``base`` or ``zero``: what embeddings, norms and head get.
         memory_budget: bytes that the gathering may hold at once on a rank; null is two of the largest
             matrices or 256 MiB.
+        apply: ``groups`` (a param group a matrix), ``premultiply`` (two groups, which update faster; the
+            same weights; adamw alone) or ``auto`` (premultiply where optimizer and engine allow it).
     """
 
     policy: str = "alphadecay"
@@ -139,6 +143,7 @@ class DecayConfig:
     farms_grid: tuple[int, int] = (1, 1)
     untuned: str = "base"
     memory_budget: int | None = None
+    apply: str = GROUPS
 
     def windows(self) -> Windows | None:
         """FARMS' windows, if there are any."""
@@ -211,6 +216,7 @@ CHOICES = {
     "decay.metric": METRICS,
     "decay.fit": CHOOSABLE_FITS,
     "decay.untuned": ("base", "zero"),
+    "decay.apply": APPLY,
     "logging.wandb": ("auto", "online", "offline", "off"),
 }
 AT_LEAST = {

@@ -26,7 +26,7 @@ from alphadecay_dist.training.corpus import Corpus, open_corpora
 from alphadecay_dist.training.data import EvaluationData, TrainingData
 from alphadecay_dist.training.loop import Trainer
 from alphadecay_dist.training.metrics import RunFiles, Tracker
-from alphadecay_dist.training.optimizer import build_optimizer
+from alphadecay_dist.training.optimizer import build_optimizer, pick_apply
 from alphadecay_dist.training.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.tokenizer import (
@@ -79,7 +79,7 @@ def _run_joined(options: Options, checked: Checked, engine: ZeroTraining, ranks:
         _say(ranks, _describe(checked, ranks, data, tokenizer))
         return
     evaluation = ranks.together(lambda: _evaluation_data(checked.config, validation, tokenizer, ranks))
-    decay = _build(checked, options, engine)
+    decay = _build(checked, options, engine, ranks)
     ranks.from_main(lambda: _prepare_folder(checked, begin, tokenizer))
     _train(checked, engine, ranks, begin, decay, data, evaluation)
 
@@ -114,9 +114,12 @@ def _evaluation_data(config: Config, corpus: Corpus, tokenizer: Tokenizer, ranks
     return EvaluationData(corpus, tokenizer, config.data, config.train, tokens, ranks.rank, ranks.world_size)
 
 
-def _build(checked: Checked, options: Options, engine: ZeroTraining) -> AlphaDecay | None:
+def _build(checked: Checked, options: Options, engine: ZeroTraining, ranks: Ranks) -> AlphaDecay | None:
     """Model with its initial weights, optimizer and engine; the controller, if the policy has one."""
     config = checked.config
+    decay, picked = pick_apply(config, engine.premultiply_refusal())
+    if picked:
+        _say(ranks, picked)
     model = engine.construct(lambda: models.build_model(checked.model_config))
     if options.init_from is None:
         values = models.random_values(checked.shapes, config.train.seed)
@@ -124,13 +127,13 @@ def _build(checked: Checked, options: Options, engine: ZeroTraining) -> AlphaDec
         values = models.values_from(options.init_from, checked.shapes)
     models.fill(model, values, getattr(torch, config.train.dtype), engine.whole)
     fused = engine.device.type == "cuda"
-    optimizer = build_optimizer(model, config.optimizer, config.decay, fused=fused)
+    optimizer = build_optimizer(model, config.optimizer, decay, fused=fused)
     wrapped = engine.initialize(model, optimizer)
-    if config.decay.policy == "uniform":
+    if decay.policy == "uniform":
         return None
-    budget = config.decay.memory_budget
-    settings = vars(config.decay.settings())
-    return AlphaDecay(model, optimizer, engine=wrapped, memory_budget=budget, **settings)
+    budget = decay.memory_budget
+    settings = vars(decay.settings())
+    return AlphaDecay(model, optimizer, engine=wrapped, memory_budget=budget, apply=decay.apply, **settings)
 
 
 def _prepare_folder(checked: Checked, begin: start.Start, tokenizer: Tokenizer) -> None:
