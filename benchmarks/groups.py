@@ -3,10 +3,11 @@
     python benchmarks/groups.py --engine zero0 zero1 zero2 zero3 fsdp2 ddp --ranks 1 2
 
 On gloo ranks of this machine, or with ``--device cuda`` a GPU each on NCCL. The same model is trained three
-times in one process a rank, an update of each in turn: with one decay in two groups, with a group a matrix, and
-with premultiplied decays in two groups. A row "update" has forward, backward and step, a row "step" the step
-alone (with DDP and FSDP2 the optimizer's); milliseconds are medians of the slowest rank, ratios medians of those
-of each turn. Refreshes are left out. On a GPU, ZeRO-1 to 3 and FSDP2 compute in bf16 and AdamW is fused.
+times in one process a rank, an update of each in turn: with one decay in two groups, with a group a matrix,
+and with premultiplied decays in two groups. A row "update" has forward, backward and step, a row "step" the
+step alone (with DDP and FSDP2 the optimizer's); milliseconds are medians of the slowest rank, ratios medians
+of those of each turn. Refreshes are left out. On a GPU, ZeRO-1 to 3 and FSDP2 compute in bf16 and AdamW is
+fused.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ NEVER = 10**9  # the interval: one refresh, in the first update, which warms up
 
 
 class Layers(nn.Module):
-    """Many equal matrices, one after the other, each added to what came before, and a norm's weight a layer."""
+    """Many equal matrices one after the other, each added to what came before, and a norm for each."""
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
@@ -62,7 +63,7 @@ def main() -> None:
     parser.add_argument("--matrices", type=int, default=170)
     parser.add_argument("--width", type=int, default=344, help="rows and columns of each")
     parser.add_argument("--rows", type=int, default=64, help="tokens a rank and update")
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     million = args.matrices * args.width**2 / 1e6

@@ -8,6 +8,7 @@ import torch
 from alphadecay_dist import UserError
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.optimizer import build_optimizer, pick_apply
+from alphadecay_dist.training.start import decide
 from tests.engines.tiny import TUNABLE, Uneven
 from tests.training.runs import final_weights, tiny_options, train_on
 
@@ -47,6 +48,11 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path):
     train_on(2, "2", tmp_path / "whole", options)
     for more in ([*options, "--train.stop_after=13"], options):
         train_on(2, "2", tmp_path / "parts", more)
+    other = tmp_path / "parts"
+    for key, value in (("decay.apply", "groups"), ("decay.policy", "uniform")):
+        changed = tuple(option.removeprefix("--") for option in (*options, f"--{key}={value}"))
+        with pytest.raises(UserError, match=rf"{key}: found '{value}', the run in .* was begun with"):
+            decide(other, config_of(*changed), "auto", False, 2, "deepspeed ZeRO-2")
     whole, parts = final_weights(tmp_path / "whole"), final_weights(tmp_path / "parts")
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
 
