@@ -1,8 +1,8 @@
 """AlphaDecay: when to refresh, and what a refresh does.
 
 gather -> spectrum -> share -> assign -> write: each owner rank analyses its matrices, one all-gather shares
-the alphas, and every rank writes the same decays into its optimizer's groups, found by module name. With a
-lag the spectra are computed beside training, see :mod:`alphadecay_dist.lagged`.
+the alphas, and every rank writes the same decays where its optimizer applies them, found by module name.
+With a lag the spectra are computed beside training, see :mod:`alphadecay_dist.lagged`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from alphadecay_dist.lagged import Beside, Pending, device_of
 from alphadecay_dist.refresh import Found, Refresh, numbers_of, report
 from alphadecay_dist.settings import REFERENCE, Settings
 from alphadecay_dist.sharding.exchange import Exchange, collective_device, gathered
-from alphadecay_dist.sharding.groups import GROUP_KEY, weights_in
+from alphadecay_dist.sharding.groups import GROUPS, weights_in
 from alphadecay_dist.sharding.inventory import Weight, first_and_last, require_weights
 from alphadecay_dist.sharding.work import plan_for
 from alphadecay_dist.spectral import Analysis, Windows, analyze_each, measured_rates
+from alphadecay_dist.writers import writer_for
 
 STATE_KEY = "alphadecay"  # the one key of state_dict(): its value is a JSON string, safe in any checkpoint
 
@@ -73,6 +74,9 @@ class AlphaDecay:
         device: where spectra are computed: ``cuda`` (this rank's current GPU), ``cpu`` (its host threads;
             matrices leave the GPU as they arrive, so that a snapshot too stays within ``memory_budget``
             there), or ``auto``: where the matrices arrive.
+        apply: how decays reach the weights, as in :func:`alphadecay_dist.param_groups`: ``groups`` (any
+            optimizer), ``premultiply`` (AdamW alone; the same weights in two groups, which is faster), or
+            ``auto`` for the one that the groups were built for.
 
     Raises:
         UserError: a setting out of its range, groups that param_groups() did not make, or an engine that
@@ -103,6 +107,7 @@ class AlphaDecay:
         memory_budget: int | None = None,
         lag: int = 0,
         device: str = "auto",
+        apply: str = GROUPS,
     ) -> None:
         self.settings = Settings(
             weight_decay,
@@ -120,7 +125,7 @@ class AlphaDecay:
         )
         self._device = device_of(device)
         self._host: Host = host_for(model, optimizer, engine, process_group)
-        weights = weights_in(self._host.param_groups(), model, parts or {})
+        weights = named = weights_in(self._host.param_groups(), model, parts or {})
         if preset == REFERENCE:
             weights = _as_released(model, weights)
         _check_windows(weights, farms)
@@ -135,6 +140,7 @@ class AlphaDecay:
         self._refreshed_at: int | None = None
         self._pending: Pending | None = None
         self._beside = Beside(self._exchange, self._weights, self.settings, self._device)
+        self._writer = writer_for(apply, self._host, named, weight_decay)
 
     def step(self) -> Refresh | None:
         """Refresh if one is due, and count the update; at a micro-batch that updates nothing, do nothing.
@@ -294,11 +300,8 @@ class AlphaDecay:
         self._write()
 
     def _write(self) -> None:
-        """Write each module's decay into its group, fetched anew and found by name."""
-        for group in self._host.param_groups():
-            name = group.get(GROUP_KEY)
-            if name in self._parts:
-                group["weight_decay"] = self._decay_of(name)
+        """Hand each module's decay to what applies it."""
+        self._writer.write({name: self._decay_of(name) for name in self._parts})
 
     def _decay_of(self, name: str) -> float:
         """The decay of a module: the mean of its parts'."""

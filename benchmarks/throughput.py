@@ -28,6 +28,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import train
+from alphadecay_dist.engines.process_group import join, local_device
 from alphadecay_dist.training.metrics import read_lines
 
 WINDOW = 500  # updates between refreshes, as published
@@ -65,6 +66,7 @@ def main(argv: list[str]) -> int:
     options, rest = parser.parse_known_args(argv)
     # The launcher is the parent of all ranks of a node: they agree on the directory.
     folder = Path(tempfile.gettempdir()) / f"alphadecay-throughput-{os.getppid()}"
+    join(local_device())  # all runs are in one process group: launchers' stores do not take another
     figures = {policy: Figures() for policy in POLICIES}
     is_main = os.environ.get("RANK", "0") == "0"
     for repeat in range(options.repeats):

@@ -45,6 +45,14 @@ def test_the_exchange_is_timed_and_moves_a_wth():
 
 
 @pytest.mark.slow
+def test_updates_with_many_groups_and_with_two_are_timed():
+    sizes = ("--matrices", "4", "--width", "64", "--rows", "4", "--repeats", "2")
+    lines = run("groups.py", "--engine", "zero3", "fsdp2", "ddp", "--ranks", "2", *sizes)
+    assert len(lines) == 4 + 6
+    assert all(float(cell) > 0 for line in lines[4:] for cell in cells(line)[3:])
+
+
+@pytest.mark.slow
 def test_the_check_for_gpus_passes_on_gloo():
     lines = run("nccl_check.py", "--ranks", "2", "--no_timing")
     assert len(lines) == 1 + 10

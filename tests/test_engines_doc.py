@@ -18,6 +18,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "engines.md").read_text(encoding="u
 SECTIONS = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 EXAMPLES = {name: code for name, text in SECTIONS.items() for code in CODE.findall(text)}
+TWO_GROUPS = EXAMPLES.pop("Two groups instead of one a matrix")
 
 
 def run_example(code, stage):
@@ -52,8 +53,13 @@ def test_every_engine_has_a_section_of_about_ten_lines():
         "DeepSpeed ZeRO-3",
         "FSDP2",
         "FSDP1",
+        "Two groups instead of one a matrix",
     ]
     assert all(len(text.splitlines()) <= 24 for text in SECTIONS.values())
+
+
+def test_the_example_of_two_groups_runs_as_it_is_printed():
+    assert run_example(TWO_GROUPS, None) == {"tuned": 0.0, "untuned": 0.1}
 
 
 @pytest.mark.slow

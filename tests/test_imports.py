@@ -20,7 +20,7 @@ ROOMS = [
     {"refresh"},
     {"sharding"},
     {"engines"},
-    {"lagged"},
+    {"lagged", "writers"},
     {"controller"},
     {"checkpoint"},
     {"training"},

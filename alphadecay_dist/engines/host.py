@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from alphadecay_dist.sharding.inventory import Weight
 from alphadecay_dist.sharding.layout import ShardSource
@@ -23,6 +23,29 @@ class Host(Protocol):
 
     def param_groups(self) -> list[dict[str, Any]]:
         """The optimizer's groups as they are now; never kept, for a load may replace them."""
+        ...
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The torch optimizer whose steps update the weights; an engine may step it once a group."""
+        ...
+
+    def premultiply_refusal(self) -> str | None:
+        """Why decays cannot be multiplied into the weights here; None where they can."""
+        ...
+
+    def updated(
+        self, group: Mapping[str, Any], parameters: Sequence[nn.Parameter]
+    ) -> list[tuple[int, Tensor]]:
+        """What the optimizer step that is about to run changes of the tuned weights, on this rank.
+
+        Args:
+            group: the group that holds them all, as the optimizer has it at that moment.
+            parameters: the model's, in the order of the group's names.
+
+        Returns:
+            Places in that order, and views of what is updated in full precision.
+        """
         ...
 
     def at_boundary(self) -> bool:

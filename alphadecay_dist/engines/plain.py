@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from alphadecay_dist.engines.fsdp1 import FlatParameterSource, flat_places, shard_groups
 from alphadecay_dist.engines.fsdp2 import DTensorSource
 from alphadecay_dist.engines.replicated import ReplicatedSource
+from alphadecay_dist.engines.updated import parameters_of
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.sharding.groups import GROUP_KEY
+from alphadecay_dist.sharding.groups import names_in
 from alphadecay_dist.sharding.inventory import Weight
 from alphadecay_dist.sharding.layout import ShardSource
 
@@ -38,6 +39,21 @@ class PlainHost:
         """The optimizer's own."""
         return self._optimizer.param_groups
 
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The one given."""
+        return self._optimizer
+
+    def premultiply_refusal(self) -> str | None:
+        """Nothing: the optimizer's parameters are the weights, or views of them."""
+        return None
+
+    def updated(
+        self, group: Mapping[str, Any], parameters: Sequence[nn.Parameter]
+    ) -> list[tuple[int, Tensor]]:
+        """The group's own parameters, of which a module may hold another tensor."""
+        return parameters_of(group)
+
     def at_boundary(self) -> bool:
         """Always: without an engine the caller steps the controller once an update."""
         return True
@@ -50,8 +66,8 @@ class PlainHost:
                 served.
         """
         # A module's attribute may be another tensor between forward and backward; the optimizer's never is.
-        groups = [group for group in self.param_groups() if GROUP_KEY in group and group["params"]]
-        own = {group[GROUP_KEY]: group["params"][0] for group in groups}
+        groups = self.param_groups()
+        own = {n: p for group in groups for n, p in zip(names_in(group), group["params"], strict=False)}
         places = flat_places(self._model)
         members = dist.get_process_group_ranks(self._group) if self._group else [0]
         ranks = {rank: number for number, rank in enumerate(members)}

@@ -17,8 +17,12 @@ def local_device() -> torch.device:
     return torch.device("cpu")
 
 
-def join(device: torch.device) -> None:
-    """Join the process group: NCCL on GPUs, gloo on CPUs; alone where no launcher set the variables."""
+def join(device: torch.device) -> bool:
+    """Join the process group: NCCL on GPUs, gloo on CPUs; alone where no launcher set the variables.
+
+    Returns:
+        Whether it had to be made: whoever made it is to end it.
+    """
     if "RANK" not in os.environ:
         alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}
         os.environ |= {key: str(value) for key, value in alone.items()}
@@ -27,8 +31,10 @@ def join(device: torch.device) -> None:
     warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated", FutureWarning)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if dist.is_initialized():
+        return False
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return True
 
 
 def _free_port() -> int:

@@ -52,6 +52,7 @@ class TorchTraining(ABC):
         self._module: Any = None  # is called: the model, or what wraps it
         self._optimizer: Any = None
         self._norm: Tensor | None = None
+        self._made_group = False
 
     @property
     @abstractmethod
@@ -87,9 +88,13 @@ class TorchTraining(ABC):
         """The settings, to be shown."""
         return asdict(self.config)
 
+    def premultiply_refusal(self) -> str | None:
+        """None: decays can be multiplied into the weights."""
+        return None
+
     def start(self) -> None:
         """Join the process group."""
-        join(self.device)
+        self._made_group = join(self.device)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Write the learning rate into every group."""
@@ -144,10 +149,11 @@ class TorchTraining(ABC):
         set_state_dict(self._model, self._optimizer, model_state_dict=model, optim_state_dict=optimizer)
 
     def close(self) -> None:
-        """Leave the process group, when nothing uses it any more: gloo would now and then abort the exit."""
+        """Leave the process group that it made; what still uses it would now and then abort the exit."""
         self._model = self._module = self._optimizer = None
         gc.collect()
-        dist.destroy_process_group()
+        if self._made_group:
+            dist.destroy_process_group()
 
     def _state(self) -> dict[str, Any]:
         model, optimizer = get_state_dict(self._model, self._optimizer)

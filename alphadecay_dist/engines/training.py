@@ -31,6 +31,10 @@ class Training(Protocol):
         """The engine's own settings, to be shown."""
         ...
 
+    def premultiply_refusal(self) -> str | None:
+        """Why decays cannot be multiplied into the weights under this engine; None where they can."""
+        ...
+
     def start(self) -> None:
         """Join the process group: NCCL on GPUs, gloo on CPUs; alone where no launcher set the variables."""
         ...
@@ -90,7 +94,7 @@ class Training(Protocol):
         ...
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Leave the process group, if the engine made it."""
         ...
 
 

@@ -8,15 +8,17 @@ here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_local_fp32_param
-from torch import Tensor
+from torch import Tensor, nn
 
+from alphadecay_dist.engines import zero_config
 from alphadecay_dist.engines.replicated import replicated_sources
+from alphadecay_dist.engines.updated import fragments_of, parameters_of, partitions_of
 from alphadecay_dist.engines.versions import require
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.exchange import gathered
@@ -112,6 +114,24 @@ class ZeroHost:
     def param_groups(self) -> list[dict[str, Any]]:
         """The ZeRO optimizer's groups: its params are flat or gone, its order and our key stay."""
         return self._engine.optimizer.param_groups
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The one given to DeepSpeed, which its own optimizer steps."""
+        return self._engine.basic_optimizer
+
+    def premultiply_refusal(self) -> str | None:
+        """What in the config stands against it, see :func:`zero_config.premultiply_refusal`."""
+        return zero_config.premultiply_refusal(self._engine._config._param_dict)
+
+    def updated(
+        self, group: Mapping[str, Any], parameters: Sequence[nn.Parameter]
+    ) -> list[tuple[int, Tensor]]:
+        """The parameters at stage 0, pieces of the flat fp32 masters above."""
+        stage = self._engine.zero_optimization_stage()
+        if stage == 3:
+            return partitions_of(group, parameters)
+        return fragments_of(parameters) if stage else parameters_of(group)
 
     def at_boundary(self) -> bool:
         """Whether the next ``engine.step()`` updates the weights."""

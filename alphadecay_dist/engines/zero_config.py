@@ -86,6 +86,22 @@ def resolve(
     return resolved
 
 
+def premultiply_refusal(config: Mapping[str, Any]) -> str | None:
+    """Why decays cannot be multiplied into the weights under this config; None where they can."""
+    zero = config.get("zero_optimization") or {}
+    stage = zero.get("stage", 0)
+    half = [name for name in ("bf16", "bfloat16", "fp16") if (config.get(name) or {}).get("enabled")]
+    if stage == 0 and half:
+        return f"ZeRO stage 0 with {half[0]} keeps its fp32 masters to itself; use stage 1, 2 or 3"
+    if stage in (1, 2) and zero.get("round_robin_gradients"):
+        # DeepSpeed then looks for a weight of a group with several in the wrong place.
+        return "round_robin_gradients hides where a weight's master lies; set it to false"
+    for section in ("offload_optimizer", "offload_param"):
+        if (zero.get(section) or {}).get("device") == "nvme":
+            return f"{section} on NVMe takes the masters out of memory; use device cpu or none"
+    return None
+
+
 def fill(options: dict[str, Any], key: str, value: Any, source: str, prefix: str = "") -> None:
     """Set a value that is missing or "auto"; insist on it otherwise."""
     found = options.get(key, AUTO)

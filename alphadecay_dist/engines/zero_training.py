@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from alphadecay_dist.engines import zero_config
 from alphadecay_dist.engines.process_group import join, local_device
 from alphadecay_dist.errors import UserError
 
@@ -31,6 +32,7 @@ class ZeroTraining:
         self.stage: int = config.get("zero_optimization", {}).get("stage", 0)
         self.device = local_device()
         self._engine: Any = None
+        self._made_group = False
 
     @property
     def layout(self) -> str:
@@ -42,6 +44,10 @@ class ZeroTraining:
         """The resolved config, to be shown."""
         return self.config
 
+    def premultiply_refusal(self) -> str | None:
+        """Why decays cannot be multiplied into the weights under this config; None where they can."""
+        return zero_config.premultiply_refusal(self.config)
+
     def start(self) -> None:
         """Join the process group: NCCL on GPUs, gloo on CPUs; alone where no launcher set the variables."""
         quiet = logging.WARNING if int(os.environ.get("RANK", "0")) == 0 else logging.ERROR
@@ -49,7 +55,7 @@ class ZeroTraining:
         if self.device.type == "cpu":
             # DeepSpeed would compile a shared-memory all-reduce here, and fail where there is no compiler.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        join(self.device)
+        self._made_group = join(self.device)
         deepspeed.init_distributed(verbose=False)
 
     def check_config(self) -> None:
@@ -140,6 +146,7 @@ class ZeroTraining:
             raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint there")
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Leave the process group that it made."""
         self._engine = None
-        dist.destroy_process_group()
+        if self._made_group:
+            dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Model -> the optimizer's param groups, one a tuned weight."""
+"""Model -> the optimizer's param groups: one a tuned weight, or one for all of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from alphadecay_dist.sharding.inventory import (
 )
 
 UNTUNED = "untuned"  # the name of the group that holds everything else
+TUNED = "tuned"  # the name of the group that holds all tuned weights, where they share one
 GROUP_KEY = "module"  # the key by which a param group is found again; engines keep it
+NAMES_KEY = "modules"  # the key under which the shared group names its weights, in the order of its params
+GROUPS, PREMULTIPLY = "groups", "premultiply"  # how decays are applied, and so how groups are laid out
 BIAS, BATCHNORM = "bias", "batchnorm"
 
 
@@ -29,8 +32,9 @@ def param_groups(
     untuned: str = "base",
     modules: Iterable[str] | None = None,
     follow: Iterable[str] = (),
+    apply: str = GROUPS,
 ) -> list[dict[str, Any]]:
-    """Param groups for ``torch.optim``: one a tuned weight, then one for everything else.
+    """Param groups for ``torch.optim``: the tuned weights, a group each or all in one, then everything else.
 
     Args:
         model: the model to optimise; parameters with ``requires_grad=False`` are left out.
@@ -39,36 +43,52 @@ def param_groups(
         modules: see :func:`tuned_weights`.
         follow: what shares the group of a tuned weight, as in the released code: ``"bias"``, its module's
             bias, and ``"batchnorm"``, a BatchNorm2d that is named like a convolution (``bn1`` and ``conv1``).
+        apply: ``"groups"``, a group for each tuned weight, which holds its decay; or ``"premultiply"``, one
+            group for them all with decay 0, into which ``AlphaDecay(..., apply="premultiply")`` multiplies
+            the decays, and without which nothing decays them. It needs AdamW, and updates faster.
 
     Returns:
         Dicts with ``params``, ``weight_decay`` and ``module``, the name by which
-        :class:`alphadecay_dist.AlphaDecay` finds the group again; ``"untuned"`` for the last.
+        :class:`alphadecay_dist.AlphaDecay` finds the group again; ``"untuned"`` for the last. With
+        ``"premultiply"`` the first is named ``"tuned"``, and has the names of its weights as ``modules``.
 
     Raises:
-        UserError: no matrix can be tuned, or a choice is none of the two.
+        UserError: no matrix can be tuned, a choice is none of the two, or ``follow`` with ``"premultiply"``.
     """
     followers = set(follow)
     if untuned not in ("base", "zero"):
         raise UserError(f"untuned: found {untuned!r}, expected 'base' or 'zero'")
     if not followers <= {BIAS, BATCHNORM}:
         raise UserError(f"follow: found {sorted(followers)}, expected none, 'bias' or 'batchnorm', or both")
+    if apply not in (GROUPS, PREMULTIPLY):
+        raise UserError(f"apply: found {apply!r}, expected {GROUPS!r} or {PREMULTIPLY!r}")
+    if followers and apply == PREMULTIPLY:
+        raise UserError(f"follow: found {sorted(followers)} with apply={apply!r}, expected none")
     weights = tuned_weights(model, modules)
     require_weights(weights)
-    by_name = named_modules(model)
-    groups: list[dict[str, Any]] = [
-        {
-            "params": [weight.parameter, *_following(weight, by_name, followers)],
-            "weight_decay": weight_decay,
-            GROUP_KEY: weight.name,
-        }
-        for weight in weights
-    ]
+    if apply == PREMULTIPLY:
+        groups = [_shared_group(weights)]
+    else:
+        groups = _own_groups(weights, named_modules(model), followers, weight_decay)
     taken = {id(parameter) for group in groups for parameter in group["params"]}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
     if rest:
         base = weight_decay if untuned == "base" else 0.0
         groups.append({"params": rest, "weight_decay": base, GROUP_KEY: UNTUNED})
     return groups
+
+
+def names_in(group: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tuned weights that a group names, in the order of its params, which may hold followers as well."""
+    if NAMES_KEY in group:
+        return tuple(group[NAMES_KEY])
+    name = group.get(GROUP_KEY, UNTUNED)
+    return () if name == UNTUNED else (name,)
+
+
+def layout_of(groups: Iterable[Mapping[str, Any]]) -> str:
+    """What groups were built for: ``"groups"`` or ``"premultiply"``."""
+    return PREMULTIPLY if any(NAMES_KEY in group for group in groups) else GROUPS
 
 
 def weights_in(
@@ -84,7 +104,7 @@ def weights_in(
     Raises:
         UserError: the groups were not made by :func:`param_groups`, or from another model.
     """
-    names = Counter(group[GROUP_KEY] for group in groups if group.get(GROUP_KEY, UNTUNED) != UNTUNED)
+    names = Counter(name for group in groups for name in names_in(group))
     if not names:
         raise UserError(
             f"optimizer: none of its {len(groups)} param groups names a module to tune (key {GROUP_KEY!r}); "
@@ -98,6 +118,25 @@ def weights_in(
                 "build the groups with alphadecay_dist.param_groups(model, ...) from that same model"
             )
     return [weights[name] for name in names]
+
+
+def _shared_group(weights: Sequence[Weight]) -> dict[str, Any]:
+    names = tuple(weight.name for weight in weights)
+    parameters = [weight.parameter for weight in weights]
+    return {"params": parameters, "weight_decay": 0.0, GROUP_KEY: TUNED, NAMES_KEY: names}
+
+
+def _own_groups(
+    weights: Sequence[Weight], modules: dict[str, nn.Module], followers: set[str], weight_decay: float
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "params": [weight.parameter, *_following(weight, modules, followers)],
+            "weight_decay": weight_decay,
+            GROUP_KEY: weight.name,
+        }
+        for weight in weights
+    ]
 
 
 def _following(weight: Weight, modules: dict[str, nn.Module], follow: set[str]) -> Iterator[nn.Parameter]:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.sharding.groups import PREMULTIPLY
 from alphadecay_dist.training.recipe import AT_LEAST, CHOICES, Config
 
 
@@ -116,6 +117,11 @@ def check(config: Config) -> None:
     config.decay.settings()
     if not all(0 <= beta < 1 for beta in config.optimizer.betas):
         raise UserError(f"optimizer.betas: found {config.optimizer.betas}, expected two numbers in [0, 1)")
+    if config.decay.apply == PREMULTIPLY and config.optimizer.name != "adamw":
+        raise UserError(
+            f"decay.apply: found {PREMULTIPLY!r} with optimizer.name {config.optimizer.name!r}, expected "
+            "'adamw', whose decay is such a product; use groups or auto"
+        )
     if config.train.global_batch % config.data.lanes:
         raise UserError(
             f"data.lanes: found {config.data.lanes}, expected a divisor of "

@@ -8,7 +8,9 @@ from alphadecay_dist.decay import SHAPES
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.lagged import DEVICES
 from alphadecay_dist.settings import CHOOSABLE_FITS, NORMALIZE, PRESETS, Settings
+from alphadecay_dist.sharding.groups import GROUPS
 from alphadecay_dist.spectral import METRICS, Windows
+from alphadecay_dist.writers import APPLY
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ class DecayConfig:
         lag: updates between a refresh and the writing of its decays, below ``interval``, in which its spectra
             are computed beside training; 0 lets training wait.
         device: where spectra are computed: ``cuda``, ``cpu`` or ``auto``: where the weights are.
+        apply: ``groups`` (a param group a matrix), ``premultiply`` (two groups, which update faster; the
+            same weights; adamw alone) or ``auto`` (premultiply where optimizer and engine allow it).
     """
 
     policy: str = "alphadecay"
@@ -149,6 +153,7 @@ class DecayConfig:
     memory_budget: int | None = None
     lag: int = 0
     device: str = "auto"
+    apply: str = GROUPS
 
     def windows(self) -> Windows | None:
         """FARMS' windows, if there are any."""
@@ -237,6 +242,7 @@ CHOICES = {
     "decay.device": DEVICES,
     "decay.untuned": ("base", "zero"),
     "engine.name": ("auto", "fsdp2", "ddp", "deepspeed"),
+    "decay.apply": APPLY,
     "logging.wandb": ("auto", "online", "offline", "off"),
 }
 AT_LEAST = {

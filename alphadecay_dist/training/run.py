@@ -26,7 +26,7 @@ from alphadecay_dist.training.corpus import Corpus, open_corpora
 from alphadecay_dist.training.data import EvaluationData, TrainingData
 from alphadecay_dist.training.loop import Trainer
 from alphadecay_dist.training.metrics import RunFiles, Tracker
-from alphadecay_dist.training.optimizer import build_optimizer
+from alphadecay_dist.training.optimizer import build_optimizer, pick_apply
 from alphadecay_dist.training.prefetch import Prefetched
 from alphadecay_dist.training.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
@@ -81,7 +81,7 @@ def _run_joined(options: Options, checked: Checked, engine: Training, ranks: Ran
         _say(ranks, _describe(checked, engine, ranks, data, tokenizer))
         return
     evaluation = ranks.together(lambda: _evaluation_data(checked.config, validation, tokenizer, ranks))
-    decay = _build(checked, options, engine)
+    decay = _build(checked, options, engine, ranks)
     ranks.from_main(lambda: _prepare_folder(checked, begin, tokenizer))
     _train(checked, engine, ranks, begin, decay, data, evaluation)
 
@@ -116,9 +116,12 @@ def _evaluation_data(config: Config, corpus: Corpus, tokenizer: Tokenizer, ranks
     return EvaluationData(corpus, tokenizer, config.data, config.train, tokens, ranks.rank, ranks.world_size)
 
 
-def _build(checked: Checked, options: Options, engine: Training) -> AlphaDecay | None:
+def _build(checked: Checked, options: Options, engine: Training, ranks: Ranks) -> AlphaDecay | None:
     """Model with its initial weights, optimizer and engine; the controller, if the policy has one."""
     config = checked.config
+    decay, picked = pick_apply(config, engine.premultiply_refusal())
+    if picked:
+        _say(ranks, picked)
     model = engine.construct(lambda: models.build_model(checked.model_config, config.train))
     if options.init_from is None:
         values = models.random_values(checked.shapes, config.train.seed)
@@ -127,19 +130,19 @@ def _build(checked: Checked, options: Options, engine: Training) -> AlphaDecay |
     dtype = getattr(torch, config.train.dtype)
     models.fill(model, values, dtype, engine.assign)
     fused = engine.device.type == "cuda"
-    optimizer = build_optimizer(model, config.optimizer, config.decay, fused=fused)
+    optimizer = build_optimizer(model, config.optimizer, decay, fused=fused)
     wrapped = engine.initialize(model, optimizer)
-    if config.decay.policy == "uniform":
+    if decay.policy == "uniform":
         return None
-    settings = vars(config.decay.settings())
     return AlphaDecay(
         model,
         optimizer,
         engine=wrapped,
         dtype=dtype,
-        memory_budget=config.decay.memory_budget,
-        device=config.decay.device,
-        **settings,
+        memory_budget=decay.memory_budget,
+        device=decay.device,
+        apply=decay.apply,
+        **vars(decay.settings()),
     )
 
 

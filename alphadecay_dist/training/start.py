@@ -10,6 +10,7 @@ from typing import Any
 
 from alphadecay_dist.checkpoint.reader import Checkpoint, newest, read
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.sharding.groups import GROUPS
 from alphadecay_dist.training.config import config_from_dict, flat
 from alphadecay_dist.training.metrics import STATUS, read_status
 from alphadecay_dist.training.recipe import Config
@@ -32,6 +33,7 @@ FIXED = (
     "train.dtype",
     "train.seed",
     "optimizer.name",
+    "decay.apply",  # the layout of the param groups
 )
 
 
@@ -118,7 +120,9 @@ def _not_into_another_run(folder: Path, checkpoint: Checkpoint) -> None:
 def _same_recipe(checkpoint: Checkpoint, config: Config) -> None:
     saved = dict(flat(config_from_dict(checkpoint.state()["config"])))
     now = dict(flat(config))
-    for key in FIXED:
+    # With one group for all tuned weights, one policy keeps the decay in it and the other elsewhere.
+    policy = () if now["decay.apply"] == GROUPS else ("decay.policy",)
+    for key in FIXED + policy:
         if _place_free(saved[key]) != _place_free(now[key]):
             raise UserError(
                 f"{key}: found {now[key]!r}, the run in {checkpoint.folder} was begun with {saved[key]!r}; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,6 +69,7 @@ def engine_of(
     shapes: list[tuple[int, int]],
     dtype: torch.dtype = torch.float32,
     accumulation: int = 1,
+    groups: Callable[[nn.Module], list[dict[str, Any]]] = groups_of,
     **zero_options: Any,
 ) -> tuple[Any, nn.Module, torch.optim.Optimizer]:
     """Engine, model with known initial weights and client optimizer; inside a rank."""
@@ -87,7 +89,7 @@ def engine_of(
     model = training.construct(lambda: Uneven(shapes))
     named = dict(zip((f"{m.name}.weight" for m in matrices_of(model)), shapes, strict=True))
     fill(model, lambda name: value_of(name, named[name], torch.float32), dtype, training.assign)
-    optimizer = torch.optim.AdamW(groups_of(model), lr=1e-2)
+    optimizer = torch.optim.AdamW(groups(model), lr=1e-2)
     return training.initialize(model, optimizer), model, optimizer
 
 

@@ -267,6 +267,10 @@ def test_any_override_gives_a_config_or_one_user_error(override):
             ["decay.metric=log_norm", "decay.assign=log2"],
             "decay: metric: found 'log_norm' with",
         ),
+        (
+            ["decay.apply=premultiply", "optimizer.name=adam"],
+            "decay.apply: found 'premultiply' with optimizer.name 'adam', expected 'adamw'",
+        ),
     ],
 )
 def test_decay_settings_that_do_not_go_together_are_refused(overrides, words):
