@@ -10,7 +10,9 @@ from alphadecay_dist.training.loss import IGNORE, LossHead
 
 def head_and_inputs(dtype=torch.float32, rows=50):
     generator = torch.Generator().manual_seed(0)
-    head = LossHead(24, 90, bias=False).to(dtype)
+    head = LossHead(24, 90, bias=False)
+    torch.nn.init.normal_(head.weight, std=0.2, generator=generator)
+    head = head.to(dtype)
     hidden = torch.randn(rows, 24, generator=generator).to(dtype).requires_grad_()
     targets = torch.randint(0, 90, (rows,), generator=generator)
     targets[::7] = IGNORE
@@ -27,7 +29,7 @@ def reference(head, hidden, targets):
 
 
 @pytest.mark.parametrize("at_once", [2**25, 90, 90 * 7, 1])
-@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 3e-6), (torch.bfloat16, 1e-2)])
 def test_loss_and_gradients_are_those_of_whole_logits(monkeypatch, at_once, dtype, close):
     monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
     head, hidden, targets = head_and_inputs(dtype)
