@@ -7,13 +7,15 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from alphadecay_dist import spectrum as spectra
 from alphadecay_dist.decay import SHAPES
+from alphadecay_dist.engines.foretold import MASTERS, SHARDINGS, Sharding
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.plan import SHARDINGS, forecast, read_machine, this_machine, weights_of
+from alphadecay_dist.plan import forecast, job_of, read_machine, this_machine
 from alphadecay_dist.report import plot_run, plot_spectrum
 from alphadecay_dist.settings import CHOOSABLE_FITS, NORMALIZE, Settings
 from alphadecay_dist.spectral import METRICS, Windows
@@ -75,11 +77,16 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     plan.add_argument("--recipe", help="a recipe's name or YAML")
     plan.add_argument("--config", type=Path, help="a HF config.json or the directory that holds it, instead")
     plan.add_argument("--world_size", type=int, required=True)
-    plan.add_argument("--sharding", choices=list(SHARDINGS), default="zero3")
-    plan.add_argument("--replicas", type=int, default=1, help="fsdp2: groups that hold the model each (HSDP)")
-    plan.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    plan.add_argument("--memory_budget", type=int, help="bytes that the gathering may hold at once")
-    plan.add_argument("--interval", type=int, default=500, help="updates between refreshes (default: 500)")
+    plan.add_argument("--sharding", choices=list(SHARDINGS), help="default: the recipe's engine, or zero3")
+    plan.add_argument("--replicas", type=int, help="fsdp1, fsdp2: groups that hold the model each (HSDP)")
+    plan.add_argument(
+        "--tensor_parallel", type=int, default=1, help="fsdp2: ranks that cut each matrix first"
+    )
+    plan.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: the recipe's, or bfloat16")
+    plan.add_argument("--memory_budget", type=int, help="bytes that the gathering may hold at once on a rank")
+    plan.add_argument(
+        "--interval", type=int, help="updates between refreshes (default: the recipe's, or 500)"
+    )
     plan.add_argument("--machine", type=Path, help="JSON: gram, tridiagonal (flop/s a rank), bandwidth ...")
     plan.add_argument("--bandwidth", type=float, help="bytes a second that a rank takes in")
     plan.add_argument("--update_seconds", type=float, help="seconds of one optimizer update")
@@ -120,17 +127,20 @@ def _settings(args: argparse.Namespace, default: Settings) -> Settings:
 
 
 def _plan(args: argparse.Namespace) -> None:
+    job = job_of(args.recipe, args.config)
+    name = args.sharding or job.sharding
+    replicas = job.replicas if name == "fsdp2" and args.replicas is None else args.replicas
+    sharding = Sharding(name, args.world_size, 1 if replicas is None else replicas, args.tensor_parallel)
+    given = _given(args, {"interval": "interval", "memory_budget": "budget"})
+    if args.dtype or name in MASTERS:
+        given["dtype"] = getattr(torch, args.dtype or "float32")
     machine = read_machine(args.machine) if args.machine else this_machine()
-    given = {name: getattr(args, name) for name in ("bandwidth", "update_seconds")}
-    machine = replace(machine, **{name: value for name, value in given.items() if value is not None})
-    found = forecast(
-        weights_of(args.recipe, args.config),
-        args.world_size,
-        args.sharding,
-        machine,
-        itemsize=getattr(torch, args.dtype).itemsize,
-        replicas=args.replicas,
-        interval=args.interval,
-        budget=args.memory_budget,
-    )
+    machine = replace(machine, **_given(args, {name: name for name in ("bandwidth", "update_seconds")}))
+    found = forecast(replace(job, **given), sharding, machine)
     print(json.dumps(found.as_dict()) if args.json else found.text())
+
+
+def _given(args: argparse.Namespace, names: dict[str, str]) -> dict[str, Any]:
+    """The options that were given, by the names that fields have for them."""
+    found = {field: getattr(args, option) for option, field in names.items()}
+    return {field: value for field, value in found.items() if value is not None}

@@ -11,7 +11,6 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,11 +22,11 @@ from alphadecay_dist.engines import Host, host_for
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.lagged import Beside, Pending, device_of
 from alphadecay_dist.refresh import Found, Refresh, numbers_of, report
-from alphadecay_dist.settings import REFERENCE, Settings
+from alphadecay_dist.settings import Settings
 from alphadecay_dist.sharding.exchange import Exchange, collective_device, gathered
 from alphadecay_dist.sharding.groups import GROUPS, weights_in
-from alphadecay_dist.sharding.inventory import Weight, first_and_last, require_weights
-from alphadecay_dist.sharding.work import plan_for
+from alphadecay_dist.sharding.inventory import Weight
+from alphadecay_dist.sharding.work import analysed, plan_for
 from alphadecay_dist.spectral import Analysis, Windows, analyze_each, measured_rates
 from alphadecay_dist.writers import writer_for
 
@@ -125,10 +124,8 @@ class AlphaDecay:
         )
         self._device = device_of(device)
         self._host: Host = host_for(model, optimizer, engine, process_group)
-        weights = named = weights_in(self._host.param_groups(), model, parts or {})
-        if preset == REFERENCE:
-            weights = _as_released(model, weights)
-        _check_windows(weights, farms)
+        named = weights_in(self._host.param_groups(), model, parts or {})
+        weights = analysed(named, model, self.settings)
         self._weights = {unit: weight for weight in weights for unit in weight.units()}
         self._exchange, self._owners = _exchange(self._host, weights, self.settings, dtype, memory_budget)
         self._parts = {weight.name: _parts(weight) for weight in weights}
@@ -312,34 +309,10 @@ def _parts(weight: Weight) -> list[str]:
     return [part for unit in weight.units() for part in weight.parts(unit)]
 
 
-def _as_released(model: nn.Module, weights: Sequence[Weight]) -> list[Weight]:
-    """What the released code tunes: neither the first nor the last Linear, and no fused weight in parts."""
-    left_out = first_and_last(model)
-    kept = [replace(weight, cut=None) for weight in weights if weight.name not in left_out]
-    require_weights(kept)
-    return kept
-
-
-def _check_windows(weights: Sequence[Weight], windows: Windows | None) -> None:
-    """Refuse FARMS windows that do not fit into a matrix, before any training."""
-    if windows is None:
-        return
-    for weight in weights:
-        for shape in weight.part_shapes():
-            try:
-                windows.check_fit(shape)
-            except ValueError as error:
-                raise UserError(f"{weight.name}: {error}") from None
-
-
 def tridiagonal_weight(device: torch.device, group: dist.ProcessGroup | None) -> float:
-    """How much slower tridiagonalisation is than a product, by the slowest rank. Collective.
-
-    To a power of ten, so coarse that every run on machines of one kind has the same owners.
-    """
-    rates = measured_rates(device)
-    own = round(math.log10(rates.gram / rates.tridiagonal))
-    return 10.0 ** max(exponent for (exponent,) in gathered([own], group))
+    """How much slower tridiagonalisation is than a product, by the slowest rank. Collective."""
+    own = measured_rates(device).tridiagonal_weight
+    return max(weight for (weight,) in gathered([own], group))
 
 
 def _exchange(
@@ -362,6 +335,7 @@ def _exchange(
     world_size = dist.get_world_size(host.group) if host.group else 1
     blocks, planned = plan_for(
         weights,
+        {source.name: source.pieces() for source in sources},
         world_size,
         itemsize=dtype.itemsize,
         tridiagonal=tridiagonal,

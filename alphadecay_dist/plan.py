@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.distributed.tensor import Replicate, Shard
 
-from alphadecay_dist.engines.fsdp2 import mesh_pieces
+from alphadecay_dist.engines.foretold import SHARDINGS, Sharding, layouts
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.inventory import Weight, require_weights, tuned_weights
-from alphadecay_dist.sharding.layout import Flat, Piece, flat_chunks
 from alphadecay_dist.sharding.ownership import Plan
 from alphadecay_dist.sharding.traffic import Traffic, traffic
-from alphadecay_dist.sharding.work import costs_of, plan_for
-from alphadecay_dist.spectral import Rates, measured_rates
+from alphadecay_dist.sharding.work import analysed, costs_of, plan_for
+from alphadecay_dist.spectral import Rates, Windows, measured_rates
+from alphadecay_dist.training.check import with_dtype
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.model import build_on_meta, read_model_config
-
-MOST_RANKS = 65536
 
 
 @dataclass(frozen=True)
@@ -44,29 +41,59 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Job:
+    """What is trained, and how it is refreshed.
+
+    Attributes:
+        model: on any device, meta too.
+        weights: its tuned weights.
+        dtype: that weights travel in.
+        windows: FARMS' windows, where only these are analysed.
+        interval: updates between refreshes.
+        budget: see :class:`alphadecay_dist.AlphaDecay`'s ``memory_budget``.
+        sharding: a name of ``SHARDINGS``: the engine that its recipe names, where it names one.
+        replicas: of the whole model, with ``fsdp2``, by its recipe.
+
+    Raises:
+        UserError: a number below 1.
+    """
+
+    model: nn.Module
+    weights: Sequence[Weight]
+    dtype: torch.dtype = torch.bfloat16
+    windows: Windows | None = None
+    interval: int = 500
+    budget: int | None = None
+    sharding: str = "zero3"
+    replicas: int = 1
+
+    def __post_init__(self) -> None:
+        for name, found in (("interval", self.interval), ("memory_budget", self.budget)):
+            if found is not None and found < 1:
+                raise UserError(f"{name}: found {found}, expected 1 or more")
+
+
+@dataclass(frozen=True)
 class Forecast:
     """A refresh on a given number of ranks.
 
     Attributes:
-        world_size: number of ranks.
-        sharding: a name of ``SHARDINGS``.
+        sharding: how the ranks hold the weights.
         plan: owners and rounds.
         loads: seconds of spectra by rank.
         traffic: bytes by rank.
         seconds: of the whole refresh: the longest queue of spectra and, one after the other, the largest
-            intake; None where the bandwidth is not known.
+            intake; None where there is one and the bandwidth is not known.
         share: of a training window of ``interval`` updates; None where seconds or update_seconds are not
             known.
     """
 
-    world_size: int
-    sharding: str
+    sharding: Sharding
     plan: Plan
     loads: list[float]
     traffic: Traffic
     seconds: float | None
     share: float | None
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def imbalance(self) -> float:
@@ -76,8 +103,8 @@ class Forecast:
     def as_dict(self) -> dict[str, Any]:
         """As plain data."""
         return {
-            "world_size": self.world_size,
-            "sharding": self.sharding,
+            "world_size": self.sharding.world_size,
+            "sharding": self.sharding.name,
             "matrices": len(self.plan.owners),
             "rounds": len(self.plan.rounds),
             "imbalance": self.imbalance,
@@ -96,7 +123,8 @@ class Forecast:
         known = f"{self.seconds:.3g} s" if self.seconds is not None else "give --bandwidth to estimate"
         share = f", {100 * self.share:.3g} % of training" if self.share is not None else ""
         lines = [
-            f"{len(self.plan.owners)} matrices on {owners} of {self.world_size} ranks, {self.sharding}",
+            f"{len(self.plan.owners)} matrices on {owners} of {self.sharding.world_size} ranks, "
+            f"{self.sharding.name}",
             f"rounds: {len(self.plan.rounds)}",
             f"refresh: {known}{share}",
             f"imbalance of the spectra, max / mean: {self.imbalance:.3f}",
@@ -109,68 +137,76 @@ class Forecast:
         return "\n".join(lines)
 
 
-def forecast(
-    weights: Sequence[Weight],
-    world_size: int,
-    sharding: str,
-    machine: Machine,
-    *,
-    itemsize: int,
-    replicas: int = 1,
-    interval: int = 500,
-    budget: int | None = None,
-) -> Forecast:
+def forecast(job: Job, sharding: Sharding, machine: Machine) -> Forecast:
     """Foretell a refresh.
 
     Args:
-        weights: the tuned weights, on any device, meta too.
-        world_size: number of ranks.
-        sharding: a name of ``SHARDINGS``.
+        job: what is trained.
+        sharding: how its ranks hold it.
         machine: what a rank can do.
-        itemsize: bytes of an element as it travels: 2 for bf16.
-        replicas: for ``fsdp2``, how many groups of ranks hold the whole model each (HSDP).
-        interval: updates between refreshes.
-        budget: see :class:`alphadecay_dist.AlphaDecay`'s ``memory_budget``.
 
     Raises:
-        UserError: sizes that do not go together.
+        UserError: a weight whose layout is not known.
     """
-    _check(world_size, sharding, replicas)
-    slower = machine.rates.gram / machine.rates.tridiagonal
-    blocks, planned = plan_for(weights, world_size, itemsize=itemsize, tridiagonal=slower, budget=budget)
-    shapes = {weight.name: weight.shape for weight in weights}
-    alike = {shape: SHARDINGS[sharding](shape, world_size, replicas) for shape in set(shapes.values())}
-    moved = traffic(
-        {name: alike[shape] for name, shape in shapes.items()}, shapes, blocks, planned, world_size, itemsize
+    world_size, itemsize = sharding.world_size, job.dtype.itemsize
+    pieces = layouts(job.model, job.weights, sharding)
+    blocks, planned = plan_for(
+        job.weights,
+        pieces,
+        world_size,
+        itemsize=itemsize,
+        tridiagonal=machine.rates.tridiagonal_weight,
+        windows=job.windows,
+        budget=job.budget,
     )
+    shapes = {weight.name: weight.shape for weight in job.weights}
+    moved = traffic(pieces, shapes, blocks, planned, world_size, itemsize)
     loads = [0.0] * world_size
-    for name, cost in costs_of(weights, slower, None).items():
+    # Dealt by the rounded ratio, and timed by the measured one.
+    slower = machine.rates.gram / machine.rates.tridiagonal
+    for name, cost in costs_of(job.weights, slower, job.windows).items():
         loads[planned.owners[name]] += cost / machine.rates.gram
-    seconds = None
-    if machine.bandwidth is not None:
-        seconds = max(loads) + float(moved.received.max()) / machine.bandwidth
-    known = seconds is not None and machine.update_seconds is not None
-    share = seconds / (interval * machine.update_seconds) if known else None  # type: ignore[operator]
-    return Forecast(world_size, sharding, planned, loads, moved, seconds, share, shapes)
+    seconds = max(loads) + _seconds_moving(moved, machine)
+    window = job.interval * machine.update_seconds if machine.update_seconds is not None else math.nan
+    known = [None if math.isnan(value) else value for value in (seconds, seconds / window)]
+    return Forecast(sharding, planned, loads, moved, *known)
 
 
-def weights_of(recipe: str | None, config: Path | None) -> list[Weight]:
-    """The tuned weights of a recipe's model or of a HF config, without storage.
+def _seconds_moving(moved: Traffic, machine: Machine) -> float:
+    """Of the largest intake; NaN where the bandwidth is not known."""
+    most = float(moved.received.max())
+    if machine.bandwidth is None:
+        return math.nan if most else 0.0
+    return most / machine.bandwidth
+
+
+def job_of(recipe: str | None, config: Path | None) -> Job:
+    """What a recipe trains and with which settings, or a HF config with the published ones; without storage.
 
     Raises:
-        UserError: neither or both are given, or the config cannot be read.
+        UserError: neither or both are given, the config cannot be read, or there is nothing to tune.
     """
     if (recipe is None) == (config is None):
         raise UserError("plan: expected either --recipe NAME or --config PATH")
-    if recipe is not None:
-        loaded = load_config(recipe)
-        model: nn.Module = build_on_meta(read_model_config(loaded.model.name, loaded.train.seq_len))
-    else:
-        assert config is not None
+    if config is not None:
         model = _from_hf(config)
-    weights = tuned_weights(model)
-    require_weights(weights)
-    return weights
+        weights = tuned_weights(model)
+        require_weights(weights)
+        return Job(model, weights)
+    assert recipe is not None
+    loaded = with_dtype(load_config(recipe))
+    model = build_on_meta(read_model_config(loaded.model.name, loaded.train.seq_len))
+    settings, engine = loaded.decay.settings(), loaded.engine
+    return Job(
+        model,
+        analysed(tuned_weights(model), model, settings),
+        getattr(torch, loaded.train.dtype),
+        settings.farms,
+        settings.interval,
+        loaded.decay.memory_budget,
+        engine.name if engine.name in SHARDINGS else Job.sharding,
+        engine.replicate,
+    )
 
 
 def this_machine() -> Machine:
@@ -202,42 +238,6 @@ def read_machine(path: Path) -> Machine:
     if not all(0 < number < math.inf for number in numbers):
         raise UserError(f"{path}: found {found}, gram {rates.gram}: expected numbers above 0")
     return machine
-
-
-def _check(world_size: int, sharding: str, replicas: int) -> None:
-    if not 1 <= world_size <= MOST_RANKS:
-        raise UserError(f"world_size: found {world_size}, expected 1 to {MOST_RANKS}")
-    if sharding not in SHARDINGS:
-        raise UserError(f"sharding: found {sharding!r}, expected one of {', '.join(SHARDINGS)}")
-    if replicas < 1 or world_size % replicas or (replicas > 1 and sharding != "fsdp2"):
-        raise UserError(
-            f"replicas: found {replicas} with {sharding} on {world_size} ranks, expected a divisor of the "
-            "ranks, and fsdp2"
-        )
-
-
-def _whole(shape: tuple[int, ...], world_size: int, replicas: int) -> list[Piece]:
-    return [Piece(tuple(range(world_size)), Flat(0, math.prod(shape)))]
-
-
-def _flat(shape: tuple[int, ...], world_size: int, replicas: int) -> list[Piece]:
-    chunks = flat_chunks(math.prod(shape), world_size)
-    return [Piece((rank,), part) for rank, part in enumerate(chunks) if part.numel]
-
-
-def _rows(shape: tuple[int, ...], world_size: int, replicas: int) -> list[Piece]:
-    mesh = (replicas, world_size // replicas)
-    return mesh_pieces(shape, (Replicate(), Shard(0)), mesh, tuple(range(world_size)))
-
-
-# What lies where, as the sources in engines/ say it of a running job.
-SHARDINGS: dict[str, Callable[[tuple[int, ...], int, int], list[Piece]]] = {
-    "ddp": _whole,
-    "zero1": _whole,
-    "zero2": _whole,
-    "zero3": _flat,
-    "fsdp2": _rows,
-}
 
 
 def _from_hf(path: Path) -> nn.Module:

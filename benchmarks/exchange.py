@@ -4,8 +4,10 @@
 
 On gloo ranks of this machine, or with ``--device cuda`` a GPU each on NCCL: FSDP2's ``full_tensor``, FSDP1's
 ``summon_full_params``, DeepSpeed's ``GatheredParameters`` and ``safe_get_full_fp32_param``, each in turn with
-our exchange over the same sharded weights. Bytes are those that a rank receives from others, memory is the
-growth of a process (on a GPU of its allocations) while it gathers; both of the rank that has the most.
+our exchange over the same sharded weights. Bytes are those that a rank receives from others: ours are
+counted, the others' are computed, all that a rank does not hold. Memory is the growth of a process (on a GPU
+of its allocations) while it gathers; both of the rank that has the most. The ratio of times is the median of
+those of each pair of turns.
 """
 
 from __future__ import annotations
@@ -35,8 +37,9 @@ from alphadecay_dist.sharding.exchange import Exchange
 from alphadecay_dist.sharding.groups import param_groups
 from alphadecay_dist.sharding.inventory import tuned_weights
 from alphadecay_dist.sharding.work import plan_for
+from alphadecay_dist.spectral.rates import WEIGHTS
 
-COLUMNS = ("model", "ranks", "way", "ms", "ours, ms", "ratio", "MB a rank", "ours, MB", "ratio")
+COLUMNS = ("model", "ranks", "way", "ms", "ours, ms", "ratio", "MB a rank, computed", "ours, MB", "ratio")
 COLUMNS += ("memory, MB", "ours, MB")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -85,19 +88,19 @@ def main() -> None:
 
 
 def row(size: str, ranks: int, way: str, repeats: int, device: str) -> str:
-    """One line of the table: medians over the repeats, of the slowest rank."""
+    """One line of the table: medians over the turns, each of its slowest rank."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(run_rank, (ranks, folder, size, way, repeats, device), nprocs=ranks)
         found = [torch.load(Path(folder) / str(rank), weights_only=False) for rank in range(ranks)]
     theirs, ours = ([pair[place] for pair in found] for place in (0, 1))
-    seconds = [
-        statistics.median(max(m.seconds[i] for m in side) for i in range(repeats)) for side in (theirs, ours)
-    ]
+    turns = [[max(m.seconds[i] for m in side) for i in range(repeats)] for side in (theirs, ours)]
+    seconds = [statistics.median(side) for side in turns]
+    ratio = statistics.median(their / our for their, our in zip(*turns, strict=True))
     received = [max(m.received for m in side) for side in (theirs, ours)]
     memory = [max(m.memory for m in side) / 1e6 for side in (theirs, ours)]
     return (
         f"| {size} | {ranks} | {way} | {1e3 * seconds[0]:.0f} | {1e3 * seconds[1]:.0f} "
-        f"| {seconds[0] / seconds[1]:.2f} | {received[0] / 1e6:.0f} | {received[1] / 1e6:.0f} "
+        f"| {ratio:.2f} | {received[0] / 1e6:.0f} | {received[1] / 1e6:.0f} "
         f"| {received[0] / received[1]:.2f} | {memory[0]:.0f} | {memory[1]:.0f} |"
     )
 
@@ -169,7 +172,10 @@ def ours_over(model: nn.Module, host: Any, dtype: torch.dtype | None = None) -> 
     weights = tuned_weights(model)
     sources = host.sources(weights, dtype)
     kind = dtype or sources[0].dtype
-    blocks, plan = plan_for(weights, dist.get_world_size(), itemsize=kind.itemsize, tridiagonal=10.0)
+    layouts = {source.name: source.pieces() for source in sources}
+    blocks, plan = plan_for(
+        weights, layouts, dist.get_world_size(), itemsize=kind.itemsize, tridiagonal=WEIGHTS[0]
+    )
     return Exchange(sources, blocks, plan, kind, host.group)
 
 

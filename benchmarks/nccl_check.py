@@ -3,11 +3,14 @@
     python benchmarks/nccl_check.py              # all GPUs
     python benchmarks/nccl_check.py --device cpu --ranks 3
 
-For DDP, ZeRO-1, 2 and 3 (bf16 weights and fp32 masters), FSDP1, FSDP2 and HSDP it compares every gathered
-matrix bit for bit with the whole weight, the decays of all engines with each other, and bytes and peak with
-what ``alphadecay plan`` foretells. Shapes are uneven and few, so that some ranks send or receive nothing in a
-round, which is where NCCL has been reported to hang. It prints a line an engine and exits with 1 at the first
-fault; a hang ends after ``--timeout`` seconds.
+For every line of ``ENGINES`` it compares each gathered matrix bit for bit with the whole weight, the decays
+of all engines with each other, and bytes and peak with what ``alphadecay plan`` foretells; at last one rank
+plans otherwise, which all must refuse. Shapes are uneven and few, so that some ranks send or receive nothing
+in a round, which is where NCCL has been reported to hang. It prints a line an engine and exits with 1 at the
+first fault; a hang ends after ``--timeout`` seconds.
+
+It leaves out: a killed rank (NCCL's watchdog aborts the process), what the allocator holds (the table of
+``exchange.py`` has it), expert parallelism on a mesh of its own, and more than one node.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+import zlib
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -29,7 +33,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from alphadecay_dist import AlphaDecay, param_groups
+from alphadecay_dist import AlphaDecay, UserError, param_groups
 from alphadecay_dist.sharding.inventory import named_modules
 
 SHAPES = [(64, 172), (61, 67), (172, 64), (67, 61), (53, 127)]
@@ -49,13 +53,10 @@ class Uneven(nn.Module):
         return torch.stack([output.float().square().mean() for output in outputs]).sum()
 
 
-def values() -> dict[str, Tensor]:
-    """The weights, whole, by module name: exact in bf16, so that all engines hold the same."""
-    generator = torch.Generator().manual_seed(0)
-    return {
-        f"layers.{number}.up": torch.randn(shape, generator=generator).bfloat16().float()
-        for number, shape in enumerate(SHAPES)
-    }
+def value(name: str, shape: tuple[int, ...]) -> Tensor:
+    """A weight, whole: exact in bf16, so that all engines hold the same."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return torch.randn(shape, generator=generator).bfloat16().float()
 
 
 def main() -> int:
@@ -67,19 +68,8 @@ def main() -> int:
     parser.add_argument("--no_timing", action="store_true")
     args = parser.parse_args()
     print(f"{args.ranks} ranks on {args.device}, torch {torch.__version__}", flush=True)
-    for engine in ENGINES:
-        with tempfile.TemporaryDirectory() as folder:
-            mp.spawn(check, (args.ranks, folder, engine, args.device, args.timeout), nprocs=args.ranks)
-            decays = torch.load(Path(folder) / "decays")
-        if engine == "DDP":
-            expected = decays
-        off = max(abs(decays[name] / expected[name] - 1) for name in expected)
-        print(
-            f"{engine}: matrices bit-identical, bytes and peak as foretold, decays off by {off:.1e}",
-            flush=True,
-        )
-        if off > 1e-6:
-            return 1
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(check_all, (args.ranks, folder, args.device, args.timeout), nprocs=args.ranks)
     if not args.no_timing:
         ranks = [str(n) for n in (2, 4, 8) if n <= args.ranks]
         command = [sys.executable, str(Path(__file__).with_name("exchange.py")), "--device", args.device]
@@ -87,8 +77,8 @@ def main() -> int:
     return 0
 
 
-def check(rank: int, ranks: int, folder: str, engine: str, device: str, timeout: int) -> None:
-    """One engine on one rank."""
+def check_all(rank: int, ranks: int, folder: str, device: str, timeout: int) -> None:
+    """All engines in turn, on one rank."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
@@ -102,6 +92,24 @@ def check(rank: int, ranks: int, folder: str, engine: str, device: str, timeout:
         world_size=ranks,
         timeout=timedelta(seconds=timeout),
     )
+    expected: dict[frozenset[str], dict[str, float]] = {}  # by names: DDP comes first
+    for engine in ENGINES:
+        decays = check(rank, engine, device)
+        first = expected.setdefault(frozenset(decays), decays)
+        off = max(abs(decays[name] / first[name] - 1) for name in first)
+        assert off <= 1e-6, f"{engine}: decays off by {off:.1e}"
+        if rank == 0:
+            print(f"{engine}: matrices bit-identical, bytes and peak as foretold, decays off by {off:.1e}")
+            sys.stdout.flush()
+    check_mismatch(rank, ranks, device)
+    if rank == 0:
+        print("another plan on one rank: refused by all", flush=True)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def check(rank: int, engine: str, device: str) -> dict[str, float]:
+    """One engine; its decays by name."""
     model, optimizer, wrapped, dtype = ENGINES[engine](_filled(device), device)
     for budget in (None, 1):
         decay = AlphaDecay(
@@ -109,16 +117,25 @@ def check(rank: int, ranks: int, folder: str, engine: str, device: str, timeout:
         )
         exchange = decay._exchange
         for name, matrix in exchange.matrices():
-            assert torch.equal(matrix.float().cpu(), values()[name]), f"{engine}: {name} is not what it was"
+            whole = value(name, tuple(matrix.shape))
+            assert torch.equal(matrix.float().cpu(), whole), f"{engine}: {name} is not what it was"
         foretold = exchange.foretold()
         found = exchange.bytes_received, exchange.bytes_sent, exchange.peak_bytes
         expected = tuple(int(row[rank]) for row in (foretold.received, foretold.sent, foretold.peak))
         assert found == expected, f"{engine}: received, sent, peak {found}, foretold {expected}"
-    modules = decay.refresh().modules
-    if rank == 0:
-        torch.save({name: module.weight_decay for name, module in modules.items()}, Path(folder) / "decays")
-    dist.barrier()
-    dist.destroy_process_group()
+    return {name: module.weight_decay for name, module in decay.refresh().modules.items()}
+
+
+def check_mismatch(rank: int, ranks: int, device: str) -> None:
+    """One rank would send its weights in another type."""
+    model, optimizer, *_ = _ddp(_filled(device), device)
+    dtype = torch.bfloat16 if rank == ranks - 1 else torch.float32
+    refusal = ""
+    try:
+        AlphaDecay(model, optimizer, weight_decay=0.1, dtype=dtype)
+    except (RuntimeError, UserError) as error:
+        refusal = str(error)
+    assert ranks == 1 or "bfloat16" in refusal, f"another plan on one rank: {refusal or 'not refused'}"
 
 
 def _filled(device: str) -> Uneven:
@@ -126,7 +143,7 @@ def _filled(device: str) -> Uneven:
     with torch.no_grad():
         for name, module in named_modules(model).items():
             if isinstance(module, nn.Linear):
-                module.weight.copy_(values()[name])
+                module.weight.copy_(value(name, tuple(module.weight.shape)))
     return model.to(device)
 
 
@@ -139,27 +156,71 @@ def _ddp(model: nn.Module, device: str) -> Built:
     return wrapped, _sgd(wrapped), None, None
 
 
-def _fsdp1(model: nn.Module, device: str) -> Built:
-    from torch.distributed.fsdp import FullyShardedDataParallel  # noqa: PLC0415
+def _experts(build: Callable[[nn.Module, str], Built]) -> Callable[[nn.Module, str], Built]:
+    """The same with a stack of three experts beside the matrices."""
 
-    place = torch.device(device, torch.cuda.current_device() if device == "cuda" else None)
-    wrapped = FullyShardedDataParallel(model, use_orig_params=True, device_id=place)
-    return wrapped, _sgd(wrapped), None, None
+    def with_experts(model: nn.Module, device: str) -> Built:
+        block = nn.Module()
+        block.experts = nn.Module()
+        name = f"layers.{len(SHAPES)}.experts.up_proj"
+        stack = torch.stack([value(f"{name}.{expert}", (60, 70)) for expert in range(3)])
+        block.experts.up_proj = nn.Parameter(stack.to(device))
+        model.layers.append(block)
+        return build(model, device)
+
+    return with_experts
+
+
+def _fsdp1(strategy: str) -> Callable[[nn.Module, str], Built]:
+    def build(model: nn.Module, device: str) -> Built:
+        from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy  # noqa: PLC0415
+
+        options: dict[str, Any] = {}
+        if strategy == "HYBRID_SHARD":
+            options["device_mesh"] = _mesh(device, _halves(dist.get_world_size()))
+        wrapped = FullyShardedDataParallel(
+            model,
+            sharding_strategy=ShardingStrategy[strategy],
+            use_orig_params=True,
+            device_id=torch.device(device, torch.cuda.current_device() if device == "cuda" else None),
+            **options,
+        )
+        return wrapped, _sgd(wrapped), None, None
+
+    return build
+
+
+def _halves(ranks: int) -> tuple[int, int]:
+    return (2, ranks // 2) if ranks % 2 == 0 else (1, ranks)
+
+
+def _mesh(device: str, sizes: tuple[int, ...]) -> Any:
+    return dist.init_device_mesh(device, sizes, mesh_dim_names=("replicas", "shards")[-len(sizes) :])
+
+
+def _tensor_parallel(model: nn.Module, device: str) -> Built:
+    from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module  # noqa: PLC0415
+
+    parallel, shards = _halves(dist.get_world_size())
+    mesh = dist.init_device_mesh(device, (shards, parallel), mesh_dim_names=("shards", "parallel"))
+    for block in model.layers:
+        parallelize_module(block, mesh["parallel"], {"up": ColwiseParallel()})
+    fully_shard(model, mesh=mesh["shards"])
+    return model, _sgd(model), None, None
 
 
 def _fsdp2(sizes: Callable[[int], tuple[int, ...]]) -> Callable[[nn.Module, str], Built]:
     def build(model: nn.Module, device: str) -> Built:
         from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
 
-        shape = sizes(dist.get_world_size())
-        mesh = dist.init_device_mesh(device, shape, mesh_dim_names=("replicas", "shards")[-len(shape) :])
-        fully_shard(model, mesh=mesh)
+        fully_shard(model, mesh=_mesh(device, sizes(dist.get_world_size())))
         return model, _sgd(model), None, None
 
     return build
 
 
-def _zero(stage: int, dtype: torch.dtype | None) -> Callable[[nn.Module, str], Built]:
+def _zero(stage: int, dtype: torch.dtype | None, **options: Any) -> Callable[[nn.Module, str], Built]:
     def build(model: nn.Module, device: str) -> Built:
         import deepspeed  # noqa: PLC0415
 
@@ -169,7 +230,8 @@ def _zero(stage: int, dtype: torch.dtype | None) -> Callable[[nn.Module, str], B
         config = {
             "train_micro_batch_size_per_gpu": 1,
             "bf16": {"enabled": True},
-            "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+            "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0, **options},
+            "zero_force_ds_cpu_optimizer": False,
         }
         optimizer = torch.optim.AdamW(param_groups(model, weight_decay=0.1), lr=0.1)
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
@@ -178,13 +240,24 @@ def _zero(stage: int, dtype: torch.dtype | None) -> Callable[[nn.Module, str], B
     return build
 
 
+def _second_copy(model: nn.Module, device: str) -> Built:
+    size = 2 if dist.get_world_size() % 2 == 0 else 1
+    return _zero(3, None, zero_hpz_partition_size=size)(model, device)
+
+
+OFFLOAD = {"offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "cpu"}}
 ENGINES: dict[str, Callable[[nn.Module, str], Built]] = {
     "DDP": _ddp,
+    "DDP, experts": _experts(_ddp),
     **{f"ZeRO-{stage}": _zero(stage, None) for stage in (1, 2, 3)},
     **{f"ZeRO-{stage} fp32 masters": _zero(stage, torch.float32) for stage in (1, 2, 3)},
-    "FSDP1": _fsdp1,
+    "ZeRO-3 offload": _zero(3, None, **OFFLOAD),
+    "ZeRO-3 hpZ": _second_copy,
+    **{f"FSDP1 {name}": _fsdp1(name) for name in ("FULL_SHARD", "SHARD_GRAD_OP", "HYBRID_SHARD")},
     "FSDP2": _fsdp2(lambda ranks: (ranks,)),
-    "HSDP": _fsdp2(lambda ranks: (2, ranks // 2) if ranks % 2 == 0 else (1, ranks)),
+    "FSDP2, experts": _experts(_fsdp2(lambda ranks: (ranks,))),
+    "HSDP": _fsdp2(_halves),
+    "TP and FSDP2": _tensor_parallel,
 }
 
 

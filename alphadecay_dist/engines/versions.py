@@ -18,12 +18,13 @@ def require(package: str) -> None:
         ImportError: it is too old.
     """
     found, (least, beyond) = Version(version(package)), RANGES[package]
+    release = Version(found.base_version)  # NVIDIA's images and nightly builds have 2.13.0a0+...
     advice = f"pip install '{package}>={least},<{beyond}'"
-    if found < Version(least):
+    if release < Version(least):
         raise ImportError(
             f"{package} {found} is too old for alphadecay_dist, expected {least} or later: {advice}"
         )
-    if found >= Version(beyond):
+    if release >= Version(beyond):
         warnings.warn(
             f"{package} {found} is newer than alphadecay_dist has been tested with (below {beyond}); run its "
             f"tests, or {advice}",

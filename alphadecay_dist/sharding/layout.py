@@ -153,11 +153,6 @@ class Block:
     shape: tuple[int, ...]
 
 
-def whole(source: ShardSource) -> Block:
-    """The block that is all of a tensor."""
-    return Block(source.name, source.name, Flat(0, numel(source)), source.shape)
-
-
 def replica_of(pieces: Sequence[Piece]) -> dict[int, int]:
     """The replica that each rank belongs to, of the ranks that hold anything."""
     return {rank: place for piece in pieces for place, rank in enumerate(piece.holders)}

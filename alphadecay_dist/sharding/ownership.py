@@ -1,15 +1,20 @@
 """Who analyses which matrix, and in which order: pure, the same on every rank.
 
 A matrix has one owner rank. Owners are dealt so that the longest queue of work is short. An owner takes its
-matrices in rounds, so that what it must hold at once stays under a memory budget.
+matrices in rounds, so that what any rank must hold at once stays under a memory budget.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Counts = npt.NDArray[np.int64]  # a number a rank
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,35 @@ class Plan:
     owners: Mapping[str, int]
     rounds: tuple[tuple[str, ...], ...]
     budget: int
+
+
+@dataclass(frozen=True)
+class Move:
+    """What it takes to bring one matrix to its owner, in bytes.
+
+    Attributes:
+        received: by the owner, from other ranks.
+        assembled: of the matrix put together; 0 where the owner holds it whole.
+        senders: the other ranks that send a part of it.
+        sent: by each of them.
+    """
+
+    received: int
+    assembled: int
+    senders: Counts
+    sent: Counts
+
+    def fits(self, moving: Counts, owner: int, room: float) -> bool:
+        """Whether no rank receives and sends more than ``room`` with this beside what moves already."""
+        if not self.received:
+            return True
+        beside = moving[self.senders] + self.sent
+        return bool(moving[owner] + self.received <= room and beside.max() <= room)
+
+
+def unmoved(name: str, owner: int) -> Move:
+    """Of a matrix that its owner has."""
+    return Move(0, 0, np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
 def cost(shape: Sequence[int], tridiagonal: float = 1.0) -> float:
@@ -95,33 +129,71 @@ def _by_cost(queue: Mapping[str, float]) -> dict[float, str]:
     return {queue[name]: name for name in sorted(queue, reverse=True)}
 
 
-def plan(costs: Mapping[str, float], nbytes: Mapping[str, int], world_size: int, budget: int) -> Plan:
-    """Owners for all matrices, and rounds in which no owner receives more than a quarter of the budget.
-
-    The four quarters are: a round that has arrived, the matrix that is put together from it, what is sent
-    of the next round, and what is received of it.
+def plan(
+    costs: Mapping[str, float],
+    nbytes: Mapping[str, int],
+    world_size: int,
+    budget: int,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    moves: Callable[[str, int], Move] = unmoved,
+) -> Plan:
+    """Owners for all matrices, and the rounds in which they are brought together.
 
     Args:
         costs: work by name, see :func:`cost`.
         nbytes: bytes that a matrix takes at its owner.
         world_size: number of ranks.
-        budget: bytes to hold at once; a matrix of more than a quarter gets a round of its own.
+        budget: bytes to hold at once; what is held is less, or what a single matrix takes.
+        shapes: of the matrices: among those of one cost, equal ones follow each other, for they are analysed
+            in one call.
+        moves: of a matrix, by name, to an owner; without it what ranks send is not counted.
 
     Returns:
         The plan, the same for the same arguments.
     """
     owners = assign_owners(costs, world_size)
+    of, shape = costs.__getitem__, (shapes or {}).get
+    order = sorted(costs, key=lambda name: (-of(name), shape(name, ()), name))
+    ways = {name: moves(name, owners[name]) for name in order}
+    return Plan(owners, _rounds(order, owners, nbytes, ways, world_size, budget), budget)
+
+
+def _rounds(
+    order: Sequence[str],
+    owners: Mapping[str, int],
+    nbytes: Mapping[str, int],
+    ways: Mapping[str, Move],
+    world_size: int,
+    budget: int,
+) -> tuple[tuple[str, ...], ...]:
+    """Each matrix in the first round that has room for it at its owner and at all that send of it.
+
+    A budget has four quarters: a round that has arrived, the matrix that is put together from it, and, on
+    the way, the next one: what of it is received and what is sent, which share two quarters. A matrix of more
+    than a quarter is alone with its owner in its round, and the ranks may take and give as much at once as
+    the budget holds, or as the largest matrix takes in any case.
+    """
+    most = max([budget, *(way.received + way.assembled for way in ways.values())])
     rounds: list[list[str]] = []
+    moving: list[Counts] = []  # bytes of each round that a rank receives and sends, by rank
     position, held = [0] * world_size, [0] * world_size
-    for name in sorted(costs, key=lambda name: (-costs[name], name)):
-        rank = owners[name]
+    for name in order:
+        rank, way = owners[name], ways[name]
+        room = budget / 2 if 4 * nbytes[name] <= budget else most
+        number = position[rank]
         if held[rank] and 4 * (held[rank] + nbytes[name]) > budget:
-            position[rank], held[rank] = position[rank] + 1, 0
-        held[rank] += nbytes[name]
-        while len(rounds) <= position[rank]:
+            number += 1
+        while number < len(rounds) and not way.fits(moving[number], rank, room):
+            number += 1
+        if number == len(rounds):
             rounds.append([])
-        rounds[position[rank]].append(name)
-    return Plan(owners, tuple(tuple(names) for names in rounds), budget)
+            moving.append(np.zeros(world_size, np.int64))
+        held[rank] = nbytes[name] + (held[rank] if number == position[rank] else 0)
+        position[rank] = number
+        rounds[number].append(name)
+        moving[number][rank] += way.received
+        moving[number][way.senders] += way.sent
+    return tuple(tuple(names) for names in rounds)
 
 
 def default_budget(nbytes: Mapping[str, int]) -> int:

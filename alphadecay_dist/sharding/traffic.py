@@ -9,12 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from alphadecay_dist.sharding.layout import Block, Piece, replica_of
-from alphadecay_dist.sharding.ownership import Plan
-
-Counts = npt.NDArray[np.int64]  # (W,), a number a rank
+from alphadecay_dist.sharding.ownership import Counts, Move, Plan, unmoved
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,47 @@ class Traffic:
     ahead: tuple[bool, ...]
 
 
+class Routes:
+    """The way of each block to an owner, as the pieces lie.
+
+    Args:
+        layouts: the pieces of each tensor, by name; the same list for tensors that lie alike, which makes
+            it fast.
+        shapes: of the tensors.
+        blocks: the matrices in them that have owners.
+        world_size: number of ranks.
+        itemsize: bytes of an element as it travels.
+    """
+
+    def __init__(
+        self,
+        layouts: Mapping[str, Sequence[Piece]],
+        shapes: Mapping[str, tuple[int, ...]],
+        blocks: Sequence[Block],
+        world_size: int,
+        itemsize: int,
+    ) -> None:
+        self._layouts, self._shapes = layouts, shapes
+        self._blocks = {block.name: block for block in blocks}
+        self._world_size = world_size
+        self._itemsize = itemsize
+        self._parts: dict[tuple[int, int, int], _Part] = {}
+
+    def move(self, name: str, owner: int) -> Move:
+        """What it takes to bring a block to a rank."""
+        block = self._blocks[name]
+        pieces = self._layouts[block.source]
+        key = (id(pieces), block.index.start, block.index.stop)
+        if key not in self._parts:
+            self._parts[key] = _Part(pieces, self._shapes[block.source], block, self._world_size)
+        part = self._parts[key]
+        if owner in part.whole_at:
+            return unmoved(name, owner)
+        senders, sent = part.sent_to(owner)
+        senders, sent = senders[senders != owner], self._itemsize * sent[senders != owner]
+        return Move(int(sent.sum()), self._itemsize * block.index.numel, senders, sent)
+
+
 class _Part:
     """One block, as it lies: what each rank sends of it to an owner.
 
@@ -46,21 +84,27 @@ class _Part:
         self, pieces: Sequence[Piece], shape: tuple[int, ...], block: Block, world_size: int
     ) -> None:
         overlaps = ((piece.holders, piece.index.overlap(block.index, shape)) for piece in pieces)
-        found = [(holders, overlap) for holders, overlap in overlaps if overlap is not None]
+        # Pieces that nobody holds are refused later, by all ranks alike.
+        found = [(holders, overlap) for holders, overlap in overlaps if holders and overlap is not None]
         whole = (h for h, o in found if o.local.numel == block.index.numel and o.place.in_order)
         self.whole_at = frozenset(rank for holders in whole for rank in holders)
         self._found = [(holders, overlap.local.numel) for holders, overlap in found]
         self._replicas = replica_of(pieces)
-        self._sent: dict[int, Counts] = {}
+        self._sent: dict[int, tuple[Counts, Counts]] = {}
         self._world_size = world_size
 
-    def sent_to(self, owner: int) -> Counts:
-        """Elements by rank, the owner's own among them: from the replica that shares its coordinate."""
+    def sent_to(self, owner: int) -> tuple[Counts, Counts]:
+        """Ranks that hold of it, and how many elements they give, the owner's own among them.
+
+        From the replica that shares the owner's coordinate.
+        """
         replica = self._replicas.get(owner, owner)
         if replica not in self._sent:
-            self._sent[replica] = np.zeros(self._world_size, np.int64)
+            sent = np.zeros(self._world_size, np.int64)
             for holders, numel in self._found:
-                self._sent[replica][holders[replica % len(holders)]] += numel
+                sent[holders[replica % len(holders)]] += numel
+            (senders,) = sent.nonzero()
+            self._sent[replica] = senders, sent[senders]
         return self._sent[replica]
 
 
@@ -72,44 +116,24 @@ def traffic(
     world_size: int,
     itemsize: int,
 ) -> Traffic:
-    """Foretell an exchange.
-
-    Args:
-        layouts: the pieces of each tensor, by name; the same list for tensors that lie alike, which makes
-            it fast.
-        shapes: of the tensors.
-        blocks: the matrices in them that have owners.
-        plan: owners and rounds.
-        world_size: number of ranks.
-        itemsize: bytes of an element as it travels.
-    """
-    by_name = {block.name: block for block in blocks}
-    parts: dict[tuple[int, int, int], _Part] = {}
+    """Foretell an exchange by a plan; the other arguments are those of :class:`Routes`."""
+    routes = Routes(layouts, shapes, blocks, world_size, itemsize)
     received, sent, peak, before = (np.zeros(world_size, np.int64) for _ in range(4))
     ahead = []
     for names in plan.rounds:
         outgoing, incoming, largest = (np.zeros(world_size, np.int64) for _ in range(3))
         for name in names:
-            block, owner = by_name[name], plan.owners[name]
-            pieces = layouts[block.source]
-            key = (id(pieces), block.index.start, block.index.stop)
-            if key not in parts:
-                parts[key] = _Part(pieces, shapes[block.source], block, world_size)
-            part = parts[key]
-            if owner in part.whole_at:
-                continue
-            pieces_sent = part.sent_to(owner)
-            own = pieces_sent[owner]
-            outgoing += pieces_sent
-            outgoing[owner] -= own
-            incoming[owner] += pieces_sent.sum() - own
-            largest[owner] = max(largest[owner], block.index.numel)
+            owner = plan.owners[name]
+            move = routes.move(name, owner)
+            outgoing[move.senders] += move.sent
+            incoming[owner] += move.received
+            largest[owner] = max(largest[owner], move.assembled)
         sent += outgoing
         received += incoming
         both = before + outgoing + incoming
-        ahead.append(bool(both.max() * itemsize <= plan.budget))
+        ahead.append(bool(both.max() <= plan.budget))
         peak = np.maximum(peak, both if ahead[-1] else outgoing + incoming)
         before = incoming + largest
         peak = np.maximum(peak, before)
     # What was said of each round holds for the one before it.
-    return Traffic(received * itemsize, sent * itemsize, peak * itemsize, (*ahead[1:], False))
+    return Traffic(received, sent, peak, (*ahead[1:], False))

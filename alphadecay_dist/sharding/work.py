@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from alphadecay_dist.sharding.inventory import Weight
-from alphadecay_dist.sharding.layout import Block, Flat
+from torch import nn
+
+from alphadecay_dist.errors import UserError
+from alphadecay_dist.settings import REFERENCE, Settings
+from alphadecay_dist.sharding.inventory import Weight, first_and_last, require_weights
+from alphadecay_dist.sharding.layout import Block, Flat, Piece
 from alphadecay_dist.sharding.ownership import Plan, cost, default_budget, plan
+from alphadecay_dist.sharding.traffic import Routes
 from alphadecay_dist.spectral import Windows
+
+
+def analysed(weights: Sequence[Weight], model: nn.Module, settings: Settings) -> list[Weight]:
+    """The weights as the rule takes them, the same for a run, its dry run and a plan.
+
+    The released code (preset ``reference``) tunes neither the first nor the last Linear, and no fused weight
+    in parts.
+
+    Raises:
+        UserError: nothing is left, or FARMS' windows do not fit into a matrix.
+    """
+    kept = list(weights)
+    if settings.preset == REFERENCE:
+        left_out = first_and_last(model)
+        kept = [replace(weight, cut=None) for weight in weights if weight.name not in left_out]
+    require_weights(kept)
+    if settings.farms is not None:
+        for weight in kept:
+            _check_fit(weight, settings.farms)
+    return kept
 
 
 def plan_for(
     weights: Sequence[Weight],
+    layouts: Mapping[str, Sequence[Piece]],
     world_size: int,
     *,
     itemsize: int,
@@ -24,16 +51,20 @@ def plan_for(
 
     Args:
         weights: the tuned weights.
+        layouts: the pieces of each, by name.
         world_size: number of ranks.
         itemsize: bytes of an element as it travels.
         tridiagonal: see :func:`alphadecay_dist.sharding.ownership.cost`.
         windows: FARMS' windows, where only these are analysed.
-        budget: bytes of gathered weights at an owner in a round; None is the default.
+        budget: bytes that a rank may hold at once for the gathering; None is the default.
     """
     blocks = [block for weight in weights for block in _blocks(weight)]
     costs = costs_of(weights, tridiagonal, windows)
     nbytes = {block.name: block.index.numel * itemsize for block in blocks}
-    return blocks, plan(costs, nbytes, world_size, default_budget(nbytes) if budget is None else budget)
+    shapes = {block.name: block.shape for block in blocks}
+    routes = Routes(layouts, {weight.name: weight.shape for weight in weights}, blocks, world_size, itemsize)
+    most = default_budget(nbytes) if budget is None else budget
+    return blocks, plan(costs, nbytes, world_size, most, shapes, routes.move)
 
 
 def costs_of(weights: Sequence[Weight], tridiagonal: float, windows: Windows | None) -> dict[str, float]:
@@ -55,3 +86,11 @@ def _blocks(weight: Weight) -> list[Block]:
         Block(unit, weight.name, Flat(place * size, (place + 1) * size), weight.unit_shape)
         for place, unit in enumerate(weight.units())
     ]
+
+
+def _check_fit(weight: Weight, windows: Windows) -> None:
+    for shape in weight.part_shapes():
+        try:
+            windows.check_fit(shape)
+        except ValueError as error:
+            raise UserError(f"{weight.name}: {error}") from None

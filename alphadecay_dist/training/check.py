@@ -51,11 +51,7 @@ class Checked:
 
 def check(options: Options) -> Checked:
     """Check options, recipe, model and DeepSpeed JSON: the same result, or error, on every rank."""
-    config = load_config(options.recipe, options.overrides)
-    if config.train.dtype == "auto":
-        dtype = "bfloat16" if torch.cuda.is_available() else "float32"
-        config = dataclasses.replace(config, train=dataclasses.replace(config.train, dtype=dtype))
-    config = _with_engine(config, options)
+    config = _with_engine(with_dtype(load_config(options.recipe, options.overrides)), options)
     engine_config = _engine_config(config, options.deepspeed)
     model_config = models.read_model_config(config.model.name, config.train.seq_len)
     shapes = models.build_on_meta(model_config)
@@ -75,6 +71,14 @@ def check(options: Options) -> Checked:
             f"--output_dir {folder}: cannot be made, {above} is no directory to write to; choose another"
         )
     return Checked(config, model_config, shapes, engine_config, folder)
+
+
+def with_dtype(config: Config) -> Config:
+    """The config with ``train.dtype`` resolved, as it is on this machine."""
+    if config.train.dtype != "auto":
+        return config
+    dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, dtype=dtype))
 
 
 def _with_engine(config: Config, options: Options) -> Config:

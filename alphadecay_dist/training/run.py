@@ -15,9 +15,9 @@ from alphadecay_dist.controller import AlphaDecay, tridiagonal_weight
 from alphadecay_dist.engines.training import Training, training_for
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.exchange import collective_device
-from alphadecay_dist.sharding.inventory import tuned_weights
+from alphadecay_dist.sharding.inventory import Weight, tuned_weights
 from alphadecay_dist.sharding.ownership import assign_owners
-from alphadecay_dist.sharding.work import costs_of
+from alphadecay_dist.sharding.work import analysed, costs_of
 from alphadecay_dist.training import model as models
 from alphadecay_dist.training import start
 from alphadecay_dist.training.check import Checked, Options, check
@@ -238,12 +238,10 @@ def _describe(
     checked: Checked, engine: Training, ranks: Ranks, data: TrainingData, tokenizer: Tokenizer
 ) -> str:
     """What --dry_run prints: config, sizes, plan, first batch."""
-    weights = tuned_weights(checked.shapes)
     group = dist.group.WORLD
-    tridiagonal = tridiagonal_weight(collective_device(group), group)
-    owners = assign_owners(costs_of(weights, tridiagonal, None), ranks.world_size)
+    owned = owners(checked, ranks.world_size, tridiagonal_weight(collective_device(group), group))
     batches = data.next_update()
-    lines = [f"  {w.name} {w.shape[0]} x {w.shape[1]}: rank {owners[w.name]}" for w in weights]
+    lines = [f"  {w.name} {w.shape[0]} x {w.shape[1]}: rank {rank}" for w, rank in owned]
     first = batches[0]
     length = int((first.labels[0] >= 0).sum())
     return "\n".join(
@@ -251,12 +249,20 @@ def _describe(
             to_yaml(checked.config),
             yaml.safe_dump({engine.layout: engine.options}, sort_keys=False),
             f"weights: {models.parameter_count(checked.shapes):,}",
-            f"tuned matrices and their owners on {ranks.world_size} ranks: {len(weights)}",
+            f"tuned matrices and their owners on {ranks.world_size} ranks: {len(owned)}",
             *lines,
             f"first update on rank 0: {len(batches)} micro-batches of {tuple(first.input_ids.shape)}",
             f"first sequence, {length} tokens: {tokenizer.decode(first.input_ids[0, :length].tolist())!r}",
         ]
     )
+
+
+def owners(checked: Checked, world_size: int, tridiagonal: float) -> list[tuple[Weight, int]]:
+    """The weights that the run will analyse, and the rank that will."""
+    settings = checked.config.decay.settings()
+    weights = analysed(tuned_weights(checked.shapes), checked.shapes, settings)
+    found = assign_owners(costs_of(weights, tridiagonal, settings.farms), world_size)
+    return [(weight, found[weight.name]) for weight in weights]
 
 
 def _say(ranks: Ranks, text: str) -> None:

@@ -203,7 +203,18 @@ def test_drawn_placements_arrive_whole(world_size):
     drawn()
 
 
-@given(any_placement(4))
+@st.composite
+def twice_sharded(draw):
+    """As FSDP2 after tensor parallelism has cut the same dimension."""
+    shape, mesh = (
+        draw(st.lists(sizes, min_size=2, max_size=2)),
+        draw(st.sampled_from([(2, 2), (2, 3), (3, 2)])),
+    )
+    dim = draw(st.integers(0, 1))
+    return tuple(shape), mesh, (_StridedShard(dim, split_factor=mesh[1]), Shard(dim))
+
+
+@given(any_placement(4) | twice_sharded())
 def test_drawn_pieces_cover_the_tensor_once(case):
     shape, mesh, placements = case
 

@@ -22,3 +22,15 @@ def test_other_versions_are_named(package, monkeypatch):
     monkeypatch.setattr(versions, "version", lambda name: f"{beyond}.1")
     with pytest.warns(UserWarning, match=rf"{package} {beyond}.1 is newer .*{advice}"):
         require(package)
+
+
+@pytest.mark.parametrize("package", RANGES)
+@pytest.mark.parametrize("suffix", ["a0+5228986c39.nv26.01", ".dev20260101", "rc2"])
+def test_images_and_nightly_builds_count_as_their_release(package, suffix, monkeypatch, recwarn):
+    least, beyond = RANGES[package]
+    monkeypatch.setattr(versions, "version", lambda name: f"{least}{suffix}")
+    require(package)
+    assert not recwarn.list
+    monkeypatch.setattr(versions, "version", lambda name: f"{beyond}{suffix}")
+    with pytest.warns(UserWarning, match="is newer"):
+        require(package)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alphadecay_dist.sharding.exchange import Exchange
-from alphadecay_dist.sharding.layout import ShardSource, numel, whole
+from alphadecay_dist.sharding.layout import Block, Flat, ShardSource, numel
 from alphadecay_dist.sharding.ownership import Plan, cost, plan
 
 SMALL, LARGE = 1, 2**20  # budgets: a round a matrix, and one round for all
@@ -24,7 +24,8 @@ def exchange_of(
     world_size = dist.get_world_size(group)
     nbytes = {source.name: numel(source) * dtype.itemsize for source in sources}
     found = plan({source.name: cost(source.shape) for source in sources}, nbytes, world_size, budget)
-    return Exchange(sources, [whole(source) for source in sources], found, dtype, group), found
+    blocks = [Block(s.name, s.name, Flat(0, numel(s)), s.shape) for s in sources]
+    return Exchange(sources, blocks, found, dtype, group), found
 
 
 def collect(exchange: Exchange) -> tuple[dict[str, Tensor], int]:

@@ -1,13 +1,22 @@
 from __future__ import annotations
 
 import random
-from itertools import pairwise
+from itertools import groupby, pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alphadecay_dist.sharding.ownership import assign_owners, cost, default_budget, plan
+from alphadecay_dist.sharding.ownership import (
+    Move,
+    assign_owners,
+    cost,
+    default_budget,
+    plan,
+    unmoved,
+)
+from alphadecay_dist.spectral.rates import WEIGHTS
 from tests.sharding.shapes import PUBLISHED, shapes_of
 
 WORLDS = range(2, 65)
@@ -64,7 +73,7 @@ def test_every_matrix_has_one_owner_and_one_round_whatever_the_order(model, worl
         assert again == found
 
 
-@pytest.mark.parametrize("tridiagonal", [1.0, 10.0, 100.0])
+@pytest.mark.parametrize("tridiagonal", [1.0, *WEIGHTS])
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_the_longest_queue_is_within_ten_percent_of_the_mean_wherever_any_deal_is(model, tridiagonal):
     # With fewer matrices a rank no deal can be level: 1.5 a rank leave some ranks with two.
@@ -118,6 +127,42 @@ def test_an_oversized_matrix_has_a_round_of_its_own():
     shapes = {"large": (100, 100), "small": (50, 60), "smaller": (50, 50)}
     nbytes = {name: m * n for name, (m, n) in shapes.items()}
     assert plan(costs_by_name(shapes), nbytes, 1, 24_000).rounds == (("large",), ("small", "smaller"))
+
+
+def test_equal_shapes_follow_each_other_in_a_round():
+    # (128, 344) and (344, 128) cost the same; only equal shapes are analysed in one call.
+    shapes = {f"layers.{n}.{name}": s for n in range(8) for name, s in LIKE.items()}
+    nbytes = dict.fromkeys(shapes, 4 * 128 * 344)
+    (names,) = plan(costs_by_name(shapes), nbytes, 1, 2**30, shapes).rounds
+    assert [len(list(own)) for _, own in groupby(names, shapes.get)] == [8, 16]
+
+
+LIKE = {"down": (128, 344), "gate": (344, 128), "up": (344, 128)}
+
+
+@given(
+    st.lists(st.tuples(st.integers(50, 90), st.integers(0, 3)), min_size=1, max_size=30),
+    st.integers(4, 7),
+    st.integers(1, 60_000),
+)
+def test_no_rank_takes_and_gives_more_than_the_budget_or_a_matrix_of_it(sizes, world_size, budget):
+    """Each matrix lies whole on one of the first four ranks."""
+    shapes = {f"m{number}": (size, size) for number, (size, _) in enumerate(sizes)}
+    at = {f"m{number}": rank for number, (_, rank) in enumerate(sizes)}
+    nbytes = {name: 4 * m * n for name, (m, n) in shapes.items()}
+
+    def moves(name, owner):
+        if at[name] == owner:
+            return unmoved(name, owner)
+        return Move(nbytes[name], nbytes[name], np.array([at[name]]), np.array([nbytes[name]]))
+
+    found = plan(costs_by_name(shapes), nbytes, world_size, budget, shapes, moves)
+    assert sorted(name for names in found.rounds for name in names) == sorted(shapes)
+    for names in found.rounds:
+        moving = [name for name in names if at[name] != found.owners[name]]
+        for rank in range(world_size):
+            given = sum(nbytes[name] for name in moving if rank in (at[name], found.owners[name]))
+            assert given <= max(budget, 2 * max(nbytes.values()))
 
 
 def test_default_budget_is_two_of_the_largest_or_256_mib():
