@@ -9,6 +9,7 @@ overhead of many would outweigh the work; the results are the same bit for bit.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +27,7 @@ STACK_MAX_COUNT = 16
 
 
 def analyze_each(
-    weights: Iterable[tuple[str, Tensor]], estimator: Estimator = PUBLISHED
+    weights: Iterable[tuple[str, Tensor]], estimator: Estimator = PUBLISHED, room: int | None = None
 ) -> dict[str, Analysis]:
     """Analyse named weights, as :func:`analyze` takes them.
 
@@ -36,36 +37,47 @@ def analyze_each(
     Args:
         weights: names and weights; those on one device only.
         estimator: how to read alpha.
+        room: bytes of weights that may wait for their analysis while the next one is taken, beside that; no
+            limit but the number of threads by default. Each is let go of when it is analysed.
 
     Returns:
         An analysis by name, in the order given.
     """
     found: dict[str, Analysis] = {}
     workers = torch.get_num_threads()
-    pending: deque[tuple[list[str], Future[list[Analysis]]]] = deque()
+    pending: deque[tuple[list[str], Future[list[Analysis]], int]] = deque()
+    # Small ones that are not yet a stack wait as well.
+    small = math.inf if room is None else room // STACK_MAX_COUNT
+    most_bytes = math.inf if room is None else room - small
 
     def finish(most: int) -> None:
-        """Wait until no more than ``most`` are pending."""
-        while len(pending) > most:
-            names, future = pending.popleft()
+        """Wait until no more than ``most`` are pending, and of them no more than fit."""
+        while len(pending) > most or sum(nbytes for _, _, nbytes in pending) > most_bytes:
+            names, future, _ = pending.popleft()
             found.update(zip(names, future.result(), strict=True))
 
     # Each thread must say so for itself: a new one's first LAPACK call would run on all cores, and round
     # otherwise.
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     with full_precision_matmul(), _one_blas_thread(), pool:
-        for names, stack in _stacks(weights):
+        for names, stack in _stacks(weights, small):
             if stack[0].device.type != "cpu":
                 found.update(zip(names, _analyze_all(stack, estimator), strict=True))
                 continue  # its own stream of work: host threads would not help
-            pending.append((names, pool.submit(_analyze_all, stack, estimator)))
+            nbytes = sum(weight.nbytes for weight in stack)
+            pending.append((names, pool.submit(_analyze_all, stack, estimator), nbytes))
             finish(workers - 1)
         finish(0)
     return found
 
 
-def _stacks(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[list[str], list[Tensor]]]:
-    """The weights one by one; neighbours that are small matrices of one shape and type together."""
+def _stacks(
+    weights: Iterable[tuple[str, Tensor]], most_bytes: float
+) -> Iterator[tuple[list[str], list[Tensor]]]:
+    """The weights one by one; neighbours that are small matrices of one shape and type together.
+
+    The consumer empties each list when it is done with it; here nothing is kept of it.
+    """
     names: list[str] = []
     stack: list[Tensor] = []
     for name, weight in weights:
@@ -73,7 +85,14 @@ def _stacks(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[list[str], 
             yield names, stack
             names, stack = [], []
         names, stack = [*names, name], [*stack, weight]
-        if weight.numel() > STACK_MAX_NUMEL or weight.ndim != 2 or isinstance(weight, DTensor):
+        held = sum(own.nbytes for own in stack)
+        if (
+            held > most_bytes
+            or weight.numel() > STACK_MAX_NUMEL
+            or weight.ndim != 2
+            or isinstance(weight, DTensor)
+        ):
+            del weight
             yield names, stack
             names, stack = [], []
     if stack:
@@ -86,9 +105,14 @@ def _alike(first: Tensor, second: Tensor) -> bool:
 
 
 def _analyze_all(stack: list[Tensor], estimator: Estimator) -> list[Analysis]:
-    if len(stack) == 1:
-        return [analyze(stack[0], estimator)]
-    return analyze_stack(torch.stack(stack), estimator)
+    """Analyses of a list, which is emptied: its memory is free when the result is known."""
+    try:
+        if len(stack) > 1:
+            with contextlib.suppress(RuntimeError, MemoryError):  # no memory for them all together
+                return analyze_stack(torch.stack(stack), estimator)
+        return [analyze(matrix, estimator) for matrix in stack]
+    finally:
+        stack.clear()
 
 
 @contextlib.contextmanager
