@@ -6,6 +6,7 @@ the alphas, and every rank writes the same decays into its optimizer's groups, f
 
 from __future__ import annotations
 
+import collections
 import json
 import math
 import time
@@ -19,14 +20,16 @@ from torch import Tensor, nn
 
 from alphadecay_dist.decay import weight_decay_of
 from alphadecay_dist.engines import Host, host_for
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.errors import UserError, warn
 from alphadecay_dist.refresh import Found, Refresh, numbers_of, report
 from alphadecay_dist.settings import REFERENCE, Settings
-from alphadecay_dist.sharding.exchange import Exchange, collective_device, gathered
+from alphadecay_dist.sharding.agreement import RankLostError, gathered, require_equal, together
+from alphadecay_dist.sharding.exchange import Exchange, exchange_device
 from alphadecay_dist.sharding.groups import GROUP_KEY, weights_in
 from alphadecay_dist.sharding.inventory import Weight, first_and_last, require_weights
+from alphadecay_dist.sharding.layout import ShardSource
 from alphadecay_dist.sharding.work import plan_for
-from alphadecay_dist.spectral import Analysis, Windows, analyze_each, measured_rates
+from alphadecay_dist.spectral import FAILED, Analysis, Windows, analyze_each, measured_rates
 
 STATE_KEY = "alphadecay"  # the one key of state_dict(): its value is a JSON string, safe in any checkpoint
 
@@ -63,8 +66,8 @@ class AlphaDecay:
         dtype: the type that weights travel and are analysed in. By default their own; torch.bfloat16 halves
             the traffic of fp32 ones, torch.float32 takes DeepSpeed's fp32 masters.
         memory_budget: bytes that the gathering may hold at once on a rank, buffers and all. By default two of
-            the largest matrices, which is the least that it can do with, or 256 MiB where that is more. The
-            spectra's own workspace comes on top, one matrix a host thread.
+            the largest matrices, which is the least that it can do with, or 256 MiB where that is more. As
+            many gathered matrices are analysed at once as fit; the spectra's own workspace comes on top.
 
     Raises:
         UserError: a setting out of its range, groups that param_groups() did not make, or an engine that
@@ -93,24 +96,25 @@ class AlphaDecay:
         dtype: torch.dtype | None = None,
         memory_budget: int | None = None,
     ) -> None:
-        self.settings = Settings(
-            weight_decay,
-            interval,
-            min_ratio,
-            max_ratio,
-            assign=assign,
-            normalize=normalize,
-            metric=metric,
-            fit=fit,
-            xmin_pos=xmin_pos,
-            farms=farms,
-            preset=preset,
-        )
         self._host: Host = host_for(model, optimizer, engine, process_group)
-        weights = weights_in(self._host.param_groups(), model, parts or {})
-        if preset == REFERENCE:
-            weights = _as_released(model, weights)
-        _check_windows(weights, farms)
+        with together(self._host.group):
+            self.settings = Settings(
+                weight_decay,
+                interval,
+                min_ratio,
+                max_ratio,
+                assign=assign,
+                normalize=normalize,
+                metric=metric,
+                fit=fit,
+                xmin_pos=xmin_pos,
+                farms=farms,
+                preset=preset,
+            )
+            weights = weights_in(self._host.param_groups(), model, parts or {})
+            if preset == REFERENCE:
+                weights = _as_released(model, weights)
+            _check_windows(weights, farms)
         self._weights = {unit: weight for weight in weights for unit in weight.units()}
         self._exchange, self._owners = _exchange(self._host, weights, self.settings, dtype, memory_budget)
         self._parts = {weight.name: _parts(weight) for weight in weights}
@@ -137,7 +141,7 @@ class AlphaDecay:
     def refresh(self) -> Refresh:
         """Analyse the weights as they are now and write the decays. Collective."""
         begin = time.perf_counter()
-        analyses = analyze_each(self._matrices(), self.settings.estimator())
+        analyses = self._analyses()
         shared = self._share(analyses)
         values = {name: found.value for name, found in shared.items()}
         assigned = self.settings.decays(values, self._decays, self._sizes)
@@ -152,18 +156,36 @@ class AlphaDecay:
         received = self._exchange.received_by_rank()
         return Refresh(self._updates, time.perf_counter() - begin, received, modules)
 
-    def _matrices(self) -> Iterator[tuple[str, Tensor]]:
-        """The matrices that this rank owns, fused ones cut into their parts."""
-        for unit, tensor in self._exchange.matrices():
+    def _analyses(self) -> dict[str, Analysis]:
+        """Analyses of this rank's parts, but for those that failed: the other ranks wait for it to go on."""
+        gathering = self._exchange.matrices()
+        analyses = {}
+        try:
+            analyses = analyze_each(self._cut(gathering), self.settings.estimator(), self._exchange.room)
+        except RankLostError:
+            raise
+        except Exception as error:
+            warn(f"the spectra of this rank failed: {type(error).__name__}: {error}")
+            collections.deque(gathering, maxlen=0)
+        for unit, reason in self._exchange.lost.items():
+            warn(f"{unit} could not be put together: {reason}")
+        return analyses
+
+    def _cut(self, matrices: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Matrices, fused ones cut into their parts."""
+        for unit, tensor in matrices:
             yield from self._weights[unit].cut_up(unit, tensor)
+            del tensor  # not while the next one is gathered
 
     def _share(self, analyses: Mapping[str, Analysis]) -> dict[str, Found]:
-        """What all owners found, by part."""
+        """What all owners found, by part; what an owner has not analysed has failed there."""
+        rank = dist.get_rank(self._host.group) if self._host.group else 0
+        lost = Analysis(status=FAILED)
         parts = {unit: weight.parts(unit) for unit, weight in self._weights.items()}
         mine = {
-            unit: [n for part in names for n in numbers_of(analyses[part], self.settings)]
+            unit: [n for part in names for n in numbers_of(analyses.get(part, lost), self.settings)]
             for unit, names in parts.items()
-            if names[0] in analyses
+            if self._owners[unit] == rank
         }
         shared = self._exchange.share(mine, {unit: 3 * len(names) for unit, names in parts.items()})
         return {
@@ -190,19 +212,29 @@ class AlphaDecay:
 
         The settings of this object stay as they were constructed.
 
+        Collective.
+
         Raises:
-            UserError: the state is another model's.
+            UserError: the state is another model's, or ranks were given different ones.
         """
-        if STATE_KEY not in state:
-            raise UserError(f"AlphaDecay state: has no {STATE_KEY!r}; give what state_dict() returned")
-        loaded = json.loads(state[STATE_KEY])
-        modules = loaded["modules"]
-        if set(modules) != set(self._alphas):
-            odd = sorted(set(modules) ^ set(self._alphas))
-            raise UserError(
-                f"AlphaDecay state: {len(modules)} modules saved, {len(self._alphas)} tuned here; "
-                f"{odd[0]!r} is in one alone: load the state of the same model"
-            )
+        with together(self._host.group):
+            if STATE_KEY not in state:
+                raise UserError(f"AlphaDecay state: has no {STATE_KEY!r}; give what state_dict() returned")
+            loaded = json.loads(state[STATE_KEY])
+            modules = loaded["modules"]
+            if set(modules) != set(self._alphas):
+                odd = sorted(set(modules) ^ set(self._alphas))
+                raise UserError(
+                    f"AlphaDecay state: {len(modules)} modules saved, {len(self._alphas)} tuned here; "
+                    f"{odd[0]!r} is in one alone: load the state of the same model"
+                )
+        require_equal(
+            "AlphaDecay state: the ranks were given different ones",
+            json.dumps(loaded, indent=0).splitlines(),
+            self._host.group,
+            "load the same state on every rank",
+            kind=UserError,
+        )
         self._updates = loaded["step"]
         self._refreshed_at = loaded["refreshed_at"]
         for name in self._alphas:
@@ -246,6 +278,17 @@ def _check_windows(weights: Sequence[Weight], windows: Windows | None) -> None:
                 raise UserError(f"{weight.name}: {error}") from None
 
 
+def _only_dtype(sources: Sequence[ShardSource]) -> torch.dtype:
+    """The type of all sources."""
+    dtypes = {source.dtype for source in sources}
+    if len(dtypes) != 1:
+        found = ", ".join(sorted(map(str, dtypes)))
+        raise UserError(
+            f"tuned weights have types {found}, expected one; name the one to read them in: dtype=..."
+        )
+    return dtypes.pop()
+
+
 def tridiagonal_weight(device: torch.device, group: dist.ProcessGroup | None) -> float:
     """How much slower tridiagonalisation is than a product, by the slowest rank. Collective.
 
@@ -264,22 +307,27 @@ def _exchange(
     budget: int | None,
 ) -> tuple[Exchange, Mapping[str, int]]:
     """Plan owners and rounds for the weights as the engine holds them, and agree on the plan."""
-    sources = host.sources(weights, dtype)
-    dtypes = {source.dtype for source in sources}
-    if dtype is None and len(dtypes) != 1:
-        found = ", ".join(sorted(map(str, dtypes)))
-        raise UserError(
-            f"tuned weights have types {found}, expected one; name the one to read them in: dtype=..."
-        )
-    dtype = dtype or dtypes.pop()
-    tridiagonal = tridiagonal_weight(collective_device(host.group), host.group)
-    world_size = dist.get_world_size(host.group) if host.group else 1
-    blocks, planned = plan_for(
-        weights,
-        world_size,
-        itemsize=dtype.itemsize,
-        tridiagonal=tridiagonal,
-        windows=settings.farms,
-        budget=budget,
+    chosen = {**settings.as_dict(), "dtype": dtype, "memory_budget": budget}
+    lines = [f"{name} {value}" for name, value in chosen.items()]
+    lines += [f"{weight.name}: shape {weight.shape}, parts {_parts(weight)}" for weight in weights]
+    require_equal(
+        "the ranks were given different settings or models",
+        lines,
+        host.group,
+        "construct AlphaDecay with the same ones on every rank",
+        kind=UserError,
     )
+    sources = host.sources(weights, dtype)
+    tridiagonal = tridiagonal_weight(exchange_device(sources, host.group), host.group)
+    world_size = dist.get_world_size(host.group) if host.group else 1
+    with together(host.group):
+        dtype = dtype or _only_dtype(sources)
+        blocks, planned = plan_for(
+            weights,
+            world_size,
+            itemsize=dtype.itemsize,
+            tridiagonal=tridiagonal,
+            windows=settings.farms,
+            budget=budget,
+        )
     return Exchange(sources, blocks, planned, dtype, host.group), planned.owners

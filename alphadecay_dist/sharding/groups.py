@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.distributed.fsdp import FlatParameter
 
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.inventory import (
@@ -45,13 +46,14 @@ def param_groups(
         :class:`alphadecay_dist.AlphaDecay` finds the group again; ``"untuned"`` for the last.
 
     Raises:
-        UserError: no matrix can be tuned, or a choice is none of the two.
+        UserError: no matrix can be tuned, FSDP hides them, or a choice is none of the two.
     """
     followers = set(follow)
     if untuned not in ("base", "zero"):
         raise UserError(f"untuned: found {untuned!r}, expected 'base' or 'zero'")
     if not followers <= {BIAS, BATCHNORM}:
         raise UserError(f"follow: found {sorted(followers)}, expected none, 'bias' or 'batchnorm', or both")
+    _require_matrices(model)
     weights = tuned_weights(model, modules)
     require_weights(weights)
     by_name = named_modules(model)
@@ -84,6 +86,7 @@ def weights_in(
     Raises:
         UserError: the groups were not made by :func:`param_groups`, or from another model.
     """
+    _require_matrices(model)
     names = Counter(group[GROUP_KEY] for group in groups if group.get(GROUP_KEY, UNTUNED) != UNTUNED)
     if not names:
         raise UserError(
@@ -98,6 +101,15 @@ def weights_in(
                 "build the groups with alphadecay_dist.param_groups(model, ...) from that same model"
             )
     return [weights[name] for name in names]
+
+
+def _require_matrices(model: nn.Module) -> None:
+    """Refuse a model whose matrices FSDP1 has replaced by flat parameters."""
+    if any(isinstance(parameter, FlatParameter) for parameter in model.parameters()):
+        raise UserError(
+            "FSDP: found use_orig_params=False, whose optimizer cannot give a matrix its own decay; "
+            "wrap the model with use_orig_params=True"
+        )
 
 
 def _following(weight: Weight, modules: dict[str, nn.Module], follow: set[str]) -> Iterator[nn.Parameter]:

@@ -5,7 +5,7 @@ It follows :class:`alphadecay_dist.sharding.exchange.Exchange` step by step; a t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,8 @@ class Traffic:
     Attributes:
         received: from other ranks.
         sent: to other ranks.
-        peak: most that the exchange holds at once: buffers, and the matrix put together last.
+        peak: most that the exchange holds at once: buffers, and the matrix put together last. Where the
+            budget has room, one buffer for what is sent and two for what arrives serve all rounds.
         ahead: of each round, whether the next one is sent before this one is worked on: where both fit into
             the plan's budget on every rank.
     """
@@ -71,6 +72,7 @@ def traffic(
     plan: Plan,
     world_size: int,
     itemsize: int,
+    copied: Collection[str] = (),
 ) -> Traffic:
     """Foretell an exchange.
 
@@ -82,10 +84,13 @@ def traffic(
         plan: owners and rounds.
         world_size: number of ranks.
         itemsize: bytes of an element as it travels.
+        copied: tensors of another type than that: of theirs a copy is made where they are whole too.
     """
     by_name = {block.name: block for block in blocks}
     parts: dict[tuple[int, int, int], _Part] = {}
     received, sent, peak, before = (np.zeros(world_size, np.int64) for _ in range(4))
+    most_sent, most_assembled, arrived = (np.zeros(world_size, np.int64) for _ in range(3))
+    slots, slot = [arrived, arrived.copy()], 0
     ahead = []
     for names in plan.rounds:
         outgoing, incoming, largest = (np.zeros(world_size, np.int64) for _ in range(3))
@@ -97,6 +102,7 @@ def traffic(
                 parts[key] = _Part(pieces, shapes[block.source], block, world_size)
             part = parts[key]
             if owner in part.whole_at:
+                largest[owner] = max(largest[owner], block.index.numel if block.source in copied else 0)
                 continue
             pieces_sent = part.sent_to(owner)
             own = pieces_sent[owner]
@@ -111,5 +117,10 @@ def traffic(
         peak = np.maximum(peak, both if ahead[-1] else outgoing + incoming)
         before = incoming + largest
         peak = np.maximum(peak, before)
+        slot ^= ahead[-1] if len(ahead) > 1 else 0
+        slots[slot] = np.maximum(slots[slot], incoming)
+        most_sent, most_assembled = np.maximum(most_sent, outgoing), np.maximum(most_assembled, largest)
+    kept = most_sent + sum(slots) + most_assembled
+    peak = np.where(kept * itemsize <= plan.budget, kept, peak)
     # What was said of each round holds for the one before it.
     return Traffic(received * itemsize, sent * itemsize, peak * itemsize, (*ahead[1:], False))
