@@ -164,7 +164,7 @@ def analyze(weight: Tensor, estimator: Estimator = PUBLISHED) -> Analysis:
     try:
         return _analyze_all(weight[None], estimator)[0]
     except Exception as error:  # whatever it is: the other ranks wait for what this one finds of the rest
-        warn(f"analysis of a {tuple(weight.shape)} weight failed: {type(error).__name__}: {error}")
+        warn(f"analysis of a {tuple(weight.shape)} weight failed: {str(error) or type(error).__name__}")
         return Analysis(status=FAILED)
 
 
