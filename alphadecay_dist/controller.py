@@ -23,11 +23,13 @@ from alphadecay_dist.errors import UserError
 from alphadecay_dist.lagged import Beside, Pending, device_of
 from alphadecay_dist.refresh import Found, Refresh, numbers_of, report
 from alphadecay_dist.settings import Settings
-from alphadecay_dist.sharding.exchange import Exchange, collective_device, gathered
+from alphadecay_dist.sharding.agreement import gathered, require_equal, taking_part, together
+from alphadecay_dist.sharding.exchange import Exchange, exchange_device
 from alphadecay_dist.sharding.groups import GROUPS, weights_in
 from alphadecay_dist.sharding.inventory import Weight
+from alphadecay_dist.sharding.layout import ShardSource
 from alphadecay_dist.sharding.work import analysed, plan_for
-from alphadecay_dist.spectral import Analysis, Windows, analyze_each, measured_rates
+from alphadecay_dist.spectral import FAILED, Analysis, Windows, analyze_each, measured_rates
 from alphadecay_dist.writers import writer_for
 
 STATE_KEY = "alphadecay"  # the one key of state_dict(): its value is a JSON string, safe in any checkpoint
@@ -65,8 +67,8 @@ class AlphaDecay:
         dtype: the type that weights travel and are analysed in. By default their own; torch.bfloat16 halves
             the traffic of fp32 ones, torch.float32 takes DeepSpeed's fp32 masters.
         memory_budget: bytes that the gathering may hold at once on a rank, buffers and all. By default two of
-            the largest matrices, which is the least that it can do with, or 256 MiB where that is more. The
-            spectra's own workspace comes on top, one matrix a host thread.
+            the largest matrices, which is the least that it can do with, or 256 MiB where that is more. As
+            many gathered matrices are analysed at once as fit; the spectra's own workspace comes on top.
         lag: updates between a refresh's snapshot of the weights and the writing of its decays, below
             ``interval``; meanwhile a host thread analyses the snapshot, all matrices that this rank owns. 0
             lets training wait instead. Needs exact products: see Raises.
@@ -108,24 +110,25 @@ class AlphaDecay:
         device: str = "auto",
         apply: str = GROUPS,
     ) -> None:
-        self.settings = Settings(
-            weight_decay,
-            interval,
-            min_ratio,
-            max_ratio,
-            assign=assign,
-            normalize=normalize,
-            metric=metric,
-            fit=fit,
-            xmin_pos=xmin_pos,
-            farms=farms,
-            preset=preset,
-            lag=lag,
-        )
-        self._device = device_of(device)
         self._host: Host = host_for(model, optimizer, engine, process_group)
-        named = weights_in(self._host.param_groups(), model, parts or {})
-        weights = analysed(named, model, self.settings)
+        with together(self._host.group):
+            self.settings = Settings(
+                weight_decay,
+                interval,
+                min_ratio,
+                max_ratio,
+                assign=assign,
+                normalize=normalize,
+                metric=metric,
+                fit=fit,
+                xmin_pos=xmin_pos,
+                farms=farms,
+                preset=preset,
+                lag=lag,
+            )
+            self._device = device_of(device)
+            named = weights_in(self._host.param_groups(), model, parts or {})
+            weights = analysed(named, model, self.settings)
         self._weights = {unit: weight for weight in weights for unit in weight.units()}
         self._exchange, self._owners = _exchange(self._host, weights, self.settings, dtype, memory_budget)
         self._parts = {weight.name: _parts(weight) for weight in weights}
@@ -172,9 +175,8 @@ class AlphaDecay:
         """
         begin = time.perf_counter()
         self._drop()
-        analyses = analyze_each(self._matrices(), self.settings.estimator())
+        found = self._share(self._analyses())
         self._refreshed_at = self._updates
-        found = self._share(analyses)
         return self._apply(self._updates, found, self._exchange.received_by_rank(), begin)
 
     def _finish(self) -> Refresh | None:
@@ -191,7 +193,7 @@ class AlphaDecay:
         """What all owners found for a pending refresh: waited for and shared once. Collective, that once."""
         if pending.found is None:
             assert pending.running is not None
-            pending.found = self._share(pending.running.result())
+            pending.found = self._share(pending.running.analyses())
             pending.running = None
         return pending.found
 
@@ -223,18 +225,28 @@ class AlphaDecay:
         }
         return Refresh(step, self._updates, time.perf_counter() - begin, received, modules)
 
-    def _matrices(self) -> Iterator[tuple[str, Tensor]]:
-        """The matrices that this rank owns, fused ones cut into their parts, where they are analysed."""
-        for unit, tensor in self._exchange.matrices():
+    def _analyses(self) -> dict[str, Analysis]:
+        """Analyses of this rank's parts, but for those that failed."""
+        analyses: dict[str, Analysis] = {}
+        with taking_part(self._exchange.matrices()) as matrices:
+            analyses = analyze_each(self._cut(matrices), self.settings.estimator(), self._exchange.room)
+        return analyses
+
+    def _cut(self, matrices: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Matrices where they are analysed, fused ones cut into their parts."""
+        for unit, tensor in matrices:
             yield from self._weights[unit].cut_up(unit, tensor.to(self._device))
+            del tensor  # not while the next one is gathered
 
     def _share(self, analyses: Mapping[str, Analysis]) -> dict[str, Found]:
-        """What all owners found, by part."""
+        """What all owners found, by part; what an owner has not analysed has failed there."""
+        rank = dist.get_rank(self._host.group) if self._host.group else 0
+        lost = Analysis(status=FAILED)
         parts = {unit: weight.parts(unit) for unit, weight in self._weights.items()}
         mine = {
-            unit: [n for part in names for n in numbers_of(analyses[part], self.settings)]
+            unit: [n for part in names for n in numbers_of(analyses.get(part, lost), self.settings)]
             for unit, names in parts.items()
-            if names[0] in analyses
+            if self._owners[unit] == rank
         }
         shared = self._exchange.share(mine, {unit: 3 * len(names) for unit, names in parts.items()})
         return {
@@ -272,19 +284,29 @@ class AlphaDecay:
         written at the update that it was meant for, mapped by the settings of this object; it is dropped
         where these measure something else. A refresh that is pending here is dropped.
 
+        Collective.
+
         Raises:
-            UserError: the state is another model's.
+            UserError: the state is another model's, or ranks were given different ones.
         """
-        if STATE_KEY not in state:
-            raise UserError(f"AlphaDecay state: has no {STATE_KEY!r}; give what state_dict() returned")
-        loaded = json.loads(state[STATE_KEY])
-        modules = loaded["modules"]
-        if set(modules) != set(self._alphas):
-            odd = sorted(set(modules) ^ set(self._alphas))
-            raise UserError(
-                f"AlphaDecay state: {len(modules)} modules saved, {len(self._alphas)} tuned here; "
-                f"{odd[0]!r} is in one alone: load the state of the same model"
-            )
+        with together(self._host.group):
+            if STATE_KEY not in state:
+                raise UserError(f"AlphaDecay state: has no {STATE_KEY!r}; give what state_dict() returned")
+            loaded = json.loads(state[STATE_KEY])
+            modules = loaded["modules"]
+            if set(modules) != set(self._alphas):
+                odd = sorted(set(modules) ^ set(self._alphas))
+                raise UserError(
+                    f"AlphaDecay state: {len(modules)} modules saved, {len(self._alphas)} tuned here; "
+                    f"{odd[0]!r} is in one alone: load the state of the same model"
+                )
+        require_equal(
+            "AlphaDecay state: the ranks were given different ones",
+            json.dumps(loaded, indent=0).splitlines(),
+            self._host.group,
+            "load the same state on every rank",
+            kind=UserError,
+        )
         self._drop()
         pending = loaded.get("pending")  # states of before there was a lag have none
         if pending is not None and self.settings.measured_as(loaded["settings"]):
@@ -309,9 +331,20 @@ def _parts(weight: Weight) -> list[str]:
     return [part for unit in weight.units() for part in weight.parts(unit)]
 
 
+def _only_dtype(sources: Sequence[ShardSource]) -> torch.dtype:
+    """The type of all sources."""
+    dtypes = {source.dtype for source in sources}
+    if len(dtypes) != 1:
+        found = ", ".join(sorted(map(str, dtypes)))
+        raise UserError(
+            f"tuned weights have types {found}, expected one; name the one to read them in: dtype=..."
+        )
+    return dtypes.pop()
+
+
 def tridiagonal_weight(device: torch.device, group: dist.ProcessGroup | None) -> float:
     """How much slower tridiagonalisation is than a product, by the slowest rank. Collective."""
-    own = measured_rates(device).tridiagonal_weight
+    own = int(measured_rates(device).tridiagonal_weight)
     return max(weight for (weight,) in gathered([own], group))
 
 
@@ -323,23 +356,29 @@ def _exchange(
     budget: int | None,
 ) -> tuple[Exchange, Mapping[str, int]]:
     """Plan owners and rounds for the weights as the engine holds them, and agree on the plan."""
-    sources = host.sources(weights, dtype)
-    dtypes = {source.dtype for source in sources}
-    if dtype is None and len(dtypes) != 1:
-        found = ", ".join(sorted(map(str, dtypes)))
-        raise UserError(
-            f"tuned weights have types {found}, expected one; name the one to read them in: dtype=..."
-        )
-    dtype = dtype or dtypes.pop()
-    tridiagonal = tridiagonal_weight(collective_device(host.group), host.group)
-    world_size = dist.get_world_size(host.group) if host.group else 1
-    blocks, planned = plan_for(
-        weights,
-        {source.name: source.pieces() for source in sources},
-        world_size,
-        itemsize=dtype.itemsize,
-        tridiagonal=tridiagonal,
-        windows=settings.farms,
-        budget=budget,
+    chosen = {**settings.as_dict(), "dtype": dtype, "memory_budget": budget}
+    lines = [f"{name} {value}" for name, value in chosen.items()]
+    lines += [f"{weight.name}: shape {weight.shape}, parts {_parts(weight)}" for weight in weights]
+    require_equal(
+        "the ranks were given different settings or models",
+        lines,
+        host.group,
+        "construct AlphaDecay with the same ones on every rank",
+        kind=UserError,
     )
+    sources = host.sources(weights, dtype)
+    tridiagonal = tridiagonal_weight(exchange_device(sources, host.group), host.group)
+    world_size = dist.get_world_size(host.group) if host.group else 1
+    with together(host.group):
+        dtype = dtype or _only_dtype(sources)
+        blocks, planned = plan_for(
+            weights,
+            {source.name: source.pieces() for source in sources},
+            world_size,
+            copied=[source.name for source in sources if source.dtype != dtype],
+            itemsize=dtype.itemsize,
+            tridiagonal=tridiagonal,
+            windows=settings.farms,
+            budget=budget,
+        )
     return Exchange(sources, blocks, planned, dtype, host.group), planned.owners

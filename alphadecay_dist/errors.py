@@ -1,4 +1,9 @@
-"""The one kind of error that is the user's to mend."""
+"""The one kind of error that is the user's to mend, and warnings that end nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
 
 
 class UserError(ValueError):
@@ -6,3 +11,9 @@ class UserError(ValueError):
 
     Commands print it without a traceback and exit with code 2.
     """
+
+
+def warn(text: str) -> None:
+    """Warn; where warnings are errors, say nothing rather than end what other ranks wait for."""
+    with contextlib.suppress(Warning):
+        warnings.warn(text, stacklevel=3)

@@ -24,9 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.errors import UserError, warn
 from alphadecay_dist.refresh import Found
 from alphadecay_dist.settings import Settings
+from alphadecay_dist.sharding.agreement import taking_part
 from alphadecay_dist.sharding.exchange import Exchange
 from alphadecay_dist.sharding.inventory import Weight
 from alphadecay_dist.spectral import EXACT, Analysis, Estimator, Workers, matmul_precisions
@@ -98,9 +99,10 @@ class Beside:
     def _snapshot(self) -> dict[str, Tensor]:
         """The units that this rank owns as they are now, whatever training does to its weights."""
         taken = {}
-        for unit, tensor in self._exchange.matrices():
-            moved = tensor.to(self._device)
-            taken[unit] = tensor.clone() if moved is tensor and self._exchange.lends(unit) else moved
+        with taking_part(self._exchange.matrices()) as matrices:
+            for unit, tensor in matrices:
+                moved = tensor.to(self._device)
+                taken[unit] = tensor.clone() if moved is tensor and self._exchange.lends(unit) else moved
         return taken
 
 
@@ -150,13 +152,13 @@ class Running:
         thread.start()
         self.drop = weakref.finalize(self, _end, thread, stop)
 
-    def result(self) -> dict[str, Analysis]:
-        """Wait for what was found.
-
-        Raises:
-            BaseException: whatever the thread raised.
-        """
-        return self._future.result()
+    def analyses(self) -> dict[str, Analysis]:
+        """Wait for what was found; nothing where the thread failed, for the other ranks wait for this one."""
+        try:
+            return self._future.result()
+        except Exception as error:
+            warn(f"the spectra of this rank failed: {type(error).__name__}: {error}")
+            return {}
 
 
 def _analyze(

@@ -150,6 +150,9 @@ def forecast(job: Job, sharding: Sharding, machine: Machine) -> Forecast:
     """
     world_size, itemsize = sharding.world_size, job.dtype.itemsize
     pieces = layouts(job.model, job.weights, sharding)
+    # torch's engines keep fp32 weights, whatever type they compute in: a smaller one is a copy.
+    cast = sharding.keeps_fp32 and job.dtype != torch.float32
+    copied = [weight.name for weight in job.weights] if cast else []
     blocks, planned = plan_for(
         job.weights,
         pieces,
@@ -158,9 +161,10 @@ def forecast(job: Job, sharding: Sharding, machine: Machine) -> Forecast:
         tridiagonal=machine.rates.tridiagonal_weight,
         windows=job.windows,
         budget=job.budget,
+        copied=copied,
     )
     shapes = {weight.name: weight.shape for weight in job.weights}
-    moved = traffic(pieces, shapes, blocks, planned, world_size, itemsize)
+    moved = traffic(pieces, shapes, blocks, planned, world_size, itemsize, copied)
     loads = [0.0] * world_size
     # Dealt by the rounded ratio, and timed by the measured one.
     slower = machine.rates.gram / machine.rates.tridiagonal

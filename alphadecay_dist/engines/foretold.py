@@ -61,6 +61,11 @@ class Sharding:
                 )
 
     @property
+    def keeps_fp32(self) -> bool:
+        """Whether the weights are fp32 in any case, as the trainer has them on torch's engines."""
+        return self.name in ("ddp", "fsdp1", "fsdp2")
+
+    @property
     def shards(self) -> int:
         """Ranks that divide what each rank of tensor parallelism has."""
         return self.world_size // self.replicas // self.tensor_parallel

@@ -7,7 +7,7 @@ what is written here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.sharding.exchange import gathered
 from alphadecay_dist.sharding.layout import Flat, Piece
 
 
@@ -35,7 +34,7 @@ class FlatParameterSource:
         name: the weight's.
         shape: of the whole.
         place: where it lies.
-        groups: the groups of ranks that hold the flat parameter once, see :func:`shard_groups`.
+        groups: the groups of ranks that hold the flat parameter once, see :func:`sharded_over`.
         rank: this rank.
     """
 
@@ -73,8 +72,7 @@ class FlatParameterSource:
 def flat_places(model: nn.Module) -> dict[int, FlatPlace]:
     """Where every original parameter of a model lies, by its id; empty where FSDP1 wraps nothing.
 
-    Raises:
-        UserError: a module is wrapped with ``use_orig_params=False``, which hides the matrices.
+    With ``use_orig_params=False`` there are none; :mod:`alphadecay_dist.sharding.groups` refuses that.
     """
     places = {}
     for module in FullyShardedDataParallel.fsdp_modules(model):
@@ -82,11 +80,6 @@ def flat_places(model: nn.Module) -> dict[int, FlatPlace]:
         if handle is None:
             continue
         flat = handle.flat_param
-        if flat._params is None:
-            raise UserError(
-                "FSDP: found use_orig_params=False, whose optimizer cannot give a matrix its own decay; "
-                "wrap the model with use_orig_params=True"
-            )
         offsets = [
             Flat(start, last + 1)
             for (start, last), padding in zip(
@@ -99,15 +92,25 @@ def flat_places(model: nn.Module) -> dict[int, FlatPlace]:
     return places
 
 
-def shard_groups(place: FlatPlace, group: dist.ProcessGroup) -> list[tuple[int, ...]]:
-    """The groups of ranks that hold a flat parameter once: one, or with HYBRID_SHARD several. Collective.
+def sharded_over(name: str, place: FlatPlace, ranks: Mapping[int, int]) -> list[int]:
+    """The ranks among which this rank's copy of a flat parameter is divided.
 
     Args:
+        name: of a weight in it, for messages.
         place: a place in that flat parameter.
-        group: the process group whose ranks are meant.
+        ranks: rank in the process group by global rank.
+
+    Raises:
+        UserError: the process group lacks some of them.
     """
-    own = [dist.get_group_rank(group, rank) for rank in _sharded_over(place.handle)]
-    return sorted({tuple(ranks) for ranks in gathered(own, group)})
+    own = _sharded_over(place.handle)
+    outside = sorted(set(own) - set(ranks))
+    if outside:
+        raise UserError(
+            f"{name}: FSDP shards it over ranks {outside} too, which are not in AlphaDecay's process group "
+            f"{sorted(ranks)}; give process_group=... that holds them all"
+        )
+    return [ranks[rank] for rank in own]
 
 
 def _sharded_over(handle: Any) -> list[int]:

@@ -10,11 +10,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from alphadecay_dist.engines.fsdp1 import FlatParameterSource, flat_places, shard_groups
+from alphadecay_dist.engines.fsdp1 import FlatParameterSource, FlatPlace, flat_places, sharded_over
 from alphadecay_dist.engines.fsdp2 import DTensorSource
 from alphadecay_dist.engines.replicated import ReplicatedSource
 from alphadecay_dist.engines.updated import parameters_of
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.sharding.agreement import agreed, together
 from alphadecay_dist.sharding.groups import names_in
 from alphadecay_dist.sharding.inventory import Weight
 from alphadecay_dist.sharding.layout import ShardSource
@@ -65,28 +66,49 @@ class PlainHost:
             UserError: a weight is not the one that the optimizer has, or is sharded in a way that cannot be
                 served.
         """
-        # A module's attribute may be another tensor between forward and backward; the optimizer's never is.
-        groups = self.param_groups()
-        own = {n: p for group in groups for n, p in zip(names_in(group), group["params"], strict=False)}
-        places = flat_places(self._model)
         members = dist.get_process_group_ranks(self._group) if self._group else [0]
         ranks = {rank: number for number, rank in enumerate(members)}
-        handles = {id(place.handle): place for place in places.values()}
-        sharded = {key: shard_groups(place, self._group) for key, place in handles.items() if self._group}
-        rank = dist.get_rank(self._group) if self._group else 0
-        sources: list[ShardSource] = []
-        for weight in weights:
-            parameter = own.get(weight.name)
-            place = places.get(id(parameter))
-            if isinstance(parameter, DTensor):
-                sources.append(DTensorSource(weight.name, parameter, ranks))
-            elif place is not None:
-                shards = sharded[id(place.handle)]
-                sources.append(FlatParameterSource(weight.name, weight.shape, place, shards, rank))
-            else:
-                _check_whole(weight, parameter)
-                sources.append(ReplicatedSource(weight, len(ranks)))
-        return sources
+        own: dict[str, nn.Parameter] = {}
+        places: dict[int, FlatPlace] = {}
+        shards: dict[int, list[int]] = {}  # by flat parameter, the ranks among which its copy here is divided
+
+        def local() -> list[int]:
+            # A module's attribute may be another tensor after forward; the optimizer's never is.
+            for group in self.param_groups():
+                own.update(zip(names_in(group), group["params"], strict=False))
+            places.update(flat_places(self._model))
+            for weight in weights:
+                place = places.get(id(own.get(weight.name)))
+                if place is not None and id(place.handle) not in shards:
+                    shards[id(place.handle)] = sharded_over(weight.name, place, ranks)
+            return [rank for among in shards.values() for rank in among]
+
+        everyone = agreed(local, self._group)
+        with together(self._group):
+            copies: dict[int, list[tuple[int, ...]]] = {}
+            start = 0
+            for handle, among in shards.items():
+                copies[handle] = sorted({tuple(row[start : start + len(among)]) for row in everyone})
+                start += len(among)
+            return [self._source(weight, own.get(weight.name), places, copies, ranks) for weight in weights]
+
+    def _source(
+        self,
+        weight: Weight,
+        parameter: nn.Parameter | None,
+        places: Mapping[int, FlatPlace],
+        copies: Mapping[int, Sequence[tuple[int, ...]]],
+        ranks: Mapping[int, int],
+    ) -> ShardSource:
+        """One weight as the optimizer's parameter holds it."""
+        place = places.get(id(parameter))
+        if isinstance(parameter, DTensor):
+            return DTensorSource(weight.name, parameter, ranks)
+        if place is not None:
+            groups, rank = copies[id(place.handle)], dist.get_rank(self._group)
+            return FlatParameterSource(weight.name, weight.shape, place, groups, rank)
+        _check_whole(weight, parameter)
+        return ReplicatedSource(weight, len(ranks))
 
 
 def _check_whole(weight: Weight, parameter: nn.Parameter | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -20,15 +21,21 @@ class ReplicatedSource:
         self.shape: tuple[int, ...] = weight.shape
         self.dtype = weight.parameter.dtype
         self._parameter = weight.parameter
-        self._holders = tuple(range(world_size))
+        self._pieces = _whole(math.prod(self.shape), world_size)
 
     def pieces(self) -> list[Piece]:
         """One piece, everybody's."""
-        return [Piece(self._holders, Flat(0, math.prod(self.shape)))]
+        return self._pieces
 
     def local(self) -> Tensor:
         """The whole weight, flattened."""
         return self._parameter.detach().reshape(-1)
+
+
+@functools.lru_cache(maxsize=1024)
+def _whole(numel: int, world_size: int) -> list[Piece]:
+    """One list for all weights of a size, so that it is compared across ranks once."""
+    return [Piece(tuple(range(world_size)), Flat(0, numel))]
 
 
 def replicated_sources(weights: Sequence[Weight], group: dist.ProcessGroup | None) -> list[ShardSource]:

@@ -8,6 +8,7 @@ here.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from alphadecay_dist.engines.replicated import replicated_sources
 from alphadecay_dist.engines.updated import fragments_of, parameters_of, partitions_of
 from alphadecay_dist.engines.versions import require
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.sharding.exchange import gathered
+from alphadecay_dist.sharding.agreement import agreed, together
 from alphadecay_dist.sharding.inventory import Weight
 from alphadecay_dist.sharding.layout import Flat, Piece, ShardSource, flat_chunks
 
@@ -48,17 +49,16 @@ class ZeroShard:
         self.shape: tuple[int, ...] = weight.shape
         self.dtype: torch.dtype = parameter.ds_tensor.dtype
         self._parameter = parameter
-        self._ranges = flat_chunks(parameter.ds_numel, world_size)
-        self._rank = rank
+        self._pieces = _chunks(parameter.ds_numel, world_size)
+        self._length = max(0, min(chunk, parameter.ds_numel - rank * chunk))
 
     def pieces(self) -> list[Piece]:
         """One piece a rank; ranks past the end of a small tensor hold none."""
-        return [Piece((rank,), part) for rank, part in enumerate(self._ranges) if part.numel]
+        return self._pieces
 
     def local(self) -> Tensor | None:
         """This rank's piece without its padding."""
-        length = self._ranges[self._rank].numel
-        return self._parameter.ds_tensor.detach().narrow(0, 0, length) if length else None
+        return self._parameter.ds_tensor.detach().narrow(0, 0, self._length) if self._length else None
 
 
 class ZeroMaster(ZeroShard):
@@ -70,8 +70,15 @@ class ZeroMaster(ZeroShard):
 
     def local(self) -> Tensor | None:
         """This rank's piece of the master."""
-        length = self._ranges[self._rank].numel
-        return safe_get_local_fp32_param(self._parameter).detach()[:length] if length else None
+        if not self._length:
+            return None
+        return safe_get_local_fp32_param(self._parameter).detach()[: self._length]
+
+
+@functools.lru_cache(maxsize=1024)
+def _chunks(numel: int, world_size: int) -> list[Piece]:
+    """One list for all weights of a size, so that it is compared across ranks once."""
+    return [Piece((rank,), part) for rank, part in enumerate(flat_chunks(numel, world_size)) if part.numel]
 
 
 class MasterFragment:
@@ -103,7 +110,6 @@ class ZeroHost:
     """A ``DeepSpeedEngine`` that was given a torch optimizer over :func:`alphadecay_dist.param_groups`."""
 
     def __init__(self, engine: Any) -> None:
-        refuse_unservable(engine)
         self._engine = engine
 
     @property
@@ -143,39 +149,59 @@ class ZeroHost:
         """Flat pieces at stage 3, whole weights below; the fp32 masters where bf16 is not enough. Collective.
 
         Raises:
-            UserError: fp32 is asked for and there are no masters.
+            UserError: the engine cannot be served, or fp32 is asked for and there are no masters.
         """
         stage = self._engine.zero_optimization_stage()
-        master = dtype == torch.float32 and any(_held(weight).dtype != dtype for weight in weights)
-        if stage == 3:
-            world_size, rank = dist.get_world_size(self.group), dist.get_rank(self.group)
-            kind = ZeroMaster if master else ZeroShard
-            return [kind(weight, world_size, rank) for weight in weights]
-        if not master:
-            return replicated_sources(weights, self.group)
-        if stage == 0:
-            raise UserError("dtype: found float32 for bf16 weights at ZeRO stage 0, expected stage 1, 2 or 3")
-        return self._fragments(weights)
+        master = False
 
-    def _fragments(self, weights: Sequence[Weight]) -> list[ShardSource]:
-        bounds = [bound for weight in weights for bound in _fragment(weight)]
-        everyone = gathered(bounds, self.group)
-        return [
-            MasterFragment(weight, [Flat(*row[2 * place : 2 * place + 2]) for row in everyone])
-            for place, weight in enumerate(weights)
-        ]
+        def bounds() -> list[int]:
+            nonlocal master
+            refuse_unservable(self._engine)
+            master = dtype == torch.float32 and any(_held(weight).dtype != dtype for weight in weights)
+            if master and stage == 0:
+                raise UserError(
+                    "dtype: found float32 for bf16 weights at ZeRO stage 0, expected stage 1, 2 or 3"
+                )
+            fragmented = weights if master and stage < 3 else []
+            return [bound for weight in fragmented for bound in _fragment(weight)]
+
+        everyone = agreed(bounds, self.group)
+        with together(self.group):
+            if stage == 3:
+                world_size, rank = dist.get_world_size(self.group), dist.get_rank(self.group)
+                kind = ZeroMaster if master else ZeroShard
+                return [kind(weight, world_size, rank) for weight in weights]
+            if not master:
+                return replicated_sources(weights, self.group)
+            return [
+                MasterFragment(weight, [Flat(*row[2 * place : 2 * place + 2]) for row in everyone])
+                for place, weight in enumerate(weights)
+            ]
 
 
 def refuse_unservable(engine: Any) -> None:
-    """Refuse DeepSpeed's optimizers that forward nothing but the learning rate to the weights' update.
+    """Refuse what would ignore the decays, and weights that are others on other ranks.
 
     Raises:
-        UserError: SuperOffload or ZenFlow is on; they would ignore every weight decay written.
+        UserError: SuperOffload or ZenFlow is on, which forward nothing but the learning rate to the weights'
+            update; or ranks hold other experts under one name, or other slices of one weight.
     """
     if engine.super_offload():
         raise UserError("SuperOffload ignores a weight decay that changes: set super_offload to false")
     if engine.zenflow:
         raise UserError("ZenFlow ignores a weight decay that changes: remove zenflow from the config")
+    experts = max((getattr(module, "ep_size", 1) for module in engine.module.modules()), default=1)
+    if experts > 1:
+        raise UserError(
+            f"DeepSpeed MoE: found ep_size {experts}, expected 1: ranks have other experts under one name; "
+            "use ep_size=1, or expert parallelism of DTensors under FSDP2"
+        )
+    slices = max(engine.mp_world_size, engine.autotp_size())
+    if slices > 1:
+        raise UserError(
+            f"DeepSpeed tensor parallelism: found {slices} ranks that share a weight, expected 1: each has "
+            "another slice under the same name; use ZeRO alone, or tensor parallelism of DTensors with FSDP2"
+        )
 
 
 def _held(weight: Weight) -> Tensor:

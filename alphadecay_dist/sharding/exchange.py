@@ -6,7 +6,8 @@
 3. The owner puts the pieces of a matrix in their places, and hands the whole matrix out.
 4. When all is computed, one all-gather shares the few numbers that each owner found.
 
-A matrix that its owner holds whole already (replicated weights) crosses no network.
+A matrix that its owner holds whole already (replicated weights) crosses no network. What may fail on one rank
+alone is done before the first byte moves, where all can hear of it (one number a rank), or is lived with.
 """
 
 from __future__ import annotations
@@ -14,54 +15,38 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from alphadecay_dist.sharding.layout import Block, Flat, Grid, Overlap, ShardSource, check_cover, replica_of
+from alphadecay_dist.errors import warn
+from alphadecay_dist.sharding.agreement import collective_device, gathered, reaching, require_equal, together
+from alphadecay_dist.sharding.layout import Block, Flat, Grid, ShardSource, check_cover
 from alphadecay_dist.sharding.ownership import Plan
 from alphadecay_dist.sharding.traffic import Traffic, traffic
+from alphadecay_dist.sharding.transfers import Layout, Round, Transfer, layouts_of, rounds_of, whole_at
 
 
 @dataclass(frozen=True)
-class _Transfer:
-    """What one rank sends of one block.
+class _Buffers:
+    """What is allocated once for all rounds of a refresh.
 
     Attributes:
-        name: the block's.
-        overlap: where in the sender's piece it lies, and where in the block it goes.
-        held: elements of that piece.
-        sender: rank.
-        owner: rank.
+        packed: for what is sent; a round is off before the next one is packed.
+        received: for what arrives of two rounds, of which one is worked on.
     """
 
-    name: str
-    overlap: Overlap
-    held: int
-    sender: int
-    owner: int
-
-    @property
-    def numel(self) -> int:
-        """Number of elements sent."""
-        return self.overlap.local.numel
+    packed: Tensor
+    received: tuple[Tensor, Tensor]
 
 
 @dataclass
 class _Arrival:
-    """A round in flight.
+    """A round in flight, and what of it this rank sent and will have."""
 
-    Attributes:
-        names: blocks of the round.
-        own: pieces that this rank has of its own blocks.
-        transfers: what it receives, in the order of the buffer.
-    """
-
-    names: tuple[str, ...]
-    own: list[_Transfer]
-    transfers: list[_Transfer] = field(default_factory=list)
+    round: Round
     buffer: Tensor | None = None
     packed: Tensor | None = None
     work: dist.Work | None = None
@@ -79,7 +64,7 @@ class Exchange:
 
     Raises:
         ValueError: the pieces of a source do not cover it.
-        RuntimeError: the ranks planned differently.
+        RuntimeError: the ranks planned differently, or one does not hold what its layout says.
     """
 
     def __init__(
@@ -97,31 +82,71 @@ class Exchange:
         self._group = group
         self._rank = dist.get_rank(group) if group else 0
         self._world_size = dist.get_world_size(group) if group else 1
-        self.device = collective_device(group)  # where collectives want their tensors
         self.bytes_received = self.bytes_sent = 0  # from and to other ranks, since matrices() began
         self.peak_bytes = self._held = 0  # most bytes of buffers and matrices at once since then; those now
+        self._shapes = {source.name: source.shape for source in sources}
+        self.device = exchange_device(sources, group)  # where matrices arrive
+        pieces = {source.name: source.pieces() for source in sources}
+        self._layouts = layouts_of(pieces)
         self._check_agreement()  # before anything that could fail on this rank alone
-        for source in sources:
+        for source in {(id(self._layouts[own.name]), own.shape): own for own in sources}.values():
             check_cover(source)
-        self._rounds = [(names, self._transfers(names)) for names in plan.rounds]
-        self._ahead = self.foretold().ahead
+        with together(group):
+            self._check_held()
+        copied = frozenset(source.name for source in sources if source.dtype != dtype)
+        self._foretold = traffic(
+            pieces, self._shapes, blocks, plan, self._world_size, dtype.itemsize, copied=copied
+        )
+        self._rounds = rounds_of(self._layouts, self._shapes, self._blocks, plan, self._rank)
+        # The next round arrives in the other buffer where it is in flight while this one is worked on.
+        flips = self._foretold.ahead[:-1]
+        self._slots = list(itertools.accumulate(flips, lambda slot, ahead: slot ^ ahead, initial=0))
+        own = (block for block in blocks if plan.owners[block.name] == self._rank)
+        copies = [block for block in own if block.source in copied or self._whole_at_owner(block) is None]
+        self._copies = frozenset(block.name for block in copies)
+        self._largest = max((block.index.numel for block in copies), default=0) * dtype.itemsize
+
+    @property
+    def room(self) -> int | None:
+        """Bytes of matrices that may be held while the next is put together, to stay within the budget.
+
+        None where that is no matter: this rank's matrices are handed out as they lie.
+        """
+        if not self._largest:
+            return None
+        kept = self._kept_bytes()
+        return 0 if kept is None else self._plan.budget - kept - self._largest
 
     def matrices(self) -> Iterator[tuple[str, Tensor]]:
         """Whole blocks, in their shape and ``dtype``, of those that this rank owns, in the plan's order.
 
-        Collective: every rank must run it to the end.
+        Collective: every rank must run it to the end. A block that cannot be put together here, for want of
+        memory, is left out with a warning.
+
+        Raises:
+            RuntimeError: a rank does not hold what its layout says, at the call and on every rank; or a rank
+                died, while it runs.
         """
         self.bytes_received = self.bytes_sent = self.peak_bytes = self._held = 0
-        pending = self._send(*self._rounds[0]) if self._rounds else None
-        for following, ahead in zip([*self._rounds[1:], None], self._ahead, strict=True):
+        with together(self._group):
+            self._check_held()
+            buffers = self._allocated()
+        return self._gathering(buffers)
+
+    def _gathering(self, buffers: _Buffers | None) -> Iterator[tuple[str, Tensor]]:
+        for buffer in (buffers.packed, *buffers.received) if buffers else ():
+            self._hold(buffer)
+        pending = self._send(0, buffers) if self._rounds else None
+        for number, ahead in enumerate(self._foretold.ahead):
             assert pending is not None
-            self._arrive(pending)
-            arrived, pending = pending, self._send(*following) if following and ahead else None
+            self._arrive(pending, buffers)
+            arrived, last = pending, number + 1 == len(self._rounds)
+            pending = self._send(number + 1, buffers) if ahead else None
             yield from self._assemble(arrived)
-            self._hold(arrived.buffer, -1)
+            self._let_go(arrived.buffer, buffers)
             arrived.buffer = None
-            if following and not ahead:
-                pending = self._send(*following)
+            if not last and not ahead:
+                pending = self._send(number + 1, buffers)
 
     def lends(self, name: str) -> bool:
         """Whether a block of this rank may be handed out as it lies in the weights, which training writes."""
@@ -129,10 +154,11 @@ class Exchange:
 
     def foretold(self) -> Traffic:
         """What :meth:`matrices` will move and hold on every rank."""
-        layouts = {name: source.pieces() for name, source in self._sources.items()}
-        shapes = {name: source.shape for name, source in self._sources.items()}
-        blocks = list(self._blocks.values())
-        return traffic(layouts, shapes, blocks, self._plan, self._world_size, self.dtype.itemsize)
+        return self._foretold
+
+    def received_by_rank(self) -> tuple[int, ...]:
+        """Bytes that each rank receives from others in one run of :meth:`matrices`."""
+        return tuple(self._foretold.received.tolist())
 
     def share(
         self, values: Mapping[str, Sequence[float]], widths: Mapping[str, int]
@@ -158,184 +184,187 @@ class Exchange:
             shared.update({name: tuple(itertools.islice(numbers, widths[name])) for name in names})
         return shared
 
-    def received_by_rank(self) -> tuple[int, ...]:
-        """Bytes that each rank received from others since its last :meth:`matrices` began."""
-        return tuple(count for (count,) in gathered([self.bytes_received], self._group))
-
     def _owned(self, rank: int) -> list[str]:
         return [name for names in self._plan.rounds for name in names if self._plan.owners[name] == rank]
 
-    def _transfers(self, names: Sequence[str]) -> list[_Transfer]:
-        """The pieces of a round that must be packed, a sender each: the owner itself where it holds one."""
-        transfers = []
-        for name in names:
-            block, owner = self._blocks[name], self._plan.owners[name]
-            if self._whole_at_owner(block) is not None:
-                continue
-            source = self._sources[block.source]
-            # Served by the replica that it is in; where it holds nothing, by any one.
-            replica = replica_of(source.pieces()).get(owner, owner)
-            for piece in source.pieces():
-                overlap = piece.index.overlap(block.index, source.shape)
-                if overlap is not None:
-                    sender = piece.holders[replica % len(piece.holders)]
-                    transfers.append(_Transfer(name, overlap, piece.index.numel, sender, owner))
-        return transfers
-
     def _whole_at_owner(self, block: Block) -> Flat | None:
         """Where in its owner's piece a block lies that the owner holds whole; None where it does not."""
-        source, owner = self._sources[block.source], self._plan.owners[block.name]
-        for piece in source.pieces():
-            if owner in piece.holders:
-                overlap = piece.index.overlap(block.index, source.shape)
-                whole = overlap and overlap.local.numel == block.index.numel and overlap.place.in_order
-                return overlap.local if overlap and whole else None
-        return None
+        layout, shape = self._layouts[block.source], self._shapes[block.source]
+        return whole_at(layout, shape, block, self._plan.owners[block.name])
 
-    def _send(self, names: tuple[str, ...], transfers: list[_Transfer]) -> _Arrival:
+    def _check_held(self) -> None:
+        """Check that this rank holds what the layouts say, before any other rank counts on it."""
+        for name, source in self._sources.items():
+            piece, local = self._layouts[name].held.get(self._rank), source.local()
+            expected, found = piece.index.numel if piece else 0, 0 if local is None else local.numel()
+            if found != expected:
+                raise RuntimeError(
+                    f"{name}: rank {self._rank} holds {found} elements, its layout says {expected} elements; "
+                    "construct AlphaDecay again after the weights were sharded anew"
+                )
+
+    def _sizes(self) -> tuple[int, ...]:
+        """Elements of the largest round that is sent, and that arrives in each of two buffers."""
+        received = [0, 0]
+        for slot, own in zip(self._slots, self._rounds, strict=True):
+            received[slot] = max(received[slot], own.received)
+        return max((own.sent for own in self._rounds), default=0), *received
+
+    def _kept_bytes(self) -> int | None:
+        """Bytes of buffers that serve all rounds; None where the budget has no room for them and a matrix."""
+        kept = sum(self._sizes()) * self.dtype.itemsize
+        return kept if kept + self._largest <= self._plan.budget else None
+
+    def _allocated(self) -> _Buffers | None:
+        if self._kept_bytes() is None:
+            return None  # a round takes its own and frees them
+        packed, *received = (
+            torch.empty(size, dtype=self.dtype, device=self.device) for size in self._sizes()
+        )
+        return _Buffers(packed, (received[0], received[1]))
+
+    def _send(self, number: int, buffers: _Buffers | None) -> _Arrival:
         """Start one round; all ranks decide alike whether there is anything to send."""
-        moving = [t for t in transfers if t.sender != t.owner]
-        own = [t for t in transfers if t.sender == t.owner == self._rank]
-        if not moving:
-            return _Arrival(names, own)
-        outgoing = sorted((t for t in moving if t.sender == self._rank), key=lambda t: t.owner)
-        incoming = sorted((t for t in moving if t.owner == self._rank), key=lambda t: t.sender)
-        packed = torch.empty(sum(t.numel for t in outgoing), dtype=self.dtype, device=self.device)
+        own = self._rounds[number]
+        if not own.moving:
+            return _Arrival(own)
+        packed = self._taken(own.sent, buffers.packed if buffers else None)
         start = 0
-        for transfer in outgoing:
+        for transfer in own.outgoing:
             packed[start : start + transfer.numel].copy_(self._piece(transfer))
             start += transfer.numel
-        buffer = torch.empty(sum(t.numel for t in incoming), dtype=self.dtype, device=self.device)
+        buffer = self._taken(own.received, buffers.received[self._slots[number]] if buffers else None)
         received = [0] * self._world_size
         sent = [0] * self._world_size
-        for transfer in incoming:
+        for transfer in own.incoming:
             received[transfer.sender] += transfer.numel
-        for transfer in outgoing:
+        for transfer in own.outgoing:
             sent[transfer.owner] += transfer.numel
-        self._hold(packed)
-        self._hold(buffer)
-        work = dist.all_to_all_single(buffer, packed, received, sent, group=self._group, async_op=True)
+        with reaching(_weights(own)):
+            work = dist.all_to_all_single(buffer, packed, received, sent, group=self._group, async_op=True)
         self.bytes_received += buffer.nbytes
         self.bytes_sent += packed.nbytes
-        return _Arrival(names, own, incoming, buffer, packed, work)
+        return _Arrival(own, buffer, packed, work)
 
-    def _arrive(self, arrival: _Arrival) -> None:
-        """Wait for a round, and let go of what was sent.
-
-        Raises:
-            RuntimeError: a rank died, or did not come within the process group's timeout.
-        """
-        try:
-            if arrival.work is not None:
+    def _arrive(self, arrival: _Arrival, buffers: _Buffers | None) -> None:
+        """Wait for a round, and let go of what was sent."""
+        if arrival.work is not None:
+            with reaching(_weights(arrival.round)):
                 arrival.work.wait()
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"weights of {arrival.names[0]} and others did not arrive: another rank died, or did not "
-                f"come within the process group's timeout ({' '.join(str(error).split())[:200]}); look at "
-                "its output"
-            ) from None
-        self._hold(arrival.packed, -1)
+        self._let_go(arrival.packed, buffers)
         arrival.packed = arrival.work = None
 
-    def _hold(self, tensor: Tensor | None, sign: int = 1) -> None:
-        """Count a tensor as held, or with -1 as let go."""
-        if tensor is not None:
-            self._held += sign * tensor.nbytes
-            self.peak_bytes = max(self.peak_bytes, self._held)
+    def _taken(self, numel: int, kept: Tensor | None) -> Tensor:
+        """Room for so many elements: of a buffer that serves all rounds, or allocated for this one."""
+        if kept is not None:
+            return kept.narrow(0, 0, numel)
+        buffer = torch.empty(numel, dtype=self.dtype, device=self.device)
+        self._hold(buffer)
+        return buffer
 
-    def _piece(self, transfer: _Transfer) -> Tensor:
+    def _let_go(self, tensor: Tensor | None, buffers: _Buffers | None) -> None:
+        if tensor is not None and buffers is None:
+            self._hold(tensor, -1)
+
+    def _hold(self, tensor: Tensor, sign: int = 1) -> None:
+        """Count a tensor as held, or with -1 as let go."""
+        self._held += sign * tensor.nbytes
+        self.peak_bytes = max(self.peak_bytes, self._held)
+
+    def _piece(self, transfer: Transfer) -> Tensor:
         """This rank's part of a block, from its local storage, which is one piece of the tensor."""
-        source = self._blocks[transfer.name].source
-        local = self._sources[source].local()
-        if local is None or local.numel() != transfer.held:
-            found = "nothing" if local is None else f"{local.numel()} elements"
-            raise RuntimeError(
-                f"{source}: rank {self._rank} holds {found}, its layout says {transfer.held} elements"
-            )
+        local = self._sources[self._blocks[transfer.name].source].local()
+        assert local is not None
         return local.narrow(0, transfer.overlap.local.start, transfer.numel)
 
     def _assemble(self, arrival: _Arrival) -> Iterator[tuple[str, Tensor]]:
-        """Whole matrices of one round, as they lie at their owner or from the pieces that arrived."""
-        pieces: dict[str, list[tuple[Flat | Grid, Tensor]]] = {}
-        for transfer in arrival.own:
-            pieces.setdefault(transfer.name, []).append((transfer.overlap.place, self._piece(transfer)))
+        """This rank's whole matrices of one round, as they lie here or from the pieces that arrived."""
+        parts: dict[str, list[tuple[Flat | Grid, Transfer | Tensor]]] = {}
+        for transfer in arrival.round.own:
+            parts.setdefault(transfer.name, []).append((transfer.overlap.place, transfer))
         start = 0
-        for transfer in arrival.transfers:
+        for transfer in arrival.round.incoming:
             assert arrival.buffer is not None
             values = arrival.buffer.narrow(0, start, transfer.numel)
-            pieces.setdefault(transfer.name, []).append((transfer.overlap.place, values))
+            parts.setdefault(transfer.name, []).append((transfer.overlap.place, values))
             start += transfer.numel
-        for name in arrival.names:
-            if self._plan.owners[name] != self._rank:
+        for name in arrival.round.names:
+            try:
+                whole = self._whole(name, parts.get(name))
+            except Exception as error:  # the other ranks wait for this one's part in the next round
+                warn(f"{name} could not be put together: {type(error).__name__}: {error}")
                 continue
-            block = self._blocks[name]
-            if name not in pieces:
-                at_owner, local = self._whole_at_owner(block), self._sources[block.source].local()
-                assert at_owner is not None
-                assert local is not None
-                part = local.narrow(0, at_owner.start, at_owner.numel)
-                yield name, part.to(self.dtype).view(block.shape)
-                continue
-            whole = torch.empty(block.index.numel, dtype=self.dtype, device=self.device)
-            rows = whole.view(-1, *self._sources[block.source].shape[1:])
-            for place, values in pieces[name]:
-                place.put(rows, values)
-            self._hold(whole)
-            yield name, whole.view(block.shape)
-            self._hold(whole, -1)
+            if name in self._copies:
+                self._hold(whole)
+            yield name, whole
+            if name in self._copies:
+                self._hold(whole, -1)
+            del whole  # not while the next one is put together
+
+    def _whole(self, name: str, parts: list[tuple[Flat | Grid, Transfer | Tensor]] | None) -> Tensor:
+        """One matrix: as it lies here, or from its parts."""
+        block = self._blocks[name]
+        if parts is None:
+            lying, local = self._whole_at_owner(block), self._sources[block.source].local()
+            assert lying is not None
+            assert local is not None
+            return local.narrow(0, lying.start, lying.numel).to(self.dtype).view(block.shape)
+        whole = torch.empty(block.index.numel, dtype=self.dtype, device=self.device)
+        rows = whole.view(-1, *self._shapes[block.source][1:])
+        for place, values in parts:
+            place.put(rows, self._piece(values) if isinstance(values, Transfer) else values)
+        return whole.view(block.shape)
 
     def _check_agreement(self) -> None:
         """Compare plan and layout across ranks, before the first byte of a weight moves."""
-        rounds = [f"round {number}: {' '.join(names)}" for number, names in enumerate(self._plan.rounds)]
-        owners = [f"{name}: owner {rank}" for name, rank in sorted(self._plan.owners.items())]
+        digests = {id(layout): _digest(layout) for layout in self._layouts.values()}
         layouts = [
-            f"{source.name}: shape {source.shape}, piece {number}: ranks {piece.holders} hold {piece.index}"
-            for source in self._sources.values()
-            for number, piece in enumerate(source.pieces())
+            f"{name}: shape {self._shapes[name]}, {source.dtype}, {digests[id(self._layouts[name])]}"
+            for name, source in self._sources.items()
         ]
-        plan = [f"weights travel as {self.dtype}", *layouts, *map(str, self._blocks.values()), *owners]
-        difference = first_difference([*plan, *rounds], self._group)
-        if difference is not None:
-            raise RuntimeError(
-                f"the ranks planned the gathering of weights differently: {difference}; "
-                "build the same model with the same sharding on every rank"
-            )
+        lines = [
+            *map(str, self._blocks.values()),
+            *(f"{name}: owner {rank}" for name, rank in sorted(self._plan.owners.items())),
+            *(f"round {number}: {' '.join(names)}" for number, names in enumerate(self._plan.rounds)),
+            f"budget {self._plan.budget}",
+        ]
+        travel = f"weights travel as {self.dtype} between {self.device.type}s"
+
+        def details(place: int) -> list[str]:
+            """The pieces behind a digest."""
+            if not 1 <= place <= len(layouts):
+                return [[travel, *layouts, *lines][place]]
+            name = list(self._sources)[place - 1]
+            start = f"{name}: shape {self._shapes[name]}"
+            pieces = enumerate(self._layouts[name].pieces)
+            held = [f"{start}, piece {n}: ranks {piece.holders} hold {piece.index}" for n, piece in pieces]
+            return [*held, f"{start}, {self._sources[name].dtype}"]
+
+        require_equal(
+            "the ranks planned the gathering of weights differently",
+            [travel, *layouts, *lines],
+            self._group,
+            "build the same model with the same sharding on every rank",
+            details=details,
+        )
 
 
-def first_difference(lines: Sequence[str], group: dist.ProcessGroup | None) -> str | None:
-    """Where the ranks' lines first differ: what rank 0 has, and the first rank that has another. Collective.
-
-    Returns:
-        None where all are equal; else the same text on every rank.
-    """
-    whole = _short_hash("\n".join(lines))
-    if len({row[0] for row in gathered([whole], group)}) == 1:
-        return None
-    shortest = min(row[0] for row in gathered([len(lines)], group))
-    hashes = gathered([_short_hash(line) for line in lines[:shortest]], group)
-    differing = (place for place, column in enumerate(zip(*hashes, strict=True)) if len(set(column)) > 1)
-    place = next(differing, shortest)
-    mine = (lines[place] if place < len(lines) else "nothing more").encode()[:_TEXT_BYTES]
-    texts = [
-        bytes(row).rstrip(b"\0").decode(errors="replace")
-        for row in gathered(list(mine.ljust(_TEXT_BYTES, b"\0")), group)
-    ]
-    other = next(rank for rank, text in enumerate(texts) if text != texts[0])
-    return f"rank 0 has {texts[0]!r}, rank {other} {texts[other]!r}"
+def exchange_device(sources: Sequence[ShardSource], group: dist.ProcessGroup | None) -> torch.device:
+    """Where weights are packed and put together: on GPUs if they lie there and NCCL serves. Collective."""
+    with together(group):
+        pieces = (source.local() for source in sources)
+        on_gpu = any(piece.device.type == "cuda" for piece in pieces if piece is not None)
+    everyone = gathered([on_gpu], group)  # a rank may hold nothing
+    return collective_device(group, "cuda" if any(found for (found,) in everyone) else "cpu")
 
 
-_TEXT_BYTES = 300  # of a line that differs
+def _digest(layout: Layout) -> str:
+    text = "\n".join(f"{piece.holders} {piece.index}" for piece in layout.pieces)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _short_hash(text: str) -> int:
-    """A hash that fp64 holds exactly."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
-
-
-def gathered(mine: Sequence[int], group: dist.ProcessGroup | None) -> list[list[int]]:
-    """What every rank gave, by rank: as many whole numbers each. Collective."""
-    everyone = _all_gather(torch.tensor(mine, dtype=torch.float64, device="cpu"), group)
-    return [[int(number) for number in row] for row in everyone.tolist()]
+def _weights(own: Round) -> str:
+    return f"weights of {own.label} and others"
 
 
 def _all_gather(mine: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -345,12 +374,6 @@ def _all_gather(mine: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         return mine.unsqueeze(0)
     device = collective_device(group)
     everyone = torch.empty(world_size, *mine.shape, dtype=mine.dtype, device=device)
-    dist.all_gather_into_tensor(everyone, mine.unsqueeze(0).to(device), group=group)
-    return everyone.cpu()
-
-
-def collective_device(group: dist.ProcessGroup | None) -> torch.device:
-    """Where tensors must lie for the group's collectives."""
-    if group is not None and dist.get_backend(group) == dist.Backend.NCCL:
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+    with reaching("spectra of the other ranks"):
+        dist.all_gather_into_tensor(everyone, mine.unsqueeze(0).to(device), group=group)
+        return everyone.cpu()

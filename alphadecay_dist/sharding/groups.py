@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.distributed.fsdp import FlatParameter
 
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.inventory import (
@@ -53,7 +54,8 @@ def param_groups(
         ``"premultiply"`` the first is named ``"tuned"``, and has the names of its weights as ``modules``.
 
     Raises:
-        UserError: no matrix can be tuned, a choice is none of the two, or ``follow`` with ``"premultiply"``.
+        UserError: no matrix can be tuned, FSDP hides them, a choice is none of the two, or ``follow`` with
+            ``"premultiply"``.
     """
     followers = set(follow)
     if untuned not in ("base", "zero"):
@@ -64,6 +66,7 @@ def param_groups(
         raise UserError(f"apply: found {apply!r}, expected {GROUPS!r} or {PREMULTIPLY!r}")
     if followers and apply == PREMULTIPLY:
         raise UserError(f"follow: found {sorted(followers)} with apply={apply!r}, expected none")
+    _require_matrices(model)
     weights = tuned_weights(model, modules)
     require_weights(weights)
     if apply == PREMULTIPLY:
@@ -104,6 +107,7 @@ def weights_in(
     Raises:
         UserError: the groups were not made by :func:`param_groups`, or from another model.
     """
+    _require_matrices(model)
     names = Counter(name for group in groups for name in names_in(group))
     if not names:
         raise UserError(
@@ -137,6 +141,15 @@ def _own_groups(
         }
         for weight in weights
     ]
+
+
+def _require_matrices(model: nn.Module) -> None:
+    """Refuse a model whose matrices FSDP1 has replaced by flat parameters."""
+    if any(isinstance(parameter, FlatParameter) for parameter in model.parameters()):
+        raise UserError(
+            "FSDP: found use_orig_params=False, whose optimizer cannot give a matrix its own decay; "
+            "wrap the model with use_orig_params=True"
+        )
 
 
 def _following(weight: Weight, modules: dict[str, nn.Module], follow: set[str]) -> Iterator[nn.Parameter]:

@@ -5,13 +5,13 @@ It follows :class:`alphadecay_dist.sharding.exchange.Exchange` step by step; a t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from alphadecay_dist.sharding.layout import Block, Piece, replica_of
-from alphadecay_dist.sharding.ownership import Counts, Move, Plan, unmoved
+from alphadecay_dist.sharding.ownership import STAYS, Counts, Move, Plan
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Traffic:
     Attributes:
         received: from other ranks.
         sent: to other ranks.
-        peak: most that the exchange holds at once: buffers, and the matrix put together last.
+        peak: most that the exchange holds at once: buffers, and the matrix put together last. Where the
+            budget has room, one buffer for what is sent and two for what arrives serve all rounds.
         ahead: of each round, whether the next one is sent before this one is worked on: where both fit into
             the plan's budget on every rank.
     """
@@ -42,6 +43,7 @@ class Routes:
         blocks: the matrices in them that have owners.
         world_size: number of ranks.
         itemsize: bytes of an element as it travels.
+        copied: tensors of another type than that: of theirs a copy is made where they are whole too.
     """
 
     def __init__(
@@ -51,11 +53,13 @@ class Routes:
         blocks: Sequence[Block],
         world_size: int,
         itemsize: int,
+        copied: Collection[str] = (),
     ) -> None:
         self._layouts, self._shapes = layouts, shapes
         self._blocks = {block.name: block for block in blocks}
         self._world_size = world_size
         self._itemsize = itemsize
+        self._copied = frozenset(copied)
         self._parts: dict[tuple[int, int, int], _Part] = {}
 
     def move(self, name: str, owner: int) -> Move:
@@ -67,7 +71,9 @@ class Routes:
             self._parts[key] = _Part(pieces, self._shapes[block.source], block, self._world_size)
         part = self._parts[key]
         if owner in part.whole_at:
-            return unmoved(name, owner)
+            return replace(
+                STAYS, assembled=self._itemsize * block.index.numel * (block.source in self._copied)
+            )
         senders, sent = part.sent_to(owner)
         senders, sent = senders[senders != owner], self._itemsize * sent[senders != owner]
         return Move(int(sent.sum()), self._itemsize * block.index.numel, senders, sent)
@@ -115,10 +121,13 @@ def traffic(
     plan: Plan,
     world_size: int,
     itemsize: int,
+    copied: Collection[str] = (),
 ) -> Traffic:
     """Foretell an exchange by a plan; the other arguments are those of :class:`Routes`."""
-    routes = Routes(layouts, shapes, blocks, world_size, itemsize)
+    routes = Routes(layouts, shapes, blocks, world_size, itemsize, copied)
     received, sent, peak, before = (np.zeros(world_size, np.int64) for _ in range(4))
+    most_sent, most_assembled, arrived = (np.zeros(world_size, np.int64) for _ in range(3))
+    slots, slot = [arrived, arrived.copy()], 0
     ahead = []
     for names in plan.rounds:
         outgoing, incoming, largest = (np.zeros(world_size, np.int64) for _ in range(3))
@@ -135,5 +144,10 @@ def traffic(
         peak = np.maximum(peak, both if ahead[-1] else outgoing + incoming)
         before = incoming + largest
         peak = np.maximum(peak, before)
+        slot ^= ahead[-1] if len(ahead) > 1 else 0
+        slots[slot] = np.maximum(slots[slot], incoming)
+        most_sent, most_assembled = np.maximum(most_sent, outgoing), np.maximum(most_assembled, largest)
+    kept = most_sent + sum(slots) + most_assembled
+    peak = np.where(kept <= plan.budget, kept, peak)
     # What was said of each round holds for the one before it.
     return Traffic(received, sent, peak, (*ahead[1:], False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -46,6 +46,7 @@ def plan_for(
     tridiagonal: float,
     windows: Windows | None = None,
     budget: int | None = None,
+    copied: Collection[str] = (),
 ) -> tuple[list[Block], Plan]:
     """The blocks of the weights, and a plan for them: pure, the same on every rank.
 
@@ -57,12 +58,14 @@ def plan_for(
         tridiagonal: see :func:`alphadecay_dist.sharding.ownership.cost`.
         windows: FARMS' windows, where only these are analysed.
         budget: bytes that a rank may hold at once for the gathering; None is the default.
+        copied: see :class:`alphadecay_dist.sharding.traffic.Routes`.
     """
     blocks = [block for weight in weights for block in _blocks(weight)]
     costs = costs_of(weights, tridiagonal, windows)
     nbytes = {block.name: block.index.numel * itemsize for block in blocks}
     shapes = {block.name: block.shape for block in blocks}
-    routes = Routes(layouts, {weight.name: weight.shape for weight in weights}, blocks, world_size, itemsize)
+    wholes = {weight.name: weight.shape for weight in weights}
+    routes = Routes(layouts, wholes, blocks, world_size, itemsize, copied)
     most = default_budget(nbytes) if budget is None else budget
     return blocks, plan(costs, nbytes, world_size, most, shapes, routes.move)
 

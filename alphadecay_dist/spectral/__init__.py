@@ -1,6 +1,7 @@
 """Numbers alone: matrices to eigenvalues, eigenvalues to tail exponents. Knows no rank and no model."""
 
 from alphadecay_dist.spectral.analysis import (
+    FAILED,
     METRICS,
     MIN_EIGENVALUES,
     PUBLISHED,
@@ -26,6 +27,7 @@ from alphadecay_dist.spectral.rates import Rates, measured_rates
 __all__ = [
     "ESD",
     "EXACT",
+    "FAILED",
     "FITS",
     "METRICS",
     "MIN_EIGENVALUES",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from alphadecay_dist.errors import warn
 from alphadecay_dist.spectral.esd import ESD, conv_esd, esd
 from alphadecay_dist.spectral.farms import Windows, farms
 from alphadecay_dist.spectral.metrics import (
@@ -159,10 +159,12 @@ def analyze(weight: Tensor, estimator: Estimator = PUBLISHED) -> Analysis:
         return Analysis(status=SHARDED)
     if min(weight.shape) == 0 or estimator.eigenvalues_of(weight.shape) < MIN_EIGENVALUES:
         return Analysis(status=TOO_SMALL)
+    if estimator.windows is not None:
+        estimator.windows.check_fit(weight.shape)
     try:
         return _analyze_all(weight[None], estimator)[0]
-    except (RuntimeError, MemoryError) as error:  # LinAlgError and out of memory are RuntimeErrors
-        warnings.warn(f"analysis of a {tuple(weight.shape)} weight failed: {error}", stacklevel=2)
+    except Exception as error:  # whatever it is: the other ranks wait for what this one finds of the rest
+        warn(f"analysis of a {tuple(weight.shape)} weight failed: {str(error) or type(error).__name__}")
         return Analysis(status=FAILED)
 
 
@@ -182,7 +184,7 @@ def analyze_stack(stack: Tensor, estimator: Estimator = PUBLISHED) -> list[Analy
         return [Analysis(status=TOO_SMALL)] * len(stack)
     try:
         return _analyze_all(stack, estimator)
-    except (RuntimeError, MemoryError):  # of one: find out which
+    except Exception:  # of one: find out which
         return [analyze(matrix, estimator) for matrix in stack]
 
 

@@ -9,6 +9,7 @@ overhead of many would outweigh the work; the results are the same bit for bit.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -27,7 +28,7 @@ STACK_MAX_COUNT = 16
 
 
 def analyze_each(
-    weights: Iterable[tuple[str, Tensor]], estimator: Estimator = PUBLISHED
+    weights: Iterable[tuple[str, Tensor]], estimator: Estimator = PUBLISHED, room: int | None = None
 ) -> dict[str, Analysis]:
     """Analyse named weights, as :func:`analyze` takes them.
 
@@ -37,13 +38,15 @@ def analyze_each(
     Args:
         weights: names and weights; those on one device only.
         estimator: how to read alpha.
+        room: bytes of weights that may wait for their analysis while the next one is taken, beside that; no
+            limit but the number of threads by default. Each is let go of when it is analysed.
 
     Returns:
         An analysis by name, in the order given.
     """
     workers = Workers(torch.get_num_threads())
     with full_precision_matmul(), _one_blas_thread():
-        return workers.analyze_each(weights, estimator)
+        return workers.analyze_each(weights, estimator, room)
 
 
 class Workers:
@@ -66,27 +69,34 @@ class Workers:
         torch.set_num_threads(before)  # what they took for themselves is not for threads that begin later
 
     def analyze_each(
-        self, weights: Iterable[tuple[str, Tensor]], estimator: Estimator
+        self,
+        weights: Iterable[tuple[str, Tensor]],
+        estimator: Estimator,
+        room: int | None = None,
     ) -> dict[str, Analysis]:
         """As the function of that name, which sees to the precision of products too; then end the threads.
 
         It may be called in another thread than the one that constructed them.
         """
         found: dict[str, Analysis] = {}
-        pending: deque[tuple[list[str], Future[list[Analysis]]]] = deque()
+        pending: deque[tuple[list[str], Future[list[Analysis]], int]] = deque()
+        # Small ones that are not yet a stack wait as well.
+        small = math.inf if room is None else room // STACK_MAX_COUNT
+        most_bytes = math.inf if room is None else room - small
 
         def finish(most: int) -> None:
-            """Wait until no more than ``most`` are pending."""
-            while len(pending) > most:
-                names, future = pending.popleft()
+            """Wait until no more than ``most`` are pending, and of them no more than fit."""
+            while len(pending) > most or sum(nbytes for _, _, nbytes in pending) > most_bytes:
+                names, future, _ = pending.popleft()
                 found.update(zip(names, future.result(), strict=True))
 
         with self._pool:
-            for names, stack in _stacks(weights):
+            for names, stack in _stacks(weights, small):
                 if stack[0].device.type != "cpu":
                     found.update(zip(names, _analyze_all(stack, estimator), strict=True))
                     continue  # its own stream of work: host threads would not help
-                pending.append((names, self._pool.submit(_analyze_all, stack, estimator)))
+                nbytes = sum(weight.nbytes for weight in stack)
+                pending.append((names, self._pool.submit(_analyze_all, stack, estimator), nbytes))
                 finish(self.count - 1)
             finish(0)
         return found
@@ -98,8 +108,13 @@ def _become_one_blas_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _stacks(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[list[str], list[Tensor]]]:
-    """The weights one by one; neighbours that are small matrices of one shape and type together."""
+def _stacks(
+    weights: Iterable[tuple[str, Tensor]], most_bytes: float
+) -> Iterator[tuple[list[str], list[Tensor]]]:
+    """The weights one by one; neighbours that are small matrices of one shape and type together.
+
+    The consumer empties each list when it is done with it; here nothing is kept of it.
+    """
     names: list[str] = []
     stack: list[Tensor] = []
     for name, weight in weights:
@@ -107,7 +122,14 @@ def _stacks(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[list[str], 
             yield names, stack
             names, stack = [], []
         names, stack = [*names, name], [*stack, weight]
-        if weight.numel() > STACK_MAX_NUMEL or weight.ndim != 2 or isinstance(weight, DTensor):
+        held = sum(own.nbytes for own in stack)
+        if (
+            held > most_bytes
+            or weight.numel() > STACK_MAX_NUMEL
+            or weight.ndim != 2
+            or isinstance(weight, DTensor)
+        ):
+            del weight
             yield names, stack
             names, stack = [], []
     if stack:
@@ -120,9 +142,14 @@ def _alike(first: Tensor, second: Tensor) -> bool:
 
 
 def _analyze_all(stack: list[Tensor], estimator: Estimator) -> list[Analysis]:
-    if len(stack) == 1:
-        return [analyze(stack[0], estimator)]
-    return analyze_stack(torch.stack(stack), estimator)
+    """Analyses of a list, which is emptied: its memory is free when the result is known."""
+    try:
+        if len(stack) > 1:
+            with contextlib.suppress(RuntimeError, MemoryError):  # no memory for them all together
+                return analyze_stack(torch.stack(stack), estimator)
+        return [analyze(matrix, estimator) for matrix in stack]
+    finally:
+        stack.clear()
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from alphadecay_dist.checkpoint.writer import name_latest
 from alphadecay_dist.controller import AlphaDecay, tridiagonal_weight
 from alphadecay_dist.engines.training import Training, training_for
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.sharding.exchange import collective_device
+from alphadecay_dist.sharding.agreement import collective_device
 from alphadecay_dist.sharding.inventory import Weight, tuned_weights
 from alphadecay_dist.sharding.ownership import assign_owners
 from alphadecay_dist.sharding.work import analysed, costs_of

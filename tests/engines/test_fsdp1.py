@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from alphadecay_dist import AlphaDecay, UserError, param_groups
-from alphadecay_dist.engines.fsdp1 import FlatParameterSource, flat_places
+from alphadecay_dist.engines.fsdp1 import FlatParameterSource
 from alphadecay_dist.engines.plain import PlainHost
 from tests.engines.tiny import SHAPES, TUNABLE, filled, groups_of, matrices_of
 from tests.multirank import run_ranks
@@ -91,10 +91,59 @@ def test_decays_are_those_of_one_process(strategy, world_size):
 
 
 def check_refused():
-    model = wrapped(filled(TUNABLE)[0], use_orig_params=False)
+    flat = wrapped(filled(TUNABLE)[0], use_orig_params=False)
     with pytest.raises(UserError, match="use_orig_params=False"):
-        flat_places(model)
+        param_groups(flat, weight_decay=0.1)
+    model, _ = filled(TUNABLE)
+    groups = param_groups(model, weight_decay=0.1)
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    with pytest.raises(UserError, match="use_orig_params=False"):
+        AlphaDecay(wrapped(model, use_orig_params=False), optimizer, weight_decay=0.1)
 
 
-def test_flat_parameters_of_the_old_kind_are_refused():
-    run_ranks(check_refused, 2)
+def check_group_that_lacks_ranks():
+    model = wrapped(filled(TUNABLE)[0])
+    optimizer = torch.optim.SGD(param_groups(model, weight_decay=0.1), lr=0.1)
+    own = dist.new_group([dist.get_rank()], use_local_synchronization=True)
+    with pytest.raises(UserError, match=r"layers.0.up: FSDP shards it over ranks .*process_group"):
+        AlphaDecay(model, optimizer, process_group=own, weight_decay=0.1)
+
+
+def check_contract():
+    """The private names of engines/fsdp1.py, one a line."""
+    model, values = filled(SHAPES)
+    model = wrapped(model, each_linear=False)
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    (handle,) = {module._handle for module in FullyShardedDataParallel.fsdp_modules(model)}
+    flat = handle.flat_param
+    names = [matrix.name for matrix in matrices_of(model)]
+    total = sum(value.numel() for value in values.values())
+    assert handle.uses_sharded_strategy is True, "handle.uses_sharded_strategy"
+    assert dist.get_process_group_ranks(handle.process_group) == list(range(world_size)), "process_group"
+    chunk = flat._sharded_size.numel()
+    assert total <= chunk * world_size < total + 64 * world_size, "_sharded_size: equal parts, padded"
+    offsets = handle._get_flat_param_offsets()
+    assert len(offsets) == len(flat._is_padding_mask), "_is_padding_mask: one an offset"
+    found = [own for own, padding in zip(offsets, flat._is_padding_mask, strict=True) if not padding]
+    assert [last + 1 - start for start, last in found] == [values[name].numel() for name in names], "offsets"
+    own = [id(matrix.parameter) for matrix in matrices_of(model)]
+    assert [id(parameter) for parameter in flat._params] == own, "_params: the optimizer's own"
+    model(torch.ones(2, 172))
+    whole = torch.full((chunk * world_size,), torch.nan)
+    for (start, last), name in zip(found, names, strict=True):
+        whole[start : last + 1] = values[name].flatten()
+    mine = whole[rank * chunk : (rank + 1) * chunk]
+    equal = (flat._local_shard == mine) | mine.isnan()
+    assert equal.all(), "_local_shard: this rank's range"
+    unsharded = wrapped(filled(SHAPES)[0], "NO_SHARD", each_linear=False)
+    assert unsharded._handle.uses_sharded_strategy is False, "handle.uses_sharded_strategy of NO_SHARD"
+
+
+def check_all():
+    check_refused()
+    check_group_that_lacks_ranks()
+    check_contract()
+
+
+def test_refusals_and_what_is_taken_for_granted_of_torch():
+    run_ranks(check_all, 2)

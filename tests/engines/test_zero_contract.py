@@ -6,6 +6,7 @@ import deepspeed
 import pytest
 import torch
 import torch.distributed as dist
+from deepspeed.moe.layer import MoE
 from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerConfig
 
 from alphadecay_dist import UserError
@@ -57,10 +58,61 @@ def check_refusals():
     engine._config.zero_config.offload_optimizer = options
     with pytest.raises(UserError, match="SuperOffload"):
         refuse_unservable(engine)
+    engine._config.zero_config.offload_optimizer = None
+    refuse_unservable(engine)
+    assert engine.mp_world_size == 1, "engine.mp_world_size"
+    assert not engine.autotp_size() > 1, "engine.autotp_size()"
+    engine.mp_world_size = 2
+    with pytest.raises(UserError, match="tensor parallelism: found 2 ranks"):
+        refuse_unservable(engine)
+    engine.mp_world_size = 1
+    engine._config.tensor_parallel_config.autotp_size = 2
+    with pytest.raises(UserError, match="tensor parallelism: found 2 ranks"):
+        refuse_unservable(engine)
 
 
 def test_optimizers_that_ignore_a_written_decay_are_refused():
     run_ranks(check_refusals, 1)
+
+
+def check_experts():
+    """One expert of two a rank: DeepSpeed names both deepspeed_experts.0."""
+    engine, _, _ = engine_of(1, SHAPES)
+    expert = torch.nn.Linear(64, 64, bias=False)
+    whole = MoE(64, expert, num_experts=2, ep_size=1)
+    assert whole.ep_size == 1, "MoE.ep_size"
+    engine.module.add_module("moe", whole)
+    refuse_unservable(engine)
+    engine.module.moe = MoE(64, expert, num_experts=2, ep_size=2)
+    assert engine.module.moe.num_local_experts == 1
+    with pytest.raises(UserError, match="MoE: found ep_size 2, expected 1"):
+        refuse_unservable(engine)
+
+
+def test_experts_that_differ_under_one_name_are_refused():
+    run_ranks(check_experts, 2)
+
+
+def check_masters(stage):
+    _, model, _ = engine_of(stage, SHAPES, torch.bfloat16)
+    total = 0
+    for matrix in matrices_of(model):
+        mapping = matrix.parameter._hp_mapping
+        if mapping is None:
+            continue  # this rank holds nothing of it
+        address = mapping.lp_fragment_address
+        whole = value_of(f"{matrix.name}.weight", matrix.shape, torch.bfloat16).float().flatten()
+        mine = whole[address.start : address.start + address.numel]
+        assert mapping.hp_fragment.dtype == torch.float32, "_hp_mapping.hp_fragment: fp32"
+        assert torch.equal(mapping.hp_fragment, mine), "hp_fragment: lp_fragment_address.start, .numel"
+        total += address.numel
+    return total
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_masters_are_linked_to_their_weights(stage):
+    held = run_ranks(check_masters, 2, stage)
+    assert sum(held) == sum(m * n for m, n in SHAPES), "_hp_mapping: every element on one rank"
 
 
 @pytest.mark.parametrize(

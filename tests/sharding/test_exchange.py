@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from alphadecay_dist.engines.replicated import replicated_sources
 from alphadecay_dist.engines.zero import ZeroHost
+from alphadecay_dist.sharding.agreement import RankLostError
 from alphadecay_dist.sharding.exchange import Exchange
 from alphadecay_dist.sharding.layout import Block, Flat, Piece, numel
 from alphadecay_dist.sharding.ownership import plan
@@ -243,14 +244,29 @@ def check_short_piece():
     sources = [Source("m", whole, [(0, 2000, (0,)), (2000, 4087, (1,))], rank)]
     exchange, _ = exchange_of(sources, LARGE, dist.group.WORLD)
     sources[0].parts = [(0, 2000, (0,)), (2000, 4000, (1,))]
-    if rank == 1:
-        with pytest.raises(RuntimeError, match="m: rank 1 holds 2000 elements, its layout says 2087"):
-            list(exchange.matrices())
-    return rank
+    with pytest.raises(RuntimeError, match="m: rank 1 holds 2000 elements, its layout says 2087"):
+        exchange.matrices()
+    sources[0].parts = [(0, 2000, (0,)), (2000, 4087, (1,))]
+    with pytest.raises(RuntimeError, match="m: rank 1 holds 2000 elements, its layout says 2087"):
+        exchange_of([Short(sources[0])], LARGE, dist.group.WORLD)
 
 
-def test_a_piece_that_shrank_since_the_plan_is_refused_by_name():
-    run_ranks(check_short_piece, 2)
+class Short:
+    """A source of which rank 1 holds less than it says."""
+
+    def __init__(self, source):
+        self._source = source
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+    def local(self):
+        local = self._source.local()
+        return None if local is None else local[:2000]
+
+
+def test_a_piece_that_is_shorter_than_the_layout_says_is_refused_by_name_on_every_rank():
+    run_ranks(check_short_piece, 3)
 
 
 def check_blocks():
@@ -284,11 +300,12 @@ def check_killed():
     whole = value_of("m", (61, 67), torch.float32)
     parts = [(0, 1000, (0,)), (1000, 3000, (1,)), (3000, 4087, (2,))]
     exchange, _ = exchange_of([Source(name, whole, parts, rank) for name in "abc"], SMALL, dist.group.WORLD)
+    gathering = exchange.matrices()
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     begin = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"weights of . and others did not arrive: another rank died"):
-        list(exchange.matrices())
+    with pytest.raises(RankLostError, match=r"weights of . and others did not arrive: another rank died"):
+        list(gathering)
     assert time.monotonic() - begin < 30
 
 
@@ -298,3 +315,20 @@ def test_a_killed_rank_ends_the_others_with_a_message():
     assert "rank 1" in str(raised.value)
     assert "rank 0" not in str(raised.value).partition("rank 0 printed")[0]
     assert "rank 2" not in str(raised.value)
+
+
+def check_killed_in_share():
+    """Replicated weights move nothing: the first to notice is the one all-gather."""
+    sources = replicated_sources(matrices_of(Uneven(SHAPES)), dist.group.WORLD)
+    exchange, found = exchange_of(sources, SMALL, dist.group.WORLD)
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(RankLostError, match="spectra of the other ranks did not arrive: another rank died"):
+        exchange.share(dict.fromkeys(found.owners, (0.0,)), dict.fromkeys(found.owners, 1))
+
+
+def test_a_rank_that_is_killed_where_no_weight_moves_ends_the_others_with_a_message():
+    with pytest.raises(AssertionError) as raised:
+        run_ranks(check_killed_in_share, 2)
+    assert "rank 1: died" in str(raised.value)
+    assert "rank 0" not in str(raised.value).partition("rank 0 printed")[0]
