@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.training.runs import tiny_options
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -58,3 +60,15 @@ def test_the_check_for_gpus_passes_on_gloo():
     assert len(lines) == 1 + 17 + 1
     assert all("bit-identical" in line for line in lines[1:-1])
     assert lines[-1] == "another plan on one rank: refused by all"
+
+
+@pytest.mark.slow
+def test_throughput_is_told_for_both_policies(tmp_path):
+    options = [*tiny_options(tmp_path, train__steps=8), "--decay.interval=4", "--decay.apply=auto"]
+    command = [sys.executable, str(BENCHMARKS / "throughput.py"), "--repeats", "1", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()[-6:]
+    assert [cells(line)[0] for line in lines[1:3]] == ["uniform", "alphadecay"]
+    assert all(float(cells(line)[2].replace(",", "")) > 0 for line in lines[1:3])
+    assert "of a window of 500 updates" in lines[4]

@@ -223,7 +223,9 @@ def test_replicated_weights_move_nothing_and_need_no_bandwidth(capsys, tmp_path,
     path.write_text('{"gram": 1e12, "tridiagonal": 1e11, "update_seconds": 1}')
     options = ["--recipe", "llama_60m", "--world_size", "8", "--machine", str(path), "--sharding"]
     found = planned(capsys, *options, sharding)
-    assert sum(found["bytes_received"]) == sum(found["peak_bytes"]) == 0
+    assert sum(found["bytes_received"]) == 0
+    # The recipe computes in bf16: DDP's fp32 weights are rounded, one matrix at a time; ZeRO has bf16 ones.
+    assert max(found["peak_bytes"]) == (512 * 1376 * 2 if sharding == "ddp" else 0)
     assert found["seconds"] == max(found["load_seconds"]) > 0
     assert found["share_of_training"] == found["seconds"] / 500
     found = planned(capsys, *options, "zero3")
