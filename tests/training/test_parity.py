@@ -25,16 +25,18 @@ def reference(request, tmp_path_factory):
     """Options, the run of one rank under ZeRO-1, and the plain loop without an engine."""
     folder = tmp_path_factory.mktemp(request.param)
     options = tiny_options(folder, data__pack=request.param == "packed")
-    train_on(1, "1", folder / "reference", options)
-    return folder, options, plain_torch(options, folder / "reference" / "tokenizer.model")
+    zero = train_on(1, "1", folder / "reference", options)
+    return folder, options, zero, plain_torch(options, folder / "reference" / "tokenizer.model")
 
 
 @pytest.mark.parametrize(("stage", "world_size"), ENGINES)
 def test_every_engine_is_the_plain_loop(reference, stage, world_size):
-    folder, options, plain = reference
+    folder, options, zero, plain = reference
     run = train_on(world_size, stage, folder / f"zero{stage}_{world_size}", options)
     assert [line["step"] for line in run["metrics"]] == list(range(1, 31))
     assert [line["loss"] for line in run["metrics"]] == pytest.approx(plain["losses"], abs=1e-5)
+    losses = [line["loss"] for line in zero["metrics"]]
+    assert [line["loss"] for line in run["metrics"]] == pytest.approx(losses, abs=1e-5)
     assert [line["grad_norm"] for line in run["metrics"]] == pytest.approx(plain["norms"], rel=1e-4)
     assert [line["step"] for line in run["decay"]] == [0, 10, 20]
     for line, refresh in zip(run["decay"], plain["refreshes"], strict=True):
