@@ -139,8 +139,9 @@ class AlphaDecay:
         self._updates = 0
         self._refreshed_at: int | None = None
         self._pending: Pending | None = None
-        self._beside = Beside(self._exchange, self._weights, self.settings, self._device)
-        self._writer = writer_for(apply, self._host, named, weight_decay)
+        with together(self._host.group):
+            self._beside = Beside(self._exchange, self._weights, self.settings, self._device)
+            self._writer = writer_for(apply, self._host, named, weight_decay)
 
     def step(self) -> Refresh | None:
         """Refresh if one is due, and count the update; at a micro-batch that updates nothing, do nothing.
@@ -150,9 +151,6 @@ class AlphaDecay:
 
         Collective where a refresh is due or to be written, always in the calling thread. Returns the refresh
         that was written, if there was one.
-
-        Raises:
-            Exception: what went wrong in the spectra beside training, on the rank where it did.
         """
         if not self._host.at_boundary():
             return None
