@@ -62,11 +62,9 @@ def run(options: Options) -> None:
 def _run_joined(options: Options, checked: Checked, engine: Training, ranks: Ranks) -> None:
     """The run, once all ranks are in one process group."""
     engine.check_config()
-    begin = ranks.from_main(
-        lambda: start.decide(
-            checked.folder, checked.config, options.resume, options.overwrite, ranks.world_size, engine.layout
-        )
-    )
+    begin = start.begin(checked.folder, checked.config, options.resume, options.overwrite, ranks)
+    for reason in begin.skipped:
+        _say(ranks, f"skipped a checkpoint that is not whole: {reason}")
     if begin.finished is not None:
         _say(
             ranks,
@@ -179,8 +177,6 @@ def _train(
     trainer = Trainer(config, folder, ranks, engine, decay, ahead, evaluation, files, tracker, utilization)
     with _watched(trainer, files, tracker):
         if begin.checkpoint is not None:
-            for reason in begin.checkpoint.skipped:
-                _say(ranks, f"skipped a checkpoint that is not whole: {reason}")
             trainer.resume(begin.checkpoint)
             _say(ranks, f"resumed from {begin.checkpoint.folder} after update {begin.step}")
         finished = trainer.run()
