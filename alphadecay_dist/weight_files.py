@@ -133,10 +133,18 @@ def _checkpoint_in(path: Path) -> Checkpoint | None:
     """The checkpoint at a path: of a run or a directory of checkpoints the newest; None if it is neither."""
     root = next((folder for folder in (path, path / CHECKPOINTS) if (folder / LATEST).is_file()), None)
     if root is None:
-        return read(path) if (path / STATE).is_file() else None
+        return _intact(path) if (path / STATE).is_file() else None
     checkpoint = newest(root)
     if checkpoint is None:
         raise UserError(f"{root}: found no whole checkpoint")
+    return checkpoint
+
+
+def _intact(folder: Path) -> Checkpoint:
+    checkpoint = read(folder)
+    faults = checkpoint.faults()
+    if faults:
+        raise UserError(f"{faults[0]}; give another checkpoint, or the run for its newest whole one")
     return checkpoint
 
 

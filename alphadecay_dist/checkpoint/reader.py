@@ -12,6 +12,8 @@ from alphadecay_dist.checkpoint.manifest import Manifest, OtherFormatError, read
 from alphadecay_dist.checkpoint.writer import LATEST, STATE, STEPS
 from alphadecay_dist.errors import UserError
 
+ALTERED = "does not have the content that was written (CRC-32)"
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -34,7 +36,7 @@ class Checkpoint:
                 found.append(f"{self.folder}: {name} cannot be read: {error.strerror}")
                 continue
             if content != stored:
-                found.append(f"{self.folder}: {name} does not have the content that was written (CRC-32)")
+                found.append(f"{self.folder}: {name} {ALTERED}")
         return found
 
 
@@ -64,7 +66,7 @@ def search(root: Path, damaged: Mapping[Path, str]) -> Found:
             skipped.append(damaged[folder])
             continue
         try:
-            return Found(Checkpoint(folder, read_manifest(folder)), tuple(skipped))
+            return Found(_opened(folder), tuple(skipped))
         except OtherFormatError:
             raise
         except ValueError as error:
@@ -90,8 +92,16 @@ def read(folder: Path) -> Checkpoint:
         UserError: it is not whole.
     """
     try:
-        return Checkpoint(folder, read_manifest(folder))
+        return _opened(folder)
     except OtherFormatError:
         raise
     except ValueError as error:
         raise UserError(f"{error}; give the directory of a whole checkpoint") from None
+
+
+def _opened(folder: Path) -> Checkpoint:
+    """A checkpoint whose state, which is read before the shards are looked at, is as it was written."""
+    manifest = read_manifest(folder)
+    if STATE not in manifest.files or stored_file(folder / STATE) != manifest.files[STATE]:
+        raise ValueError(f"{folder}: {STATE} {ALTERED}")
+    return Checkpoint(folder, manifest)

@@ -2,7 +2,7 @@
 
 DeepSpeed's optimizer steps flat fp32 tensors, which hold this rank's pieces of many parameters one after the
 other, with padding between and behind them; the inner torch optimizer keeps its state by flat tensor. The
-names used here are DeepSpeed's own: ``tests/engines/test_zero_state.py`` holds them to what is written here.
+names used here are DeepSpeed's own: ``tests/engines/test_state.py`` holds them to what is written here.
 """
 
 from __future__ import annotations

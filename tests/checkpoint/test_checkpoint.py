@@ -319,3 +319,9 @@ def test_a_full_disk_is_one_line_and_harms_no_whole_checkpoint(tmp_path, monkeyp
         save(tmp_path, 2, keep=1)
     assert steps_in(tmp_path) == [1]
     assert newest(tmp_path).folder == whole
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("no directory")
+    with pytest.raises(UserError, match=r"cannot be written: Not a directory; .* older checkpoints"):
+        save(tmp_path / "file" / "checkpoints")

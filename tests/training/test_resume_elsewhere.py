@@ -105,6 +105,8 @@ def test_a_flipped_bit_sends_a_run_back_to_the_checkpoint_before(unbroken, capfd
     capfd.readouterr()
     assert cli.main(["spectrum", str(output)]) == 0
     assert capfd.readouterr().out.splitlines()[0].endswith("step-00000006")
+    assert cli.main(["spectrum", str(checkpoints / "step-00000009")]) == 2
+    assert "rank-00001.safetensors does not have the content" in capfd.readouterr().err
     argv = ["--deepspeed", str(ROOT / "ds_configs" / "zero3.json"), "--output_dir", str(output), *every]
     named = ["--resume", str(checkpoints / "step-00000009")]
     assert run_ranks(train.main, 2, [*argv, *named]) == [2, 2]
