@@ -77,9 +77,9 @@ def test_a_run_goes_on_anywhere(unbroken, journey):
 
 def test_bf16_masters_come_exactly_to_another_engine(tmp_path):
     """An update with a learning rate of 0 changes no master: what one engine saved the next saves again."""
-    options = options_of(tmp_path, train__dtype="bfloat16", train__steps=6)
+    options = options_of(tmp_path, train__dtype="bfloat16", train__steps=5)
     output, weights = tmp_path / "run", []
-    for stop, (engine, world_size) in enumerate((("3", 2), ("1", 3), ("fsdp2", 2), ("3", 1)), 3):
+    for stop, (engine, world_size) in enumerate((("3", 2), ("1", 3), ("fsdp2", 2)), 3):
         still = [] if stop == 3 else ["--optimizer.lr=0"]
         train_on(world_size, engine, output, [*options, f"--train.stop_after={stop}", *still])
         weights.append(final_weights(output))
@@ -116,8 +116,8 @@ def test_a_flipped_bit_sends_a_run_back_to_the_checkpoint_before(unbroken, capfd
 
 
 def run_until_the_disk_is_full(argv):
-    """Files of this process may not grow beyond 200 kB: no shard of the tiny model fits."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+    """Files of this process may not grow beyond 500 kB: no shard of the tiny model fits."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
     return train.main(argv)
 
 
@@ -126,7 +126,8 @@ def test_a_full_disk_ends_a_run_and_harms_no_checkpoint(unbroken):
     output = folder / "full"
     train_on(2, "fsdp2", output, [*options, "--train.stop_after=6"])
     argv = ["--engine", "fsdp2", "--output_dir", str(output), *options]
-    assert run_ranks(run_until_the_disk_is_full, 2, [*argv, "--train.stop_after=8"]) == [2, 2]
+    argv += ["--train.stop_after=8"]
+    assert run_ranks(run_until_the_disk_is_full, 2, argv) == [2, 2]
     assert [f.name for f in (output / "checkpoints").glob("step-*")] == ["step-00000006"]
     assert "File too large" in read_status(output)["reason"]
     run = train_on(2, "fsdp2", output, options)
