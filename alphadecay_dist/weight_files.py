@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from alphadecay_dist.checkpoint.reader import Checkpoint, newest, read
+from alphadecay_dist.checkpoint.restore import StoredWeight, stored_weights
 from alphadecay_dist.checkpoint.writer import LATEST, STATE
-from alphadecay_dist.engines import torch_checkpoint
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.settings import Settings
 from alphadecay_dist.sharding.fused import Heads
@@ -38,17 +36,6 @@ class StoredTensor(Protocol):
 
     def units(self) -> Iterator[tuple[str, Tensor]]:
         """The tensor by its name, or of a stack (three dimensions) each matrix by name and number."""
-
-
-class LazyWeight(Protocol):
-    """A weight, or a stand-in for one, which is put together when it is asked for."""
-
-    @property
-    def shape(self) -> torch.Size:
-        """Shape of the whole."""
-
-    def contiguous(self) -> Tensor:
-        """The weight, fp32."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +97,11 @@ class _InFile:
 
 @dataclass(frozen=True)
 class _InCheckpoint:
-    """An fp32 weight of an engine's checkpoint, and the type that training reads it in."""
+    """An fp32 weight of a checkpoint, and the type that training reads it in."""
 
     name: str
     shape: tuple[int, ...]
-    weight: Any
+    weight: StoredWeight
     dtype: torch.dtype
 
     def units(self) -> Iterator[tuple[str, Tensor]]:
@@ -146,25 +133,19 @@ def _checkpoint_in(path: Path) -> Checkpoint | None:
     """The checkpoint at a path: of a run or a directory of checkpoints the newest; None if it is neither."""
     root = next((folder for folder in (path, path / CHECKPOINTS) if (folder / LATEST).is_file()), None)
     if root is None:
-        return read(path) if (path / STATE).is_file() else None
+        return _intact(path) if (path / STATE).is_file() else None
     checkpoint = newest(root)
     if checkpoint is None:
         raise UserError(f"{root}: found no whole checkpoint")
     return checkpoint
 
 
-def weights_of(checkpoint: Checkpoint) -> Mapping[str, LazyWeight]:
-    """The fp32 weights of a checkpoint of any engine, by name.
-
-    Raises:
-        UserError: they cannot be read.
-    """
-    if not checkpoint.manifest.engine.startswith("deepspeed"):
-        return torch_checkpoint.fp32_weights(checkpoint.folder)
-    with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed logs, from its import on
-        from alphadecay_dist.engines import zero_checkpoint  # noqa: PLC0415  (slow to load)
-
-    return zero_checkpoint.fp32_weights(checkpoint.folder)
+def _intact(folder: Path) -> Checkpoint:
+    checkpoint = read(folder)
+    faults = checkpoint.faults()
+    if faults:
+        raise UserError(f"{faults[0]}; give another checkpoint, or the run for its newest whole one")
+    return checkpoint
 
 
 def _from_checkpoint(checkpoint: Checkpoint) -> StoredWeights:
@@ -172,6 +153,6 @@ def _from_checkpoint(checkpoint: Checkpoint) -> StoredWeights:
     dtype = getattr(torch, config.train.dtype)
     tensors: list[StoredTensor] = [
         _InCheckpoint(name, tuple(weight.shape), weight, dtype)
-        for name, weight in weights_of(checkpoint).items()
+        for name, weight in stored_weights(checkpoint).items()
     ]
     return StoredWeights(checkpoint.folder, tensors, settings=config.decay.settings())

@@ -187,7 +187,7 @@ def test_of_a_run_the_newest_whole_checkpoint_is_read(tmp_path, capsys):
     train_on(1, "2", folder, tiny_options(tmp_path, train__steps=4, checkpoint__every=2))
     steps = [folder / "checkpoints" / f"step-{step:08d}" for step in (2, 4)]
     assert rows_of(folder) == rows_of(folder / "checkpoints") == rows_of(steps[1]) != rows_of(steps[0])
-    shards = max((steps[1] / "deepspeed").iterdir(), key=lambda file: file.stat().st_size)
+    shards = max((steps[1] / "shards").iterdir(), key=lambda file: file.stat().st_size)
     shards.write_bytes(shards.read_bytes()[:-100])
     assert rows_of(folder) == rows_of(steps[0])
     assert capsys.readouterr().out.splitlines()[-16].endswith("step-00000002")

@@ -1,14 +1,61 @@
-"""What makes a checkpoint whole: a JSON that names every file and its size, written last."""
+"""What makes a checkpoint whole: a JSON that names every file and every tensor's pieces, written last."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from alphadecay_dist.errors import UserError
+from alphadecay_dist.sharding.layout import Flat, Grid
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2  # 1 were files of DeepSpeed's and torch's own
+
+
+class OtherFormatError(UserError):
+    """A checkpoint of another version of this format."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file's size in bytes, and the CRC-32 of its content."""
+
+    bytes: int
+    crc32: int
+
+
+@dataclass(frozen=True)
+class StoredPiece:
+    """Where a piece of a tensor is: in which file, under which key, and its index ranges in the tensor."""
+
+    file: str
+    key: str
+    index: Flat | Grid
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A tensor of a checkpoint.
+
+    Attributes:
+        name: of the parameter.
+        kind: ``weight``, ``exp_avg`` and what else the optimizer keeps of each element.
+        shape: of the whole.
+        dtype: as safetensors names it, such as ``F32``.
+        pieces: which cover it once.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    pieces: tuple[StoredPiece, ...]
 
 
 @dataclass(frozen=True)
@@ -19,62 +66,209 @@ class Manifest:
         step: optimizer updates finished.
         world_size: ranks that wrote it.
         engine: engine that wrote it, with its ZeRO stage.
-        files: size in bytes by path, relative to the checkpoint.
+        versions: of what wrote it, by package.
+        files: by path, relative to the checkpoint.
+        scalars: the optimizer's numbers, such as the step counter, by its key and by parameter.
+        tensors: weights and optimizer state.
         format: version of this layout.
     """
 
     step: int
     world_size: int
     engine: str
-    files: dict[str, int]
+    versions: dict[str, str]
+    files: dict[str, StoredFile]
+    scalars: dict[str, dict[str, float]]
+    tensors: tuple[TensorEntry, ...]
     format: int = FORMAT
 
 
-def write_manifest(folder: Path, step: int, world_size: int, engine: str) -> None:
-    """Write the manifest of a complete folder: every file is on disk before the manifest is."""
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != MANIFEST:
-            _flush(path)
-            files[path.relative_to(folder).as_posix()] = path.stat().st_size
-    manifest = asdict(Manifest(step, world_size, engine, files))
-    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1))
+def to_text(manifest: Manifest) -> str:
+    """The manifest as JSON, with a checksum of its own."""
+    data = asdict(manifest)
+    data["tensors"] = [
+        {
+            **{key: getattr(tensor, key) for key in ("name", "kind", "shape", "dtype")},
+            "pieces": [
+                {"file": piece.file, "key": piece.key, **_index_data(piece.index)} for piece in tensor.pieces
+            ],
+        }
+        for tensor in manifest.tensors
+    ]
+    data = json.loads(json.dumps(data))  # tuples as lists, as a reader finds them
+    return json.dumps({"crc32": _checksum(data), **data})
+
+
+def from_text(text: str) -> Manifest:
+    """The manifest in a JSON.
+
+    Raises:
+        OtherFormatError: another version wrote it.
+        ValueError: what is wrong with it.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is no JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"is a {type(data).__name__}, expected an object")
+    checksum, version = data.pop("crc32", None), data.get("format")
+    if checksum != _checksum(data) and (checksum is not None or version == FORMAT):
+        raise ValueError("does not have the content that was written")
+    if not isinstance(version, int):
+        raise ValueError(f"has {version!r:.80} as format, expected {FORMAT}")
+    if version != FORMAT:
+        raise OtherFormatError(
+            f"format {version}, expected {FORMAT}: another version of alphadecay_dist wrote it; go on with "
+            "that version, or start anew with --resume none and another --output_dir"
+        )
+    return _manifest(data)
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read a manifest and check that every file that it names is there at its full size.
 
     Raises:
+        OtherFormatError: another version wrote the checkpoint.
         ValueError: why the checkpoint is not whole.
     """
     try:
-        manifest = Manifest(**json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+        manifest = from_text((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{folder}: has no {MANIFEST}; it was not finished") from None
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"{folder}: {MANIFEST} cannot be read: {error}") from None
-    if manifest.format != FORMAT:
-        raise ValueError(f"{folder}: format {manifest.format}, expected {FORMAT}")
-    for name, size in manifest.files.items():
+    except OtherFormatError as error:
+        raise OtherFormatError(f"{folder}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: {MANIFEST} {error}") from None
+    for name, stored in manifest.files.items():
         path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{folder}: {name} leads out of the checkpoint")
         found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            raise ValueError(f"{folder}: {name} has {found} bytes, expected {size}")
+        if found != stored.bytes:
+            raise ValueError(f"{folder}: {name} has {found} bytes, expected {stored.bytes}")
     return manifest
+
+
+def stored_file(path: Path) -> StoredFile:
+    """Size and checksum of a file as it is."""
+    size, checksum = 0, 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 24):
+            size, checksum = size + len(chunk), zlib.crc32(chunk, checksum)
+    return StoredFile(size, checksum)
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file by new text: a reader sees the old or the new whole, also after a crash."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
-    _flush(partial)
+    flush(partial)
     os.replace(partial, path)
-    _flush(path.parent)
+    flush(path.parent)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Let a file's content, or a directory's entries, reach the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _checksum(data: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(data, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _index_data(index: Flat | Grid) -> dict[str, Any]:
+    if isinstance(index, Flat):
+        return {"flat": [index.start, index.stop]}
+    return {"grid": [[[part.start, part.stop] for part in own] for own in index.ranges]}
+
+
+def _manifest(data: Mapping[str, Any]) -> Manifest:
+    files = {
+        _inner_path(name): StoredFile(_number(stored, "bytes"), _number(stored, "crc32"))
+        for name, stored in _get(data, "files", dict).items()
+    }
+    numbers = _get(data, "scalars", dict)
+    return Manifest(
+        step=_number(data, "step"),
+        world_size=_number(data, "world_size"),
+        engine=_get(data, "engine", str),
+        versions=dict(_items(data, "versions", str)),
+        files=files,
+        scalars={key: dict(_items(numbers, key, float)) for key in numbers},
+        tensors=tuple(_tensor(entry, files) for entry in _get(data, "tensors", list)),
+    )
+
+
+def _tensor(data: Any, files: Mapping[str, StoredFile]) -> TensorEntry:
+    name, kind = _get(data, "name", str), _get(data, "kind", str)
+    shape = tuple(_counted(size, f"{name}: shape") for size in _get(data, "shape", list))
+    pieces = tuple(_piece(entry, name, shape) for entry in _get(data, "pieces", list))
+    for piece in pieces:
+        if piece.file not in files:
+            raise ValueError(f"{name}: is in the file {piece.file!r:.80}, which is not among the files")
+    held = sum(piece.index.numel for piece in pieces)
+    if held != math.prod(shape):
+        raise ValueError(f"{name}: its pieces have {held} elements, expected {math.prod(shape)}")
+    return TensorEntry(name, kind, shape, _get(data, "dtype", str), pieces)
+
+
+def _piece(data: Any, name: str, shape: tuple[int, ...]) -> StoredPiece:
+    file, key = _get(data, "file", str), _get(data, "key", str)
+    if "flat" in data:
+        return StoredPiece(file, key, _range(data["flat"], math.prod(shape), name))
+    grid = _get(data, "grid", list)
+    if len(grid) != len(shape):
+        raise ValueError(f"{name}: a piece has {len(grid)} dimensions, expected {len(shape)}")
+    ranges = []
+    for own, size in zip(grid, shape, strict=True):
+        if not isinstance(own, list):
+            raise ValueError(f"{name}: a piece has {own!r:.80}, expected a list of ranges")
+        ranges.append(tuple(_range(part, size, name) for part in own))
+    return StoredPiece(file, key, Grid(tuple(ranges)))
+
+
+def _range(data: Any, size: int, name: str) -> Flat:
+    if not isinstance(data, list) or len(data) != 2:
+        raise ValueError(f"{name}: a piece has {data!r:.80}, expected [start, stop)")
+    start, stop = (_counted(bound, f"{name}: a piece") for bound in data)
+    if not start < stop <= size:
+        raise ValueError(f"{name}: a piece has [{start}, {stop}), expected a part of [0, {size})")
+    return Flat(start, stop)
+
+
+def _inner_path(name: str) -> str:
+    """A relative path that does not lead out of the directory that it is relative to."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
+        raise ValueError(f"names the file {name!r:.80}, which is not in the checkpoint")
+    return name
+
+
+def _get(data: Any, key: str, kind: type) -> Any:
+    if not isinstance(data, dict) or not isinstance(data.get(key), kind):
+        found = data.get(key) if isinstance(data, dict) else data
+        raise ValueError(f"has {found!r:.80} as {key}, expected a {kind.__name__}")
+    return data[key]
+
+
+def _number(data: Any, key: str) -> int:
+    return _counted(_get(data, key, int), key)
+
+
+def _counted(value: Any, key: str) -> int:
+    if type(value) is not int or value < 0:  # true is an int to Python
+        raise ValueError(f"has {value!r:.80} as {key}, expected a number")
+    return value
+
+
+def _items(data: Any, key: str, kind: type) -> Sequence[tuple[str, Any]]:
+    found = _get(data, key, dict)
+    for value in found.values():
+        if not isinstance(value, kind):
+            raise ValueError(f"has {value!r:.80} in {key}, expected a {kind.__name__}")
+    return list(found.items())

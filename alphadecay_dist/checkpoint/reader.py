@@ -3,53 +3,105 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from alphadecay_dist.checkpoint.manifest import Manifest, read_manifest
-from alphadecay_dist.checkpoint.writer import LATEST, STATE
+from alphadecay_dist.checkpoint.manifest import Manifest, OtherFormatError, read_manifest, stored_file
+from alphadecay_dist.checkpoint.writer import LATEST, STATE, STEPS
 from alphadecay_dist.errors import UserError
+
+ALTERED = "does not have the content that was written (CRC-32)"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint, and why newer ones beside it were passed over."""
+    """A checkpoint whose files are all there, at their full size."""
 
     folder: Path
     manifest: Manifest
-    skipped: tuple[str, ...] = ()
 
     def state(self) -> dict[str, Any]:
         """What the trainer saved beside the shards."""
         return json.loads((self.folder / STATE).read_text(encoding="utf-8"))
 
+    def faults(self, rank: int = 0, world_size: int = 1) -> list[str]:
+        """What is not as it was written, of the files that this rank looks at: every world_size-th."""
+        found = []
+        for name, stored in list(self.manifest.files.items())[rank::world_size]:
+            try:
+                content = stored_file(self.folder / name)
+            except OSError as error:
+                found.append(f"{self.folder}: {name} cannot be read: {error.strerror}")
+                continue
+            if content != stored:
+                found.append(f"{self.folder}: {name} {ALTERED}")
+        return found
 
-def newest(root: Path) -> Checkpoint | None:
+
+class Found(NamedTuple):
+    """The newest whole checkpoint, if there is one, and why newer ones were passed over."""
+
+    checkpoint: Checkpoint | None
+    skipped: tuple[str, ...]
+
+
+def search(root: Path, damaged: Mapping[Path, str]) -> Found:
     """The checkpoint that ``latest`` names, or where that is not whole the newest whole one.
 
-    Returns:
-        None where no checkpoint is whole.
+    Args:
+        root: the directory of checkpoints.
+        damaged: what is known to be damaged, and how; contents are not read here.
+
+    Raises:
+        OtherFormatError: the newest is another version's.
     """
     latest = root / LATEST
-    named = [root / latest.read_text(encoding="utf-8").strip()] if latest.is_file() else []
-    others = sorted(root.glob("step-*"), reverse=True)
+    name = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else None
+    newest_first = sorted(root.glob(STEPS), reverse=True)
     skipped: list[str] = []
-    for folder in [*named, *(folder for folder in others if folder not in named)]:
+    for folder in sorted(newest_first, key=lambda folder: folder.name != name):
+        if folder in damaged:
+            skipped.append(damaged[folder])
+            continue
         try:
-            return Checkpoint(folder, read_manifest(folder), tuple(skipped))
+            return Found(_opened(folder), tuple(skipped))
+        except OtherFormatError:
+            raise
         except ValueError as error:
             skipped.append(str(error))
-    return None
+    return Found(None, tuple(skipped))
+
+
+def newest(root: Path) -> Checkpoint | None:
+    """The newest whole checkpoint, whose files have been read and compared with their checksums; or None."""
+    damaged: dict[Path, str] = {}
+    while True:
+        checkpoint = search(root, damaged).checkpoint
+        faults = checkpoint.faults() if checkpoint else []
+        if checkpoint is None or not faults:
+            return checkpoint
+        damaged[checkpoint.folder] = faults[0]
 
 
 def read(folder: Path) -> Checkpoint:
-    """The checkpoint in a directory.
+    """The checkpoint in a directory, whose files are there at their full size.
 
     Raises:
         UserError: it is not whole.
     """
     try:
-        return Checkpoint(folder, read_manifest(folder))
+        return _opened(folder)
+    except OtherFormatError:
+        raise
     except ValueError as error:
         raise UserError(f"{error}; give the directory of a whole checkpoint") from None
+
+
+def _opened(folder: Path) -> Checkpoint:
+    """A checkpoint whose state, which is read before the shards are looked at, is as it was written."""
+    manifest = read_manifest(folder)
+    if STATE not in manifest.files or stored_file(folder / STATE) != manifest.files[STATE]:
+        raise ValueError(f"{folder}: {STATE} {ALTERED}")
+    return Checkpoint(folder, manifest)

@@ -35,11 +35,9 @@ class DDPTraining(TorchTraining):
         """Copy the value that every rank has; nothing is sent."""
         parameter.copy_(value)
 
-    def initialize(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Wrap the model."""
-        self._model, self._optimizer = model, optimizer
+    def _wrap(self, model: nn.Module) -> nn.Module:
         devices = [self.device] if self.device.type == "cuda" else None
-        self._module = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
     def _micro_batch(self, last: bool) -> AbstractContextManager[Any]:
         return contextlib.nullcontext() if last else self._module.no_sync()

@@ -62,10 +62,8 @@ class FSDP2Training(TorchTraining):
         mesh, placements = parameter.device_mesh, parameter.placements
         parameter.copy_(distribute_tensor(value, mesh, placements, src_data_rank=None))
 
-    def initialize(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Keep the sharded model and its optimizer."""
-        self._model = self._module = model
-        self._optimizer = optimizer
+    def _wrap(self, model: nn.Module) -> nn.Module:
+        return model
 
     def _micro_batch(self, last: bool) -> AbstractContextManager[Any]:
         # Each micro-batch is reduced to shards: no rank holds whole gradients. Replicas add theirs once.

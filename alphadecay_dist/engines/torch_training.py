@@ -1,4 +1,4 @@
-"""How the trainer steps, saves and loads torch's own engines; what differs is in a file each."""
+"""How the trainer steps torch's own engines; what differs is in a file each."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from alphadecay_dist.engines.process_group import join, local_device
-
-SHARDS = "torch"  # the folder of a checkpoint that holds torch's distributed checkpoint
+from alphadecay_dist.engines.torch_state import TorchState
 
 
 @dataclass(frozen=True)
@@ -51,6 +47,7 @@ class TorchTraining(ABC):
         self._model: Any = None  # holds the parameters
         self._module: Any = None  # is called: the model, or what wraps it
         self._optimizer: Any = None
+        self._state: Any = None
         self._norm: Tensor | None = None
         self._made_group = False
 
@@ -72,8 +69,8 @@ class TorchTraining(ABC):
         """Give a parameter its whole value, the same on every rank."""
 
     @abstractmethod
-    def initialize(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Take the model and its optimizer over."""
+    def _wrap(self, model: nn.Module) -> nn.Module:
+        """What is called for a forward: the model, or what wraps it."""
 
     @abstractmethod
     def _micro_batch(self, last: bool) -> AbstractContextManager[Any]:
@@ -82,6 +79,12 @@ class TorchTraining(ABC):
     @abstractmethod
     def _computing(self) -> AbstractContextManager[Any]:
         """Context of a forward in the type of compute."""
+
+    def initialize(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Take the model and its optimizer over."""
+        self._model, self._optimizer = model, optimizer
+        self._module = self._wrap(model)
+        self._state = TorchState(model, optimizer)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -137,27 +140,16 @@ class TorchTraining(ABC):
         """Global norm of the last update's gradients before clipping; None before the first."""
         return None if self._norm is None else float(self._norm)
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's part as a torch distributed checkpoint; collective."""
-        dcp.save(self._state(), checkpoint_id=folder / SHARDS)
-
-    def load(self, folder: Path) -> None:
-        """Read a torch distributed checkpoint; collective. Its metadata is a pickle: load your own alone."""
-        state = self._state()
-        dcp.load(state, checkpoint_id=folder / SHARDS)
-        model, optimizer = state["model"], state["optimizer"]
-        set_state_dict(self._model, self._optimizer, model_state_dict=model, optim_state_dict=optimizer)
+    def state(self) -> TorchState:
+        """Weights and optimizer state as this rank holds them."""
+        return self._state
 
     def close(self) -> None:
         """Leave the process group that it made; what still uses it would now and then abort the exit."""
-        self._model = self._module = self._optimizer = None
+        self._model = self._module = self._optimizer = self._state = None
         gc.collect()
         if self._made_group:
             dist.destroy_process_group()
-
-    def _state(self) -> dict[str, Any]:
-        model, optimizer = get_state_dict(self._model, self._optimizer)
-        return {"model": model, "optimizer": optimizer}
 
     def _clip(self) -> None:
         parameters = [parameter for parameter in self._model.parameters() if parameter.grad is not None]

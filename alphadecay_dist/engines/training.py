@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from alphadecay_dist.engines.state import EngineState
 from alphadecay_dist.engines.torch_training import TorchConfig
 
 Losses = Iterator[
@@ -85,12 +85,8 @@ class Training(Protocol):
         """Global norm of the last update's gradients before clipping; None where the engine has none."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's part of weights and optimizer below ``folder``; collective."""
-        ...
-
-    def load(self, folder: Path) -> None:
-        """Read what :meth:`save` wrote; collective. Load nobody's but your own: some of it is pickled."""
+    def state(self) -> EngineState:
+        """Weights and optimizer state as this rank holds them, to be saved and loaded."""
         ...
 
     def close(self) -> None:

@@ -143,8 +143,27 @@ def refuse(config: Mapping[str, Any]) -> None:
             "DeepSpeed config: SuperOffload (offload_optimizer.super_offload) ignores a weight decay that "
             "changes: remove it"
         )
+    _refuse_offload(zero)
     if zero.get("zenflow") not in (None, False):  # an empty section switches it on
         raise UserError(
             "DeepSpeed config: ZenFlow (zero_optimization.zenflow) ignores a weight decay that changes: "
             "remove it"
         )
+
+
+def _refuse_offload(zero: Mapping[str, Any]) -> None:
+    """Refuse what takes masters or optimizer state out of the reach of checkpoints."""
+    for section in ("offload_optimizer", "offload_param"):
+        options = zero.get(section)
+        if not isinstance(options, dict):
+            continue
+        if options.get("device") == "nvme":
+            raise UserError(
+                f"DeepSpeed config: {section}.device is 'nvme', expected 'cpu' or 'none': checkpoints are "
+                "written from memory"
+            )
+        if options.get("ratio", 1.0) != 1.0:
+            raise UserError(
+                f"DeepSpeed config: {section}.ratio is {options['ratio']!r}, expected 1.0: DeepSpeed steps "
+                "the rest with another optimizer, which gets no decays; remove it"
+            )

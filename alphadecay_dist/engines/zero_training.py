@@ -1,11 +1,10 @@
-"""How the trainer builds, steps, saves and loads DeepSpeed."""
+"""How the trainer How the trainer builds and steps DeepSpeed.."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -15,9 +14,9 @@ from torch import Tensor, nn
 
 from alphadecay_dist.engines import zero_config
 from alphadecay_dist.engines.process_group import join, local_device
+from alphadecay_dist.engines.state import EngineState
+from alphadecay_dist.engines.zero_state import zero_state
 from alphadecay_dist.errors import UserError
-
-SHARDS = "deepspeed"  # DeepSpeed's tag, a folder of a checkpoint
 
 
 class ZeroTraining:
@@ -135,15 +134,9 @@ class ZeroTraining:
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's shards below ``folder``; collective. DeepSpeed's ``latest`` is not written."""
-        self._engine.save_checkpoint(str(folder), tag=SHARDS, save_latest=False)
-
-    def load(self, folder: Path) -> None:
-        """Read this rank's shards from ``folder``; collective. They are pickles: load none but your own."""
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag=SHARDS)
-        if loaded is None:
-            raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint there")
+    def state(self) -> EngineState:
+        """Weights and optimizer state as this rank holds them."""
+        return zero_state(self._engine)
 
     def close(self) -> None:
         """Leave the process group that it made."""

@@ -73,7 +73,7 @@ class Grid:
         """What this part of a tensor of that shape has in common with a block of whole rows."""
         row = math.prod(shape[1:])
         rows = Flat(block.start // row, block.stop // row)
-        kept = [(part.within(rows), rows.within(part), at) for part, at in _with_offsets(self.ranges[0])]
+        kept = [(part.within(rows), rows.within(part), at) for part, at in with_offsets(self.ranges[0])]
         places = tuple(place for place, _, _ in kept if place)
         if not places:
             return None
@@ -85,7 +85,7 @@ class Grid:
     def put(self, block: Tensor, values: Tensor) -> None:
         """Write flat values, in the order of the piece, to this place in a block of as many dimensions."""
         values = values.view(self.shape)
-        for box in itertools.product(*map(_with_offsets, self.ranges)):
+        for box in itertools.product(*map(with_offsets, self.ranges)):
             target = tuple(slice(part.start, part.stop) for part, _ in box)
             origin = tuple(slice(at, at + part.numel) for part, at in box)
             block[target].copy_(values[origin])
@@ -204,7 +204,7 @@ def _check_partition(name: str, where: str, ranges: Sequence[Flat], size: int) -
         raise ValueError(f"{name}: the pieces end at {where} {position}, expected {size}")
 
 
-def _with_offsets(ranges: Sequence[Flat]) -> list[tuple[Flat, int]]:
+def with_offsets(ranges: Sequence[Flat]) -> list[tuple[Flat, int]]:
     """Each range, and where in the piece it begins."""
     ends = itertools.accumulate((part.numel for part in ranges), initial=0)
     return list(zip(ranges, ends, strict=False))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from alphadecay_dist.checkpoint import writer
+from alphadecay_dist.checkpoint import restore, writer
 from alphadecay_dist.checkpoint.reader import Checkpoint
 from alphadecay_dist.controller import AlphaDecay
 from alphadecay_dist.engines.training import Training
@@ -93,7 +93,7 @@ class Trainer:
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Take up a checkpoint: weights, optimizer, decays, data position; collective."""
-        self._engine.load(checkpoint.folder)
+        restore.load(checkpoint, self._engine.state(), self._ranks)
         state = checkpoint.state()
         if self._decay is not None and state["decay"] is not None:
             self._decay.load_state_dict(state["decay"])
@@ -200,12 +200,11 @@ class Trainer:
         writer.save(
             self._folder / CHECKPOINTS,
             self.progress.step,
-            write_shards=self._engine.save,
+            engine_state=self._engine.state(),
+            layout=self._engine.layout,
             state=state,
-            engine=self._engine.layout,
-            rank=self._ranks.rank,
-            world_size=self._ranks.world_size,
-            barrier=self._ranks.barrier,
+            ranks=self._ranks,
+            keep=self._config.checkpoint.keep,
         )
 
     def _log(self, name: str, record: dict[str, Any], wandb: bool = True) -> None:

@@ -189,9 +189,13 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """``every``: updates between checkpoints; 0 saves at the end alone."""
+    """``every``: updates between checkpoints; 0 saves at the end alone.
+
+    ``keep``: whole checkpoints that are kept, the newest ones; 0 keeps all.
+    """
 
     every: int = 0
+    keep: int = 2
 
 
 @dataclass(frozen=True)
@@ -267,6 +271,7 @@ AT_LEAST = {
     "decay.lag": 0,
     "engine.replicate": 1,
     "checkpoint.every": 0,
+    "checkpoint.keep": 0,
     "eval.every": 0,
     "eval.tokens": 1,
     "logging.every": 1,

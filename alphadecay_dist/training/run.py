@@ -62,11 +62,9 @@ def run(options: Options) -> None:
 def _run_joined(options: Options, checked: Checked, engine: Training, ranks: Ranks) -> None:
     """The run, once all ranks are in one process group."""
     engine.check_config()
-    begin = ranks.from_main(
-        lambda: start.decide(
-            checked.folder, checked.config, options.resume, options.overwrite, ranks.world_size, engine.layout
-        )
-    )
+    begin = start.begin(checked.folder, checked.config, options.resume, options.overwrite, ranks)
+    for reason in begin.skipped:
+        _say(ranks, f"skipped a checkpoint that is not whole: {reason}")
     if begin.finished is not None:
         _say(
             ranks,
@@ -82,7 +80,7 @@ def _run_joined(options: Options, checked: Checked, engine: Training, ranks: Ran
         return
     evaluation = ranks.together(lambda: _evaluation_data(checked.config, validation, tokenizer, ranks))
     decay = _build(checked, options, engine, ranks)
-    ranks.from_main(lambda: _prepare_folder(checked, begin, tokenizer))
+    ranks.from_main(lambda: _written(checked, begin, tokenizer))
     _train(checked, engine, ranks, begin, decay, data, evaluation)
 
 
@@ -146,13 +144,26 @@ def _build(checked: Checked, options: Options, engine: Training, ranks: Ranks) -
     )
 
 
+def _written(checked: Checked, begin: start.Start, tokenizer: Tokenizer) -> None:
+    """Write the run's beginning; a file system that refuses it is the user's to mend."""
+    try:
+        _prepare_folder(checked, begin, tokenizer)
+    except OSError as error:
+        raise UserError(
+            f"{checked.folder}: cannot be written: {error.strerror}; mend that and start again, or choose "
+            "another --output_dir"
+        ) from None
+
+
 def _prepare_folder(checked: Checked, begin: start.Start, tokenizer: Tokenizer) -> None:
     """Make the output directory fit the run's beginning."""
     if begin.clear:
         start.clear(checked.folder)
     files = RunFiles(checked.folder)
     files.text("config.yaml", to_yaml(checked.config))
-    (checked.folder / TOKENIZER).write_bytes(tokenizer.proto)
+    kept = checked.folder / TOKENIZER
+    if not kept.is_file() or kept.read_bytes() != tokenizer.proto:  # on a full disk nothing is lost
+        kept.write_bytes(tokenizer.proto)
     files.keep_until(begin.step)
     if begin.checkpoint is not None and begin.checkpoint.folder.parent == checked.folder / start.CHECKPOINTS:
         name_latest(begin.checkpoint.folder)  # of several, the one that the run goes on from
@@ -179,8 +190,6 @@ def _train(
     trainer = Trainer(config, folder, ranks, engine, decay, ahead, evaluation, files, tracker, utilization)
     with _watched(trainer, files, tracker):
         if begin.checkpoint is not None:
-            for reason in begin.checkpoint.skipped:
-                _say(ranks, f"skipped a checkpoint that is not whole: {reason}")
             trainer.resume(begin.checkpoint)
             _say(ranks, f"resumed from {begin.checkpoint.folder} after update {begin.step}")
         finished = trainer.run()

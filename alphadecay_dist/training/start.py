@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alphadecay_dist.checkpoint.reader import Checkpoint, newest, read
+from alphadecay_dist.checkpoint.reader import Checkpoint, read, search
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.groups import GROUPS
 from alphadecay_dist.training.config import config_from_dict, flat
 from alphadecay_dist.training.metrics import STATUS, read_status
+from alphadecay_dist.training.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
 
 CHECKPOINTS = "checkpoints"
@@ -45,11 +46,13 @@ class Start:
         checkpoint: what to go on from; None begins at the initial weights.
         clear: remove the old run's files first.
         finished: the run is done; its status, to be told.
+        skipped: why newer checkpoints were passed over.
     """
 
     checkpoint: Checkpoint | None = None
     clear: bool = False
     finished: Mapping[str, Any] | None = None
+    skipped: tuple[str, ...] = ()
 
     @property
     def step(self) -> int:
@@ -57,7 +60,25 @@ class Start:
         return self.checkpoint.manifest.step if self.checkpoint else 0
 
 
-def decide(folder: Path, config: Config, resume: str, overwrite: bool, world_size: int, layout: str) -> Start:
+def begin(folder: Path, config: Config, resume: str, overwrite: bool, ranks: Ranks) -> Start:
+    """How to begin, from a checkpoint whose files all ranks have looked at together. Collective.
+
+    Raises:
+        UserError: see :func:`decide`.
+    """
+    damaged: dict[Path, str] = {}
+    while True:
+        start = ranks.from_main(lambda: decide(folder, config, resume, overwrite, damaged))
+        if start.checkpoint is None:
+            return start
+        faults = ranks.gather(start.checkpoint.faults(ranks.rank, ranks.world_size))
+        found = [fault for own in faults for fault in own]
+        if not found:
+            return start
+        damaged[start.checkpoint.folder] = found[0]
+
+
+def decide(folder: Path, config: Config, resume: str, overwrite: bool, damaged: Mapping[Path, str]) -> Start:
     """Decide how to begin, reading but not changing the directory.
 
     Args:
@@ -65,12 +86,11 @@ def decide(folder: Path, config: Config, resume: str, overwrite: bool, world_siz
         config: the resolved recipe.
         resume: ``auto``, ``none`` or the directory of a checkpoint.
         overwrite: with ``none``, remove a run that is there.
-        world_size: number of ranks.
-        layout: the engine and how it shards.
+        damaged: checkpoints whose content is not what was written, and how.
 
     Raises:
-        UserError: ``none`` on a directory with a run, or a checkpoint of another recipe, number of ranks
-            or sharding.
+        UserError: ``none`` on a directory with a run, a checkpoint of another recipe or format, or the
+            checkpoint that was named is damaged.
     """
     if resume == "none":
         occupied = (folder / STATUS).is_file() or (folder / CHECKPOINTS).is_dir()
@@ -81,18 +101,17 @@ def decide(folder: Path, config: Config, resume: str, overwrite: bool, world_siz
             )
         return Start(clear=occupied)
     if resume == "auto":
-        checkpoint = newest(folder / CHECKPOINTS)
+        checkpoint, skipped = search(folder / CHECKPOINTS, damaged)
     else:
-        checkpoint = _named(resume)
+        checkpoint, skipped = _named(resume, damaged), ()
         _not_into_another_run(folder, checkpoint)
     if checkpoint is None:
-        return Start(clear=(folder / STATUS).is_file())
+        return Start(clear=(folder / STATUS).is_file(), skipped=skipped)
     _same_recipe(checkpoint, config)
     status = read_status(folder)
     if checkpoint.manifest.step >= config.train.steps and status and status["state"] == "finished":
         return Start(finished=status)
-    _same_layout(checkpoint, world_size, layout)
-    return Start(checkpoint)
+    return Start(checkpoint, skipped=skipped)
 
 
 def clear(folder: Path) -> None:
@@ -103,7 +122,9 @@ def clear(folder: Path) -> None:
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
-def _named(resume: str) -> Checkpoint:
+def _named(resume: str, damaged: Mapping[Path, str]) -> Checkpoint:
+    if Path(resume) in damaged:
+        raise UserError(f"--resume: {damaged[Path(resume)]}; give the directory of a whole checkpoint")
     try:
         return read(Path(resume))
     except UserError as error:
@@ -133,12 +154,3 @@ def _same_recipe(checkpoint: Checkpoint, config: Config) -> None:
 def _place_free(value: Any) -> Any:
     """A path's last part, so that a run may move to another machine; other values as they are."""
     return Path(value).name if isinstance(value, str) else value
-
-
-def _same_layout(checkpoint: Checkpoint, world_size: int, layout: str) -> None:
-    saved = checkpoint.manifest
-    if (saved.world_size, saved.engine) != (world_size, layout):
-        raise UserError(
-            f"{checkpoint.folder}: saved by {saved.world_size} ranks of {saved.engine}, found {world_size} "
-            f"of {layout}; resume on the same number of ranks and the same ZeRO stage"
-        )

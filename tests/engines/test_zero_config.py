@@ -103,6 +103,14 @@ def test_the_resolved_config_shares_nothing_with_the_input():
         ({"zero_optimization": {"offload_optimizer": {"super_offload": True}}}, ["SuperOffload", "remove"]),
         ({"zero_optimization": {"zenflow": {"topk_ratio": 0.1}}}, ["ZenFlow", "remove"]),
         ({"zero_optimization": {"zenflow": {}}}, ["ZenFlow", "remove"]),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}},
+            ["offload_optimizer.device is 'nvme'", "checkpoints"],
+        ),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "cpu", "ratio": 0.5}}},
+            ["offload_optimizer.ratio is 0.5", "expected 1.0", "remove"],
+        ),
     ],
 )
 def test_a_refusal_names_what_was_found_and_what_is_expected(config, words):

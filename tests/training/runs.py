@@ -17,6 +17,7 @@ import torch
 import train
 from alphadecay_dist import AlphaDecay
 from alphadecay_dist.checkpoint.reader import newest
+from alphadecay_dist.checkpoint.restore import stored_weights
 from alphadecay_dist.training import model as models
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.corpus import open_corpora
@@ -26,7 +27,6 @@ from alphadecay_dist.training.optimizer import build_optimizer
 from alphadecay_dist.training.recipe import Config, DataConfig
 from alphadecay_dist.training.schedule import learning_rate
 from alphadecay_dist.training.tokenizer import Tokenizer, train_tokenizer
-from alphadecay_dist.weight_files import weights_of
 from tests.multirank import run_ranks
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +67,7 @@ def tiny_options(folder: Path, **overrides: Any) -> list[str]:
         "decay.weight_decay": 1.0,
         "decay.interval": 10,
         "checkpoint.every": 0,
+        "checkpoint.keep": 0,
         "eval.every": 0,
         "eval.tokens": 2000,
         "logging.wandb": "off",
@@ -147,7 +148,7 @@ def final_weights(output: Path) -> dict[str, torch.Tensor]:
     """fp32 weights of a run's last checkpoint."""
     checkpoint = newest(output / "checkpoints")
     assert checkpoint is not None
-    return {name: weight.contiguous() for name, weight in weights_of(checkpoint).items()}
+    return {name: weight.contiguous() for name, weight in stored_weights(checkpoint).items()}
 
 
 def summed_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from alphadecay_dist.checkpoint.reader import read
+from alphadecay_dist.checkpoint.restore import stored_weights
 from alphadecay_dist.training import model as models
-from alphadecay_dist.weight_files import weights_of
 from tests.training.runs import distance, final_weights, plain_torch, tiny_options, train_on
 
 pytestmark = pytest.mark.slow
@@ -140,7 +140,7 @@ def test_logged_alphas_are_those_of_the_checkpointed_weights(tmp_path, stage, wo
     run = train_on(world_size, stage, tmp_path / "run", options)
     for line in run["decay"][1:]:
         checkpoint = read(tmp_path / "run" / "checkpoints" / f"step-{line['step']:08d}")
-        weights = weights_of(checkpoint)
+        weights = stored_weights(checkpoint)
         for name, module in line["modules"].items():
             assert module["alpha"] == pytest.approx(
                 alpha_by_svd(weights[f"{name}.weight"].contiguous()), abs=1e-5

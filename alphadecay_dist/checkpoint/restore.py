@@ -1,0 +1,142 @@
+"""A checkpoint's pieces -> the parts that a rank needs, whichever ranks and engine wrote them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from alphadecay_dist.checkpoint.manifest import Manifest, StoredPiece, TensorEntry
+from alphadecay_dist.checkpoint.random_state import PREFIX, set_random_state
+from alphadecay_dist.checkpoint.reader import Checkpoint
+from alphadecay_dist.checkpoint.shards import file_of
+from alphadecay_dist.checkpoint.writer import Ranks
+from alphadecay_dist.engines.state import WEIGHT, EngineState, Part
+from alphadecay_dist.errors import UserError
+from alphadecay_dist.sharding.blocks import common, read, view_of
+from alphadecay_dist.sharding.layout import Flat
+
+
+def load(checkpoint: Checkpoint, state: EngineState, ranks: Ranks) -> None:
+    """Put a checkpoint into an engine; collective. Each rank reads what it needs and nothing else.
+
+    On as many ranks as wrote it each gets its random generators back as well.
+
+    Raises:
+        UserError: it is another model's, or cannot be read.
+    """
+    ranks.together(lambda: _load_parts(checkpoint, state))
+    state.publish(checkpoint.manifest.step)
+    if checkpoint.manifest.world_size == ranks.world_size:
+        ranks.together(lambda: _load_random(checkpoint.folder / file_of(ranks.rank)))
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A weight of a checkpoint that is put together when it is asked for."""
+
+    folder: Path
+    entry: TensorEntry
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the whole."""
+        return torch.Size(self.entry.shape)
+
+    def contiguous(self) -> Tensor:
+        """The weight, fp32."""
+        values = torch.empty(self.shape.numel())
+        whole = Part(self.entry.name, WEIGHT, self.entry.shape, Flat(0, values.numel()), values)
+        fill([whole], self.folder, {(WEIGHT, self.entry.name): self.entry})
+        return values.view(self.shape)
+
+
+def stored_weights(checkpoint: Checkpoint) -> dict[str, StoredWeight]:
+    """The fp32 weights of a checkpoint by name, in the model's order."""
+    tensors = checkpoint.manifest.tensors
+    return {t.name: StoredWeight(checkpoint.folder, t) for t in tensors if t.kind == WEIGHT}
+
+
+def fill(parts: Iterable[Part], folder: Path, tensors: Mapping[tuple[str, str], TensorEntry]) -> None:
+    """Read parts from a checkpoint's files, each of which is opened once.
+
+    Args:
+        parts: whose values are written.
+        folder: the checkpoint's.
+        tensors: what it holds, by kind and name.
+
+    Raises:
+        UserError: it does not hold all of a part, or a file cannot be read.
+    """
+    wanted: dict[str, list[tuple[StoredPiece, Part]]] = {}
+    missing: dict[tuple[str, str], int] = {}
+    for part in parts:
+        entry = tensors.get((part.kind, part.name))
+        if entry is None or entry.shape != part.shape:
+            found = None if entry is None else entry.shape
+            raise UserError(
+                f"{folder}: has {found} as the {part.kind} of {part.name}, expected {part.shape}; give the "
+                "checkpoint of the same model and optimizer"
+            )
+        missing[part.kind, part.name] = part.index.numel
+        for piece in entry.pieces:
+            wanted.setdefault(piece.file, []).append((piece, part))
+    for file, pairs in wanted.items():
+        needed = [pair for pair in pairs if next(common(pair[0].index, pair[1].index, pair[1].shape), None)]
+        if needed:
+            for part, numel in _read_file(folder / file, needed):
+                missing[part.kind, part.name] -= numel
+    for (kind, name), numel in missing.items():
+        if numel:
+            raise UserError(
+                f"{folder}: the pieces of {kind} {name} leave {numel} elements open; it is damaged"
+            )
+
+
+def _read_file(path: Path, pairs: Iterable[tuple[StoredPiece, Part]]) -> list[tuple[Part, int]]:
+    """Copy what stored pieces and parts have in common; returns the number of elements by part."""
+    copied = []
+    try:
+        with safe_open(path, framework="pt") as stored:
+            for piece, part in pairs:
+                values = stored.get_slice(piece.key)
+                for box in common(piece.index, part.index, part.shape):
+                    found = read(values.__getitem__, box.source, box.box)
+                    view_of(part.values, box.target, box.box).copy_(found)
+                    copied.append((part, box.numel))
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())[:300]}") from None
+    return copied
+
+
+def _load_parts(checkpoint: Checkpoint, state: EngineState) -> None:
+    manifest = checkpoint.manifest
+    _same_model(checkpoint.folder, manifest, state)
+    kinds: dict[str, list[str]] = {}
+    for tensor in manifest.tensors:
+        if tensor.kind != WEIGHT:
+            kinds.setdefault(tensor.name, []).append(tensor.kind)
+    state.create(kinds, manifest.scalars)
+    fill(
+        state.parts(), checkpoint.folder, {(tensor.kind, tensor.name): tensor for tensor in manifest.tensors}
+    )
+
+
+def _same_model(folder: Path, manifest: Manifest, state: EngineState) -> None:
+    saved = {tensor.name for tensor in manifest.tensors if tensor.kind == WEIGHT}
+    odd = sorted(saved ^ set(state.shapes))
+    if odd:
+        raise UserError(
+            f"{folder}: has {len(saved)} weights, the model {len(state.shapes)}, and {odd[0]!r} is in one "
+            "alone; give the checkpoint of the same model"
+        )
+
+
+def _load_random(path: Path) -> None:
+    with safe_open(path, framework="pt") as stored:
+        keys = [key for key in stored.keys() if key.startswith(PREFIX)]  # noqa: SIM118  (no dict)
+        set_random_state({key: stored.get_tensor(key) for key in keys})

@@ -1,0 +1,149 @@
+"""A run that goes on with another number of ranks, or under another engine, is the unbroken run."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+
+import pytest
+import torch
+
+import train
+from alphadecay_dist import cli
+from alphadecay_dist.checkpoint.reader import newest
+from alphadecay_dist.training.metrics import read_status
+from tests.multirank import run_ranks
+from tests.training.runs import (
+    ROOT,
+    distance,
+    final_weights,
+    left_behind,
+    tiny_options,
+    train_on,
+)
+
+pytestmark = pytest.mark.slow
+
+STOPS = (6, 11, 16)  # between refreshes, right after one, and the end
+JOURNEYS = {
+    "zero3 of 2, fsdp2 of 3, zero3 of 1": (("3", 2), ("fsdp2", 3), ("3", 1)),
+    "zero1 of 1, zero2 of 3, ddp of 2": (("1", 1), ("2", 3), ("ddp", 2)),
+    "fsdp2 of 1, zero3 of 3, zero1 of 2": (("fsdp2", 1), ("3", 3), ("1", 2)),
+    "ddp of 2, offloaded zero3 of 2, hsdp of 2": (("ddp", 2), ("3_offload", 2), ("hsdp", 2)),
+    "zero0 of 2, zero3 of 2, zero0 of 1": (("0", 2), ("3", 2), ("0", 1)),
+}
+
+
+def options_of(folder, **more):
+    return tiny_options(
+        folder, **{"train__steps": 16, "decay__interval": 5, "data__lanes": 2, "data__pack": True, **more}
+    )
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("elsewhere")
+    (folder / "zero0.json").write_text('{"zero_optimization": {"stage": 0}}')
+    options = options_of(folder, eval__every=8)
+    return folder, options, train_on(2, "2", folder / "whole", options)
+
+
+@pytest.mark.parametrize("journey", JOURNEYS)
+def test_a_run_goes_on_anywhere(unbroken, journey):
+    folder, options, whole = unbroken
+    output = folder / journey.replace(" ", "_")
+    for (name, world_size), stop in zip(JOURNEYS[journey], STOPS, strict=True):
+        engine = str(folder / "zero0.json") if name == "0" else name
+        run = train_on(world_size, engine, output, [*options, f"--train.stop_after={stop}"])
+        checkpoint = newest(output / "checkpoints")
+        assert (checkpoint.manifest.step, checkpoint.manifest.world_size) == (stop, world_size)
+    assert [line["step"] for line in run["metrics"]] == list(range(1, 17))
+    assert [line["tokens"] for line in run["metrics"]] == [line["tokens"] for line in whole["metrics"]]
+    assert [line["lr"] for line in run["metrics"]] == [line["lr"] for line in whole["metrics"]]
+    losses = [line["loss"] for line in whole["metrics"]]
+    assert [line["loss"] for line in run["metrics"]] == pytest.approx(losses, abs=1e-5)
+    assert [line["loss"] for line in run["eval"]] == pytest.approx(
+        [line["loss"] for line in whole["eval"]], abs=1e-5
+    )
+    assert [line["step"] for line in run["decay"]] == [0, 5, 10, 15]
+    for line, expected in zip(run["decay"], whole["decay"], strict=True):
+        assert list(line["modules"]) == list(expected["modules"])
+        for name, module in line["modules"].items():
+            for key, tolerance in (("alpha", 1e-5), ("weight_decay", 1e-4)):
+                assert module[key] == pytest.approx(expected["modules"][name][key], abs=tolerance)
+    assert distance(final_weights(output), final_weights(folder / "whole")) < 2e-5
+    assert read_status(output)["state"] == "finished"
+
+
+def test_bf16_masters_come_exactly_to_another_engine(tmp_path):
+    """An update with a learning rate of 0 changes no master: what one engine saved the next saves again."""
+    options = options_of(tmp_path, train__dtype="bfloat16", train__steps=5)
+    output, weights = tmp_path / "run", []
+    for stop, (engine, world_size) in enumerate((("3", 2), ("1", 3), ("fsdp2", 2)), 3):
+        still = [] if stop == 3 else ["--optimizer.lr=0"]
+        train_on(world_size, engine, output, [*options, f"--train.stop_after={stop}", *still])
+        weights.append(final_weights(output))
+    for other in weights[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in weights[0].items())
+    assert any((value.bfloat16().float() != value).any() for value in weights[0].values())
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_sends_a_run_back_to_the_checkpoint_before(unbroken, capfd):
+    folder, options, whole = unbroken
+    output = folder / "flipped"
+    every = [*options, "--checkpoint.every=3", "--checkpoint.keep=2"]
+    train_on(2, "3", output, [*every, "--train.stop_after=9"])
+    checkpoints = output / "checkpoints"
+    assert sorted(f.name for f in checkpoints.glob("step-*")) == ["step-00000006", "step-00000009"]
+    flip(checkpoints / "step-00000009" / "shards" / "rank-00001.safetensors")
+    capfd.readouterr()
+    assert cli.main(["spectrum", str(output)]) == 0
+    assert capfd.readouterr().out.splitlines()[0].endswith("step-00000006")
+    assert cli.main(["spectrum", str(checkpoints / "step-00000009")]) == 2
+    assert "rank-00001.safetensors does not have the content" in capfd.readouterr().err
+    argv = ["--deepspeed", str(ROOT / "ds_configs" / "zero3.json"), "--output_dir", str(output), *every]
+    named = ["--resume", str(checkpoints / "step-00000009")]
+    assert run_ranks(train.main, 2, [*argv, *named]) == [2, 2]
+    run = train_on(2, "3", output, every)
+    losses = [line["loss"] for line in whole["metrics"]]
+    assert [line["loss"] for line in run["metrics"]] == pytest.approx(losses, abs=1e-5)
+
+
+def run_until_the_disk_is_full(argv):
+    """Files of this process may not grow beyond 500 kB: no shard of the tiny model fits."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+    return train.main(argv)
+
+
+def test_a_full_disk_ends_a_run_and_harms_no_checkpoint(unbroken):
+    folder, options, whole = unbroken
+    output = folder / "full"
+    train_on(2, "fsdp2", output, [*options, "--train.stop_after=6"])
+    argv = ["--engine", "fsdp2", "--output_dir", str(output), *options]
+    argv += ["--train.stop_after=8"]
+    assert run_ranks(run_until_the_disk_is_full, 2, argv) == [2, 2]
+    assert [f.name for f in (output / "checkpoints").glob("step-*")] == ["step-00000006"]
+    assert "File too large" in read_status(output)["reason"]
+    run = train_on(2, "fsdp2", output, options)
+    losses = [line["loss"] for line in whole["metrics"]]
+    assert [line["loss"] for line in run["metrics"]] == pytest.approx(losses, abs=1e-5)
+
+
+def test_a_checkpoint_of_the_first_format_is_left_as_it_is(tmp_path):
+    options = options_of(tmp_path, train__steps=4)
+    output = tmp_path / "run"
+    train_on(1, "ddp", output, [*options, "--train.stop_after=2"])
+    folder = output / "checkpoints" / "step-00000002"
+    shutil.rmtree(folder / "shards")
+    old = '{"step": 2, "world_size": 1, "engine": "ddp", "files": {}, "format": 1}'
+    (folder / "manifest.json").write_text(old)
+    before = left_behind(output)
+    assert run_ranks(train.main, 1, ["--engine", "ddp", "--output_dir", str(output), *options]) == [2]
+    assert (folder / "manifest.json").read_text() == old
+    assert left_behind(output) == before
