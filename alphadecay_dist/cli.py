@@ -19,6 +19,10 @@ from alphadecay_dist.plan import forecast, job_of, read_machine, this_machine
 from alphadecay_dist.report import plot_run, plot_spectrum
 from alphadecay_dist.settings import CHOOSABLE_FITS, NORMALIZE, Settings
 from alphadecay_dist.spectral import METRICS, Windows
+from alphadecay_dist.training.config import load_config
+from alphadecay_dist.training.model import read_model_config
+from alphadecay_dist.training.prepare import prepare
+from alphadecay_dist.training.prepared import SPLITS, Manifest, verify
 from alphadecay_dist.weight_files import open_weights
 
 PUBLISHED = Settings(weight_decay=0.1, interval=500, min_ratio=2 / 3, max_ratio=5.0)
@@ -31,7 +35,12 @@ def main(argv: list[str] | None = None) -> int:
     _add_report(commands)
     _add_spectrum(commands)
     _add_plan(commands)
-    args = parser.parse_args(argv)
+    _add_data(commands)
+    args, rest = parser.parse_known_args(argv)
+    if args.command == _prepare:
+        args.overrides = [option.removeprefix("--") for option in rest]
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         args.command(args)
     except UserError as error:
@@ -94,6 +103,23 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     plan.set_defaults(command=_plan)
 
 
+def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    data = commands.add_parser("data", help="tokenize a corpus once, for data.prepared")
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    prepare = actions.add_parser(
+        "prepare",
+        help="tokenize a recipe's corpus into shards; where it was broken off, go on",
+        epilog="Any field of the recipe is an option: --data.source='texts/*.jsonl'",
+        allow_abbrev=False,
+    )
+    prepare.add_argument("--recipe", default="demo", help="a name or a YAML file (default: demo)")
+    prepare.add_argument("--output", type=Path, required=True, metavar="DIR", help="where to")
+    prepare.set_defaults(command=_prepare)
+    verify = actions.add_parser("verify", help="compare a prepared corpus with its checksums")
+    verify.add_argument("folder", type=Path, metavar="DIR")
+    verify.set_defaults(command=_verify)
+
+
 def _report(args: argparse.Namespace) -> None:
     picture = args.out or args.run / "report.png"
     plot_run(args.run, picture)
@@ -138,6 +164,24 @@ def _plan(args: argparse.Namespace) -> None:
     machine = replace(machine, **_given(args, {name: name for name in ("bandwidth", "update_seconds")}))
     found = forecast(replace(job, **given), sharding, machine)
     print(json.dumps(found.as_dict()) if args.json else found.text())
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    config = load_config(args.recipe, args.overrides)
+    vocabulary = read_model_config(config.model.name, config.train.seq_len).vocab_size
+    _describe(args.output, prepare(config, vocabulary, args.output))
+    print(f"train from it: --data.prepared={args.output}")
+
+
+def _verify(args: argparse.Namespace) -> None:
+    _describe(args.folder, verify(args.folder))
+
+
+def _describe(folder: Path, manifest: Manifest) -> None:
+    for split in SPLITS:
+        shards = manifest.shards(split)
+        documents, tokens = sum(s.documents for s in shards), sum(s.tokens for s in shards)
+        print(f"{folder}: {split}: {documents:,} documents, {tokens:,} tokens, {len(shards)} shards")
 
 
 def _given(args: argparse.Namespace, names: dict[str, str]) -> dict[str, Any]:

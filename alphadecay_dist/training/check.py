@@ -19,6 +19,7 @@ from alphadecay_dist.training import model as models
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.corpus import find_files
 from alphadecay_dist.training.data import micro_batch
+from alphadecay_dist.training.prepared import check_tokenizer, read_manifest
 from alphadecay_dist.training.ranks import environment
 from alphadecay_dist.training.recipe import Config
 
@@ -56,9 +57,7 @@ def check(options: Options) -> Checked:
     model_config = models.read_model_config(config.model.name, config.train.seq_len)
     shapes = models.build_on_meta(model_config)
     require_weights(tuned_weights(shapes))
-    for source in (config.data.source, config.data.validation):
-        if source not in ("demo", "c4", None):
-            find_files(source)
+    _check_data(config, model_config.vocab_size)
     if options.init_from is not None:
         models.values_from(options.init_from, shapes)
     name = Path(options.recipe).stem
@@ -71,6 +70,17 @@ def check(options: Options) -> Checked:
             f"--output_dir {folder}: cannot be made, {above} is no directory to write to; choose another"
         )
     return Checked(config, model_config, shapes, engine_config, folder)
+
+
+def _check_data(config: Config, vocabulary: int) -> None:
+    """What can be known of the data without reading them."""
+    if config.data.prepared is not None:
+        folder = Path(config.data.prepared)
+        check_tokenizer(read_manifest(folder), folder, config.tokenizer, vocabulary)
+        return
+    for source in (config.data.source, config.data.validation):
+        if source not in ("demo", "c4", None):
+            find_files(source)
 
 
 def with_dtype(config: Config) -> Config:

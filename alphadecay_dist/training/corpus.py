@@ -19,6 +19,7 @@ from typing import Any
 
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.recipe import DataConfig
+from alphadecay_dist.training.retries import Patience, may_pass
 
 LOADERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 C4 = ("allenai/c4", "en")
@@ -52,27 +53,40 @@ class Corpus:
         """Number of files, each a unit of the order."""
         return self._stream.num_shards
 
+    def documents(self) -> Iterator[str]:
+        """All documents, file by file."""
+        return (text for file in range(self.num_files) for _, text in self.rows(file, 0))
+
     def rows(self, file: int, start: int) -> Iterator[tuple[int, str]]:
         """Row number and text of the non-empty documents of one file, from row ``start`` on.
 
         Raises:
             UserError: a row without the text column, or a file that cannot be read.
         """
-        stream = self._stream.shard(num_shards=self.num_files, index=file)
-        try:
-            for row, record in enumerate(stream.skip(start) if start else stream, start):
-                text = record.get(self._field)
-                if not isinstance(text, str):
-                    raise UserError(
-                        f"{self._where}: row {row} has no text in {self._field!r} (its fields: "
-                        f"{', '.join(record)}); set data.text_field"
-                    )
-                if self._belongs(row) and text.strip():
-                    yield row, text.strip()
-        except UserError:
-            raise
-        except Exception as error:  # readers raise a dozen unrelated types: EOFError, zlib.error, Arrow's
-            raise _unreadable(self._where, error) from error
+        for row, record in self._records(file, start):
+            text = record.get(self._field)
+            if not isinstance(text, str):
+                raise UserError(
+                    f"{self._where}: row {row} has no text in {self._field!r} (its fields: "
+                    f"{', '.join(record)}); set data.text_field"
+                )
+            if self._belongs(row) and text.strip():
+                yield row, text.strip()
+
+    def _records(self, file: int, row: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The records of one file from a row on; where the connection fails, opened again at the next row."""
+        patience = Patience()
+        while True:
+            stream = self._stream.shard(num_shards=self.num_files, index=file)
+            try:
+                for record in stream.skip(row) if row else stream:
+                    yield row, record
+                    row += 1
+                    patience.progress()
+                return
+            except Exception as error:  # readers raise a dozen unrelated types: EOFError, zlib.error, Arrow's
+                if not (may_pass(error) and patience.wait(self._where, error)):
+                    raise _unreadable(self._where, error) from error
 
     def _belongs(self, row: int) -> bool:
         if not self._holdout:
@@ -164,13 +178,17 @@ class DocumentLane:
         if self._rows is None:
             self._rows = self._corpus.rows(file, self.cursor.row)
         block: list[str] = []
-        for row, text in self._rows:
-            if self._shares_files() and row % self._lanes != self._lane:
-                continue
-            block.append(text)
-            self._next_row = row + 1
-            if len(block) == self._shuffle:
-                break
+        try:
+            for row, text in self._rows:
+                if self._shares_files() and row % self._lanes != self._lane:
+                    continue
+                block.append(text)
+                self._next_row = row + 1
+                if len(block) == self._shuffle:
+                    break
+        except UserError:
+            self.seek(self.cursor)  # asked again, it begins at the cursor: not where reading broke off
+            raise
         name = f"block {self._seed} {self.cursor.epoch} {file} {self.cursor.row} {self._lane}"
         random.Random(name).shuffle(block)
         return block
@@ -250,6 +268,8 @@ def _open_files(source: str, text_field: str, holdout: int = 0, held_out: bool =
 def _open_c4(split: str) -> Corpus:
     import datasets  # noqa: PLC0415
 
+    # Its own retries can take ten minutes an attempt and say nothing: a failed read comes to Corpus at once.
+    datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
     try:
         stream = datasets.load_dataset(*C4, split=split, streaming=True)
     except (OSError, ValueError) as error:

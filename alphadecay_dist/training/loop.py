@@ -22,11 +22,12 @@ from alphadecay_dist.controller import AlphaDecay
 from alphadecay_dist.engines.training import Training
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.refresh import Refresh
-from alphadecay_dist.training.data import Batch, EvaluationData
+from alphadecay_dist.training.data import Batch, EvaluationData, digests
 from alphadecay_dist.training.metrics import (
     DECAY,
     EVAL,
     METRICS,
+    SEQUENCES,
     RunFiles,
     Tracker,
     means_by_type,
@@ -90,6 +91,7 @@ class Trainer:
         self.progress = Progress()
         self.perplexities: list[float] = []
         self._last_refresh: Refresh | None = None
+        self._saved_at: int | None = None
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Take up a checkpoint: weights, optimizer, decays, data position; collective."""
@@ -99,6 +101,7 @@ class Trainer:
             self._decay.load_state_dict(state["decay"])
         self._data.load(state["lanes"])
         self.progress = Progress(checkpoint.manifest.step, state["tokens"])
+        self._saved_at = self.progress.step
 
     def run(self) -> bool:
         """Train until the last update, or ``train.stop_after``.
@@ -125,11 +128,7 @@ class Trainer:
         begin = time.perf_counter()
         step = self.progress.step + 1
         rate = learning_rate(step, self._config.train.steps, self._config.optimizer)
-        try:
-            batches = self._data.next_update()
-        except UserError as error:  # no mistake in what was given any more: the run fails, and may be resumed
-            raise RuntimeError(f"update {step}: {error}") from error
-        targets = self._ranks.sum_on_device(float(sum(batch.targets for batch in batches))).clamp_min(1)
+        batches, targets = self._next_batches(step)
         self._engine.set_learning_rate(rate)
         # The engine takes the mean over ranks: times their number, it is the sum over all tokens' losses.
         scale = (self._ranks.world_size / targets[0]).float()
@@ -148,9 +147,35 @@ class Trainer:
             "mfu": self._utilization.of(seconds),
         }
         self._log(METRICS, record, wandb=_due(step, self._config.logging.every))
+        if self._config.logging.sequences:
+            consumed = [digest for each in self._ranks.gather(digests(batches)) for digest in each]
+            self._log(SEQUENCES, {"step": step, "sequences": consumed}, wandb=False)
         self._log_refresh()
         bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s", False)
         bar.update()
+
+    def _next_batches(self, step: int) -> tuple[list[Batch], Tensor]:
+        """This rank's micro-batches, and the tokens to predict of all ranks' (1, on the device).
+
+        Raises:
+            RuntimeError: a rank's data cannot be read; what is finished was saved.
+        """
+        before = self._data.state()
+        batches: list[Batch] = []
+        failure = None
+        try:
+            batches = self._data.next_update()
+        except UserError as error:  # no mistake in what was given any more: the run fails, and may be resumed
+            failure = str(error)
+        targets = float(sum(batch.targets for batch in batches))
+        summed = self._ranks.sum_on_device(targets, float(failure is not None))
+        if summed[1] > 0:  # waits for the device, which has no other work yet
+            failures = [text for text in self._ranks.gather(failure) if text is not None]
+            self._data.load(before)  # the ranks that have the update give it back
+            if self.progress.step not in (0, self._saved_at):
+                self._save()
+            raise RuntimeError(f"update {step}: {failures[0]}")
+        return batches, summed[:1].clamp_min(1)
 
     def _step_decay(self) -> None:
         """Before each engine step: refresh the decays where that is due."""
@@ -206,6 +231,7 @@ class Trainer:
             ranks=self._ranks,
             keep=self._config.checkpoint.keep,
         )
+        self._saved_at = self.progress.step
 
     def _log(self, name: str, record: dict[str, Any], wandb: bool = True) -> None:
         """A line in a file of the output directory, and in wandb under the file's name."""

@@ -14,7 +14,7 @@ from alphadecay_dist.checkpoint.manifest import write_atomically
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.refresh import Refresh
 
-METRICS, EVAL, DECAY = "metrics.jsonl", "eval.jsonl", "decay.jsonl"
+METRICS, EVAL, DECAY, SEQUENCES = "metrics.jsonl", "eval.jsonl", "decay.jsonl", "sequences.jsonl"
 STATUS = "status.json"
 
 
@@ -35,7 +35,7 @@ class RunFiles:
 
         A refresh written at ``step`` comes after the checkpoint, an evaluation at ``step`` before it.
         """
-        for name, last in ((METRICS, step), (EVAL, step), (DECAY, step - 1)):
+        for name, last in ((METRICS, step), (EVAL, step), (SEQUENCES, step), (DECAY, step - 1)):
             path = self.folder / name
             if path.is_file():
                 lines = [line for line in read_lines(path) if line.get("written_at", line["step"]) <= last]

@@ -35,6 +35,8 @@ class DataConfig:
         lanes: independent streams that the documents are dealt to; a divisor of the global batch. A rank
             reads only the lanes of its own sequences; the order of sequences does not depend on the ranks.
         shuffle: documents that are shuffled together.
+        prepared: a directory that ``alphadecay data prepare`` made; then ``source``, ``validation``,
+            ``holdout``, ``text_field`` and ``shuffle`` have no effect.
     """
 
     source: str = "demo"
@@ -44,6 +46,7 @@ class DataConfig:
     pack: bool = False
     lanes: int = 1
     shuffle: int = 10000
+    prepared: str | None = None
 
 
 @dataclass(frozen=True)
@@ -211,10 +214,12 @@ class LoggingConfig:
     """``wandb``: ``auto`` (online when logged in, else offline), ``online``, ``offline`` or ``off``.
 
     ``every``: updates between lines sent to wandb; metrics.jsonl gets every update.
+    ``sequences``: write a digest of each sequence that an update consumed to sequences.jsonl.
     """
 
     wandb: str = "auto"
     every: int = 1
+    sequences: bool = False
 
 
 @dataclass(frozen=True)

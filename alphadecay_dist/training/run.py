@@ -22,22 +22,22 @@ from alphadecay_dist.training import model as models
 from alphadecay_dist.training import start
 from alphadecay_dist.training.check import Checked, Options, check
 from alphadecay_dist.training.config import to_yaml
-from alphadecay_dist.training.corpus import Corpus, open_corpora
-from alphadecay_dist.training.data import EvaluationData, TrainingData
+from alphadecay_dist.training.data import (
+    EvaluationData,
+    Source,
+    TrainingData,
+    open_data,
+    validation_sequences,
+)
 from alphadecay_dist.training.loop import Trainer
 from alphadecay_dist.training.metrics import RunFiles, Tracker
 from alphadecay_dist.training.optimizer import build_optimizer, pick_apply
 from alphadecay_dist.training.prefetch import Prefetched
+from alphadecay_dist.training.prepared import Shards
 from alphadecay_dist.training.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.throughput import Utilization, flops_per_token, peak_flops
-from alphadecay_dist.training.tokenizer import (
-    TRAIN,
-    Tokenizer,
-    check_vocabulary,
-    load_tokenizer,
-    train_tokenizer,
-)
+from alphadecay_dist.training.tokenizer import TRAIN, Tokenizer, check_vocabulary, find_tokenizer
 
 TOKENIZER = "tokenizer.model"
 
@@ -72,46 +72,56 @@ def _run_joined(options: Options, checked: Checked, engine: Training, ranks: Ran
             "For a new run give another --output_dir, or --resume none --overwrite",
         )
         return
-    corpus, validation = ranks.together(lambda: open_corpora(checked.config.data))
-    tokenizer = _tokenizer(checked, ranks, corpus, begin)
-    data = ranks.together(lambda: _training_data(checked.config, corpus, tokenizer, ranks))
+    source, validation = ranks.together(lambda: open_data(checked.config.data))
+    tokenizer = _tokenizer(checked, ranks, source, begin)
+    data = ranks.together(lambda: _training_data(checked.config, source, tokenizer, ranks, begin))
     if options.dry_run:
         _say(ranks, _describe(checked, engine, ranks, data, tokenizer))
         return
-    evaluation = ranks.together(lambda: _evaluation_data(checked.config, validation, tokenizer, ranks))
+    evaluation = _evaluation_data(checked.config, validation, tokenizer, ranks)
     decay = _build(checked, options, engine, ranks)
     ranks.from_main(lambda: _written(checked, begin, tokenizer))
     _train(checked, engine, ranks, begin, decay, data, evaluation)
 
 
-def _tokenizer(checked: Checked, ranks: Ranks, corpus: Corpus, begin: start.Start) -> Tokenizer:
+def _tokenizer(checked: Checked, ranks: Ranks, source: Source, begin: start.Start) -> Tokenizer:
     """The run's tokenizer: kept, found, or trained, on rank 0, and the same bytes everywhere."""
 
     def find() -> bytes:
+        if isinstance(source, Shards):
+            return source.proto
         if begin.checkpoint is not None:
             kept = begin.checkpoint.folder.parents[1] / TOKENIZER
             if kept.is_file():
                 return kept.read_bytes()
-        if checked.config.tokenizer.model != TRAIN:
-            return load_tokenizer(checked.config.tokenizer.model).proto
-        _say(ranks, "training a tokenizer on the corpus")
-        documents = (text for file in range(corpus.num_files) for _, text in corpus.rows(file, 0))
-        return train_tokenizer(documents, checked.model_config.vocab_size).proto
+        if checked.config.tokenizer.model == TRAIN:
+            _say(ranks, "training a tokenizer on the corpus")
+        model, vocabulary = checked.config.tokenizer.model, checked.model_config.vocab_size
+        return find_tokenizer(model, source.documents(), vocabulary).proto
 
     tokenizer = Tokenizer(ranks.from_main(find))
     check_vocabulary(tokenizer, checked.model_config.vocab_size)
     return tokenizer
 
 
-def _training_data(config: Config, corpus: Corpus, tokenizer: Tokenizer, ranks: Ranks) -> TrainingData:
-    data = TrainingData(corpus, tokenizer, config.data, config.train, ranks.rank, ranks.world_size)
-    data.check_size()
+def _training_data(
+    config: Config, source: Source, tokenizer: Tokenizer, ranks: Ranks, begin: start.Start
+) -> TrainingData:
+    """This rank's data, enough for an update, or those that the checkpoint goes on with."""
+    data = TrainingData(source, tokenizer, config.data, config.train, ranks.rank, ranks.world_size)
+    if begin.checkpoint is None:
+        data.check_size()
+    else:
+        data.load(begin.checkpoint.state()["lanes"])
     return data
 
 
-def _evaluation_data(config: Config, corpus: Corpus, tokenizer: Tokenizer, ranks: Ranks) -> EvaluationData:
-    tokens = config.eval.tokens
-    return EvaluationData(corpus, tokenizer, config.data, config.train, tokens, ranks.rank, ranks.world_size)
+def _evaluation_data(config: Config, source: Source, tokenizer: Tokenizer, ranks: Ranks) -> EvaluationData:
+    """The validation set, read and tokenized by one rank for all."""
+    drawn = ranks.from_main(
+        lambda: validation_sequences(source, tokenizer, config.data, config.train, config.eval.tokens)
+    )
+    return EvaluationData(drawn, tokenizer.pad, config.train, ranks.rank, ranks.world_size)
 
 
 def _build(checked: Checked, options: Options, engine: Training, ranks: Ranks) -> AlphaDecay | None:

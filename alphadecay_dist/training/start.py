@@ -12,7 +12,7 @@ from alphadecay_dist.checkpoint.reader import Checkpoint, read, search
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.groups import GROUPS
 from alphadecay_dist.training.config import config_from_dict, flat
-from alphadecay_dist.training.metrics import STATUS, read_status
+from alphadecay_dist.training.metrics import DECAY, EVAL, METRICS, SEQUENCES, STATUS, read_status
 from alphadecay_dist.training.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
 
@@ -28,6 +28,7 @@ FIXED = (
     "data.pack",
     "data.lanes",
     "data.shuffle",
+    "data.prepared",
     "tokenizer.model",
     "train.global_batch",
     "train.seq_len",
@@ -116,7 +117,7 @@ def decide(folder: Path, config: Config, resume: str, overwrite: bool, damaged: 
 
 def clear(folder: Path) -> None:
     """Remove a run's own files; what else lies in the directory stays."""
-    for name in ("config.yaml", STATUS, "metrics.jsonl", "eval.jsonl", "decay.jsonl", "tokenizer.model"):
+    for name in ("config.yaml", STATUS, METRICS, EVAL, DECAY, SEQUENCES, "tokenizer.model"):
         (folder / name).unlink(missing_ok=True)
     (folder / "wandb_id").unlink(missing_ok=True)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)

@@ -30,10 +30,16 @@ class Tokenizer:
         """Number of pieces; every id is below it."""
         return self._processor.get_piece_size()
 
-    def encode(self, documents: list[str]) -> list[list[int]]:
-        """Token ids of each document, the end of sequence last."""
+    def encode(self, documents: list[str], threads: int = 1) -> list[list[int]]:
+        """Token ids of each document, the end of sequence last; ``threads`` -1 takes all cores."""
         ending = [self.eos] if self.eos >= 0 else []
-        return [ids + ending for ids in self._processor.encode(documents)]
+        return [ids + ending for ids in self._processor.encode(documents, num_threads=threads)]
+
+    def cut(self, ids: list[int], most: int) -> list[int]:
+        """A document's first ``most`` token ids; one that is cut still ends with the end of sequence."""
+        if len(ids) > most and self.eos >= 0:
+            return [*ids[: most - 1], self.eos]
+        return ids[:most]
 
     def decode(self, ids: list[int]) -> str:
         """The text of token ids."""
@@ -58,6 +64,15 @@ def load_tokenizer(model: str) -> Tokenizer:
         return tokenizer
     except (OSError, RuntimeError) as error:
         raise UserError(f"tokenizer.model {model}: not a sentencepiece model: {error}") from None
+
+
+def find_tokenizer(model: str, documents: Iterable[str], vocab_size: int) -> Tokenizer:
+    """The tokenizer that a recipe asks for: loaded, or trained on documents.
+
+    Raises:
+        UserError: see :func:`load_tokenizer` and :func:`train_tokenizer`.
+    """
+    return train_tokenizer(documents, vocab_size) if model == TRAIN else load_tokenizer(model)
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -11,8 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.corpus import open_corpora
-from alphadecay_dist.training.data import IGNORE, EvaluationData, TrainingData, make_batch, micro_batch
+from alphadecay_dist.training.corpus import Corpus, open_corpora
+from alphadecay_dist.training.data import (
+    IGNORE,
+    EvaluationData,
+    TrainingData,
+    digests,
+    make_batch,
+    micro_batch,
+    validation_sequences,
+)
 from alphadecay_dist.training.recipe import DataConfig, TrainConfig
 from tests.training.corpora import number_tokenizer, numbered, write_files
 
@@ -177,11 +185,59 @@ def test_checking_the_size_does_not_move_on(folder, pack):
     assert sequences_of(checked.next_update()) == sequences_of(other.next_update())
 
 
+@pytest.mark.parametrize("pack", [False, True])
+def test_what_was_drawn_to_check_the_size_is_handed_out_and_not_read_again(folder, pack, monkeypatch):
+    reads = []
+    rows = Corpus.rows
+    monkeypatch.setattr(Corpus, "rows", lambda *args: reads.append(args[1:]) or rows(*args))
+    checked, other = data_of(folder, pack=pack), data_of(folder, pack=pack)
+    checked.check_size()
+    begun = list(reads)
+    first = sequences_of(checked.next_update())
+    assert reads == begun
+    assert first == sequences_of(other.next_update())
+    assert checked.state() == other.state()
+
+
+def test_a_failure_in_the_middle_of_a_block_loses_nothing_when_asked_again(folder, monkeypatch):
+    whole, broken = data_of(folder), data_of(folder)
+    rows, left = Corpus.rows, [23]
+
+    def failing(self, file, start):
+        for item in rows(self, file, start):
+            left[0] -= 1
+            if left[0] == 0:
+                raise UserError("data: gone")
+            yield item
+
+    monkeypatch.setattr(Corpus, "rows", failing)
+    found = []
+    while len(found) < 12:
+        before = broken.state()
+        try:
+            found.append(sequences_of(broken.next_update()))
+        except UserError:
+            broken.load(before)
+    assert left[0] < 0
+    left[0] = 10**6
+    assert found == [sequences_of(whole.next_update()) for _ in range(12)]
+
+
+def test_digests_tell_sequences_apart_and_not_batches():
+    sequences = [[5, 6], [5, 6, 0], [0], [6, 5]]
+    whole = digests([make_batch(sequences, 3, pad=0)])
+    assert len(set(whole)) == 4
+    assert {len(digest) for digest in whole} == {16}
+    assert whole == digests([make_batch([ids], 8, pad=7) for ids in sequences])
+
+
 def evaluation_of(folder, rank=0, world_size=1, tokens=10**6, pack=False, seed=3):
     config = DataConfig(source=str(folder), holdout=4, shuffle=5, pack=pack)
     _, corpus = open_corpora(config)
     train = dataclasses.replace(TRAIN, seed=seed)
-    return EvaluationData(corpus, number_tokenizer(), config, train, tokens, rank, world_size)
+    tokenizer = number_tokenizer()
+    drawn = validation_sequences(corpus, tokenizer, config, train, tokens)
+    return EvaluationData(drawn, tokenizer.pad, train, rank, world_size)
 
 
 @pytest.mark.parametrize("pack", [False, True])

@@ -10,6 +10,7 @@ import tempfile
 import pytest
 
 import train
+from alphadecay_dist import cli
 from alphadecay_dist.training.tokenizer import train_tokenizer
 from tests.multirank import run_ranks
 from tests.training.runs import ROOT, SIZES, free_port, launch, tiny_options
@@ -79,6 +80,13 @@ def file_of_ids(folder, pieces):
     return path
 
 
+def prepared(folder):
+    """The small corpus, tokenized with the tokenizer of the tiny runs."""
+    argv = ["data", "prepare", "--output", str(folder / "prepared"), f"--data.source={small_corpus(folder)}"]
+    assert cli.main([*argv, "--data.holdout=11", *tiny_options(folder)]) == 0
+    return folder / "prepared"
+
+
 # What is wrong: options from a folder, and the words that the line must have.
 BEFORE_THE_RANKS_MEET = {
     "unknown recipe": (lambda _: ["--recipe=llama_60"], ["'llama_60'", "did you mean 'llama_60m'"]),
@@ -126,6 +134,18 @@ BEFORE_THE_RANKS_MEET = {
         lambda f: [f"--data.source={small_corpus(f)}", "--data.validation=no*.txt"],
         ["no*.txt", "no such file"],
     ),
+    "nothing prepared": (
+        lambda f: [f"--data.prepared={f / 'no'}"],
+        ["no: has no manifest.json", "data prepare"],
+    ),
+    "prepared for another tokenizer": (
+        lambda f: [f"--data.prepared={prepared(f)}", f"--tokenizer.model={file_of_ids(f, 300)}"],
+        ["large.model", "not the one", "prepared with"],
+    ),
+    "prepared for a tokenizer to be trained": (
+        lambda f: [f"--data.prepared={prepared(f)}", "--tokenizer.model=train"],
+        ["found 'train'", "prepared with", "--tokenizer.model="],
+    ),
     "ranks do not divide": (
         lambda _: ["--train.global_batch=13"],
         ["train.global_batch", "13", "2 ranks"],
@@ -152,6 +172,10 @@ AFTER_THE_RANKS_MEET = {
     "too short": (
         lambda f: [f"--data.source={small_corpus(f)}", f"--data.validation={small_corpus(f)}"],
         ["too short for one batch", "11 of the 12 sequences"],
+    ),
+    "too short when prepared": (
+        lambda f: [f"--data.prepared={prepared(f)}"],
+        ["too short for one batch", "10 of the 12 sequences"],
     ),
     "too short for a validation set": (
         lambda f: [f"--data.source={small_corpus(f)}", "--train.global_batch=2"],

@@ -1,0 +1,85 @@
+"""Which failures of a remote read may pass by themselves, and how long to wait for it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+
+# Seconds before each new attempt. The hub's client tries for half a minute by itself each time: together
+# about six minutes, below the ten after which NCCL gives up on the ranks that wait for this one.
+WAITS = (1, 2, 4, 8, 16, 32, 64)
+
+PASSING_STATUS = (408, 429)  # and all from 500 on
+
+# By module; one that nobody imported cannot have raised anything.
+PASSING = {
+    "aiohttp": ("ClientConnectionError", "ClientPayloadError"),
+    "httpx": ("TransportError",),
+    "httpx2": ("TransportError",),
+    "requests.exceptions": ("ConnectionError", "Timeout", "ChunkedEncodingError"),
+    "urllib3.exceptions": ("ProtocolError", "TimeoutError"),
+    "http.client": ("IncompleteRead",),
+}
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether a failed read is worth another attempt: connections, timeouts and the server's own errors.
+
+    What the server refuses (no such file, no access), what it is not allowed to be asked (offline mode) and
+    what cannot be decoded stays as it is.
+    """
+    chain = list(_chain(error))
+    statuses = [status for status in map(_status, chain) if status is not None]
+    if statuses:
+        return all(status >= 500 or status in PASSING_STATUS for status in statuses)
+    if any(type(link).__name__ == "OfflineModeIsEnabled" for link in chain):
+        return False
+    return any(isinstance(link, _passing_types()) for link in chain)
+
+
+class Patience:
+    """Waits longer before each attempt that follows a failure, until there is no patience left."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+
+    def progress(self) -> None:
+        """Something was read: the next failure is a first one again."""
+        self._failures = 0
+
+    def wait(self, where: str, error: BaseException) -> bool:
+        """Wait before the next attempt; False, at once, when there were enough."""
+        if self._failures == len(WAITS):
+            return False
+        seconds = WAITS[self._failures]
+        self._failures += 1
+        reason = " ".join(str(error).split()) or type(error).__name__
+        attempt = f"attempt {self._failures} of {len(WAITS)}"
+        print(f"data: {where}: {reason}; {attempt} in {seconds} s", file=sys.stderr, flush=True)
+        time.sleep(seconds)
+        return True
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status of an answer: aiohttp keeps it itself, the others in a response."""
+    status = getattr(error, "status", None)
+    if not isinstance(status, int):
+        status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def _passing_types() -> tuple[type[BaseException], ...]:
+    found: list[type[BaseException]] = [ConnectionError, TimeoutError]
+    for module, names in PASSING.items():
+        found += [getattr(sys.modules[module], name) for name in names if module in sys.modules]
+    return tuple(found)

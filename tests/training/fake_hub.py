@@ -1,0 +1,164 @@
+"""A hub on this machine that holds a small allenai/c4 and fails as it is told, and what C4 then gives.
+
+``python -m tests.training.fake_hub '["ok", "cut", "503"]'`` answers the first three requests for a part of a
+file so (the last answer holds for all later ones) and prints what was read as JSON.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+README = """---
+configs:
+- config_name: en
+  data_files:
+  - split: train
+    path: en/c4-train.*.json.gz
+  - split: validation
+    path: en/c4-validation.*.json.gz
+---
+"""
+
+
+def documents(count: int, seed: int) -> list[str]:
+    """Texts of which a thousand fill a chunk of the JSON reader (10 MiB)."""
+    draw = random.Random(seed)
+    return [f"{seed} {row} {draw.randbytes(6000).hex()}" for row in range(count)]
+
+
+TRAIN = documents(2500, 0)
+
+
+def _file(texts: list[str]) -> bytes:
+    return gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in texts).encode(), 1)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Enough of the hub's interface for ``load_dataset(..., streaming=True)``."""
+
+    protocol_version = "HTTP/1.1"
+    files: dict[str, bytes]
+    faults = ("ok",)
+    requests = 0
+    commit = "a" * 40
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = self.path.partition("?")[0]
+        if "/resolve/" in path:
+            name = path.split("/resolve/")[1].partition("/")[2]
+            if name not in self.files:
+                self._answer(404, b"")
+            elif name.endswith(".gz") and self.command == "GET":
+                self._part(self.files[name])
+            else:
+                self._answer(200, self.files[name])
+            return
+        if "/tree/" in path:
+            self._answer(200, json.dumps(self._listing(path.split("/tree/")[1].partition("/")[2])).encode())
+        elif path.startswith("/api/datasets/allenai/c4"):
+            info = {"_id": "x", "id": "allenai/c4", "sha": self.commit, "private": False, "tags": []}
+            names = [{"rfilename": name} for name in self.files]
+            self._answer(200, json.dumps({**info, "siblings": names, "downloads": 0, "likes": 0}).encode())
+        else:
+            self._answer(404, b"")
+
+    def _listing(self, folder: str) -> list[dict]:
+        """The files, or folders, in a folder."""
+        entries = []
+        for name, content in self.files.items():
+            head, _, tail = name.rpartition("/")
+            if head == folder:
+                entries.append({"type": "file", "path": name, "size": len(content), "oid": "b" * 40})
+            elif not folder and tail:
+                entries.append({"type": "directory", "path": head, "oid": "c" * 40})
+        return entries
+
+    def _part(self, content: bytes) -> None:
+        """A range of a file, or the fault that is due."""
+        fault = self.faults[min(Hub.requests, len(self.faults) - 1)]
+        Hub.requests += 1
+        first, last = (int(x) for x in self.headers["range"].removeprefix("bytes=").split("-"))
+        part = content[first : last + 1]
+        headers = {"content-range": f"bytes {first}-{first + len(part) - 1}/{len(content)}"}
+        if fault == "ok":
+            self._answer(206, part, headers)
+        elif fault == "cut":
+            self._answer(206, part, headers, sent=len(part) // 2)
+        elif fault == "reset":
+            self.close_connection = True
+        else:
+            self._answer(int(fault), b"")
+
+    def _answer(self, status: int, body: bytes, headers: dict | None = None, sent: int | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"etag": '"x"', "x-repo-commit": self.commit, **(headers or {})}.items():
+            self.send_header(name, value)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body[:sent])
+        self.close_connection = self.close_connection or sent is not None
+
+
+def main(faults: list[str]) -> None:
+    """Read C4 from a hub with faults, and print what came of it."""
+    Hub.files = {
+        "README.md": README.encode(),
+        "en/c4-train.00000-of-00001.json.gz": _file(TRAIN),
+        "en/c4-validation.00000-of-00001.json.gz": _file(documents(3, 1)),
+    }
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    os.environ.pop("HF_HUB_OFFLINE", None)
+    os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+    os.environ["HF_HOME"] = tempfile.mkdtemp()
+
+    import fsspec
+
+    from alphadecay_dist.errors import UserError
+    from alphadecay_dist.training.corpus import open_corpora
+    from alphadecay_dist.training.recipe import DataConfig
+
+    fsspec.spec.AbstractBufferedFile.DEFAULT_BLOCK_SIZE = 1 << 22  # several requests a file
+    corpus, validation = open_corpora(DataConfig(source="c4"))
+    assert [text for _, text in validation.rows(0, 0)] == documents(3, 1)
+    Hub.requests, Hub.faults = 0, faults
+    waits: list[float] = []
+    time.sleep = waits.append
+    read, rows, error = hashlib.sha256(), 0, None
+    try:
+        for row, text in corpus.rows(0, 0):
+            assert row == rows
+            rows += 1
+            read.update(text.encode())
+    except UserError as caught:
+        error = str(caught)
+    told = {
+        "rows": rows,
+        "digest": read.hexdigest(),
+        "error": error,
+        "requests": Hub.requests,
+        "waits": waits,
+    }
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
+    sys.stdout.flush()
+    os._exit(0)  # connections that are open
