@@ -56,6 +56,12 @@ class Start:
         """Updates finished before the beginning."""
         return self.checkpoint.manifest.step if self.checkpoint else 0
 
+    @property
+    def evaluated(self) -> int:
+        """Up to which update evaluations were made; a run that was asked to stop may owe the last one."""
+        owed = self.checkpoint is not None and self.checkpoint.state().get("evaluation_owed", False)
+        return self.step - 1 if owed else self.step
+
 
 def decide(folder: Path, config: Config, resume: str, overwrite: bool, world_size: int, layout: str) -> Start:
     """Decide how to begin, reading but not changing the directory.
