@@ -156,6 +156,6 @@ def test_a_good_update_ends_a_row_of_skips_and_a_checkpoint_one_of_rollbacks():
         getattr(bad, ends_not)()
         again = BadUpdates(policy, 1)
         again.load(bad.state())
-        with pytest.raises(RunError, match="three; .* has borne 1"):
+        with pytest.raises(RunError, match=r"three; .* has borne 1"):
             again.count("three")
         assert again.total == 3

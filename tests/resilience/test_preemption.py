@@ -26,7 +26,8 @@ SIZES = {"train__steps": 12, "decay__interval": 5, "eval__every": 4, "checkpoint
 
 
 def argv_of(engine, output, options):
-    own = ENGINES.get(engine) or ["--deepspeed", str(ROOT / "ds_configs" / f"zero{engine}.json")]
+    json = engine if engine.endswith(".json") else ROOT / "ds_configs" / f"zero{engine}.json"
+    own = ENGINES.get(engine) or ["--deepspeed", str(json)]
     return [*own, "--output_dir", str(output), *options]
 
 
