@@ -15,7 +15,7 @@ from alphadecay_dist.controller import AlphaDecay
 from alphadecay_dist.engines.torch_training import TorchTraining
 from alphadecay_dist.engines.zero_training import ZeroTraining
 from alphadecay_dist.training.metrics import read_status
-from alphadecay_dist.training.preemption import process_age
+from alphadecay_dist.training.preemption import StopRequests, process_age
 from tests.multirank import run_ranks
 from tests.training.runs import ENGINES, ROOT, left_behind, tiny_options, train_on
 from tests.training.test_resume import same_weights, without_times
@@ -35,19 +35,23 @@ def signalled(argv, place, call, signals, rank="1"):
     """Train; one rank signals itself when it comes to a place for the n-th time."""
     owners = [AlphaDecay] if place == "refresh" else [ZeroTraining, TorchTraining]
     for owner in owners:
-        _signal_at(owner, place, call, signals if os.environ["RANK"] == rank else ())
+        _before(owner, place, call, lambda: _signal(signals if os.environ["RANK"] == rank else ()))
     return train.main(argv)
 
 
-def _signal_at(owner, place, call, signals):
+def _signal(signals):
+    for number in signals:
+        os.kill(os.getpid(), number)
+
+
+def _before(owner, place, call, act):
     original, calls = getattr(owner, place), 0
 
     def wrapped(self, *args, **kwargs):
         nonlocal calls
         calls += 1
         if calls == call:
-            for number in signals:
-                os.kill(os.getpid(), number)
+            act()
         return original(self, *args, **kwargs)
 
     setattr(owner, place, wrapped)
@@ -127,13 +131,28 @@ def test_a_signal_before_the_ranks_meet_ends_the_process_at_once(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def late(argv):
+    """Train; in update 4 rank 1 is an hour older."""
+    original = StopRequests.set_deadline
+
+    def remembered(self, seconds, text):
+        original(self, seconds, text)
+        _before(TorchTraining, "gradients", 4, lambda: age(self))
+
+    def age(requests):
+        requests._began -= 3600 if os.environ["RANK"] == "1" else 0
+
+    StopRequests.set_deadline = remembered
+    return train.main(argv)
+
+
 def test_after_the_deadline_the_run_stops_as_at_a_signal(tmp_path):
-    options = tiny_options(tmp_path, train__steps=100000, checkpoint__deadline="0m9s")
-    assert run_ranks(train.main, 2, argv_of("2", tmp_path / "run", options)) == [75, 75]
+    options = tiny_options(tmp_path, checkpoint__deadline="1h")
+    assert run_ranks(late, 2, argv_of("fsdp2", tmp_path / "run", options)) == [75, 75]
     status = read_status(tmp_path / "run")
-    assert (status["state"], status["reason"]) == ("preempted", "checkpoint.deadline=0m9s")
-    assert status["step"] == len(left_behind(tmp_path / "run")["metrics"]) > 0
-    assert newest(tmp_path / "run" / "checkpoints").manifest.step == status["step"]
+    assert (status["state"], status["reason"]) == ("preempted", "checkpoint.deadline=1h")
+    assert status["step"] == len(left_behind(tmp_path / "run")["metrics"]) == 4
+    assert newest(tmp_path / "run" / "checkpoints").manifest.step == 4
 
 
 def impatient(argv):
