@@ -90,6 +90,8 @@ class ZeroTraining:
 
     def initialize(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
         """Wrap model and optimizer; returns the ``DeepSpeedEngine``."""
+        if self.stage == 0:
+            optimizer.register_step_pre_hook(self._drop_nonfinite)  # before AlphaDecay's
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.config)
         return self._engine
 
@@ -129,17 +131,16 @@ class ZeroTraining:
         """
         before_step()
         if self.stage == 0:
-            self._drop_nonfinite()
+            gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+            self._norm = get_total_norm(gradients)
         self._engine.step()
         norm = self.grad_norm
         assert norm is not None  # zero_config refuses what switches it off
         return math.isfinite(norm)
 
-    def _drop_nonfinite(self) -> None:
-        """Stage 0, which does not look: without gradients the optimizer's step changes nothing."""
-        gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
-        self._norm = get_total_norm(gradients)
-        if not math.isfinite(self._norm):
+    def _drop_nonfinite(self, *_: Any) -> None:
+        """At stage 0, after DeepSpeed's clipping: without gradients the optimizer's step changes nothing."""
+        if self._norm is not None and not math.isfinite(self._norm):
             self._engine.module.zero_grad(set_to_none=True)
 
     @torch.no_grad()

@@ -45,7 +45,7 @@ def poisoned(argv, poison, updates):
     def spoilt(model, batch):
         nonlocal calls
         loss = original(model, batch)
-        if not model.training or os.environ["RANK"] != "1":
+        if not torch.is_grad_enabled() or os.environ["RANK"] != "1":
             return loss
         number, first = divmod(calls, MICRO_BATCHES)
         calls += 1
