@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-import time
+
+if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+        signal.signal(number, lambda *_: os._exit(75))  # loading torch takes seconds: nothing is lost yet
 
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.check import Options
+from alphadecay_dist.training.exits import exit_code_of
+from alphadecay_dist.training.launcher import end_with_launcher
+from alphadecay_dist.training.preemption import StopRequests
 from alphadecay_dist.training.ranks import limit_threads
 from alphadecay_dist.training.run import run
-
-USER_ERROR = 2
 
 
 def parse(argv: list[str]) -> Options:
@@ -52,17 +57,12 @@ def parse(argv: list[str]) -> Options:
 
 
 def main(argv: list[str]) -> int:
-    """Run; a user's mistake is one line on rank 0 and exit code 2 on every rank."""
+    """Run; what ends a run early is one line on rank 0, and an exit code on every rank."""
+    requests = StopRequests()
+    requests.listen()
+    end_with_launcher()
     limit_threads()
-    try:
-        run(parse(argv))
-    except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"train.py: error: {error}", file=sys.stderr, flush=True)
-        else:
-            time.sleep(2)  # a launcher kills the others at the first exit: let rank 0 speak first
-        return USER_ERROR
-    return 0
+    return exit_code_of(lambda: run(parse(argv), requests))
 
 
 if __name__ == "__main__":

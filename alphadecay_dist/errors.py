@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to mend, and warnings that end nothing."""
+"""Errors that are told in one line, and warnings that end nothing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ class UserError(ValueError):
 
     Commands print it without a traceback and exit with code 2.
     """
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on, through no mistake in what it was given: one line, and exit code 1."""
 
 
 def warn(text: str) -> None:

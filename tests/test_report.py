@@ -61,6 +61,7 @@ def test_report_of_no_run_is_one_line(tmp_path, capsys):
 def test_a_refresh_is_a_line_of_plain_json(tmp_path):
     write_run(tmp_path)
     first = json.loads((tmp_path / "decay.jsonl").read_text().splitlines()[0])
-    assert set(first) == {"step", "written_at", "seconds", "bytes_received", "modules"}
+    assert set(first) == {"step", "written_at", "seconds", "bytes_received", "undefined", "modules"}
+    assert first["undefined"] == 1
     assert first["bytes_received"] == [0, 0]
     assert first["modules"][NAMES[3]] == {"alpha": None, "weight_decay": 0.4, "owner": 0, "status": "zero"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from alphadecay_dist.engines.nonfinite import to_backward
 from alphadecay_dist.engines.process_group import join, local_device
 from alphadecay_dist.engines.torch_state import TorchState
 
@@ -104,26 +106,32 @@ class TorchTraining(ABC):
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
 
-    def update(
-        self,
-        losses: Iterator[Callable[[nn.Module], Tensor]],
-        scale: Tensor,
-        before_step: Callable[[], None],
-    ) -> Tensor:
-        """One optimizer update; see :class:`alphadecay_dist.engines.training.Training`."""
+    def gradients(self, losses: Iterator[Callable[[nn.Module], Tensor]], scale: Tensor) -> Tensor:
+        """All gradients of one update; see :class:`alphadecay_dist.engines.training.Training`."""
         self._module.train()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, loss_of in enumerate(losses, 1):
             with self._micro_batch(last=number == self.config.accumulation):
                 with self._computing():
                     loss = loss_of(self._module)
-                (loss * scale).backward()
+                to_backward(loss, scale).backward()
             total += loss.detach()
-        self._clip()
-        before_step()
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        norm = get_total_norm(p.grad for p in self._model.parameters() if p.grad is not None)
+        self._norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         return total
+
+    def step(self, before_step: Callable[[], None]) -> bool:
+        """The update itself; see :class:`alphadecay_dist.engines.training.Training`."""
+        assert self._norm is not None
+        finite = math.isfinite(self._norm)
+        if finite and self.config.clip > 0:
+            parameters = [p for p in self._model.parameters() if p.grad is not None]
+            clip_grads_with_norm_(parameters, self.config.clip, self._norm)
+        before_step()
+        if finite:
+            self._optimizer.step()
+        self._optimizer.zero_grad()
+        return finite
 
     @torch.no_grad()
     def evaluate(self, losses: Iterator[Callable[[nn.Module], Tensor]]) -> Tensor:
@@ -150,10 +158,3 @@ class TorchTraining(ABC):
         gc.collect()
         if self._made_group:
             dist.destroy_process_group()
-
-    def _clip(self) -> None:
-        parameters = [parameter for parameter in self._model.parameters() if parameter.grad is not None]
-        norm = get_total_norm(parameter.grad for parameter in parameters)
-        self._norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if self.config.clip > 0:
-            clip_grads_with_norm_(parameters, self.config.clip, self._norm)

@@ -63,16 +63,26 @@ class Training(Protocol):
         """Write the learning rate into every group."""
         ...
 
-    def update(self, losses: Losses, scale: Tensor, before_step: Callable[[], None]) -> Tensor:
-        """One optimizer update.
+    def gradients(self, losses: Losses, scale: Tensor) -> Tensor:
+        """All gradients of one update; nobody waits for the device.
 
         Args:
             losses: one a micro-batch.
             scale: fp32 scalar, to multiply a rank's summed losses with, before the mean over ranks.
-            before_step: called where :meth:`alphadecay_dist.AlphaDecay.step` is to be.
 
         Returns:
             The sum of this rank's losses, a detached fp64 scalar.
+        """
+        ...
+
+    def step(self, before_step: Callable[[], None]) -> bool:
+        """The update itself, unless the gradients' global norm is not finite.
+
+        Args:
+            before_step: called where :meth:`alphadecay_dist.AlphaDecay.step` is to be.
+
+        Returns:
+            Whether it was made, the same on every rank; where not, weights and optimizer are as before.
         """
         ...
 

@@ -137,6 +137,15 @@ def refuse(config: Mapping[str, Any]) -> None:
     stage = zero.get("stage", 0)
     if type(stage) is not int or stage not in (0, 1, 2, 3):  # true is an int, and stage 1, to Python
         raise UserError(f"DeepSpeed config: zero_optimization.stage is {stage!r}, expected 0 to 3")
+    for options, key, name in (
+        (zero, "compute_grad_norm", "zero_optimization."),
+        (config.get("bf16"), "check_grad_overflow", "bf16."),
+    ):
+        if isinstance(options, dict) and options.get(key, True) is not True:
+            raise UserError(
+                f"DeepSpeed config: {name}{key} is {options[key]!r}, expected true: without it updates that "
+                "are not finite would be made (train.on_nonfinite); remove it"
+            )
     offload = zero.get("offload_optimizer") or {}
     if isinstance(offload, dict) and offload.get("super_offload"):
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,8 +12,10 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from alphadecay_dist.engines import zero_config
+from alphadecay_dist.engines.nonfinite import to_backward
 from alphadecay_dist.engines.process_group import join, local_device
 from alphadecay_dist.engines.state import EngineState
 from alphadecay_dist.engines.zero_state import zero_state
@@ -31,6 +34,7 @@ class ZeroTraining:
         self.stage: int = config.get("zero_optimization", {}).get("stage", 0)
         self.device = local_device()
         self._engine: Any = None
+        self._norm: Tensor | None = None  # at stage 0, where DeepSpeed has none
         self._made_group = False
 
     @property
@@ -85,6 +89,8 @@ class ZeroTraining:
 
     def initialize(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
         """Wrap model and optimizer; returns the ``DeepSpeedEngine``."""
+        if self.stage == 0:
+            optimizer.register_step_pre_hook(self._drop_nonfinite)  # before AlphaDecay's
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.config)
         return self._engine
 
@@ -93,31 +99,48 @@ class ZeroTraining:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
 
-    def update(
-        self,
-        losses: Iterator[Callable[[nn.Module], Tensor]],
-        scale: Tensor,
-        before_step: Callable[[], None],
-    ) -> Tensor:
-        """One optimizer update.
+    def gradients(self, losses: Iterator[Callable[[nn.Module], Tensor]], scale: Tensor) -> Tensor:
+        """All gradients of one update.
 
         Args:
             losses: a function a micro-batch, from the model to its summed loss.
             scale: what to multiply a rank's summed losses with, before DeepSpeed's mean over ranks.
-            before_step: called after each backward, before each step.
 
         Returns:
             The sum of this rank's losses, a detached scalar.
         """
         self._engine.train()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for loss_of in losses:
+        for number, loss_of in enumerate(losses):
+            if number:
+                self._engine.step()  # the micro-batch before: counted, no more
             loss = loss_of(self._engine)
-            self._engine.backward(loss * scale, scale_wrt_gas=False)
+            self._engine.backward(to_backward(loss, scale), scale_wrt_gas=False)
             total += loss.detach()
-            before_step()
-            self._engine.step()
         return total
+
+    def step(self, before_step: Callable[[], None]) -> bool:
+        """The update itself. Stages 1 to 3 leave it out themselves where the norm is not finite.
+
+        Args:
+            before_step: called before it.
+
+        Returns:
+            Whether it was made.
+        """
+        before_step()
+        if self.stage == 0:
+            gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+            self._norm = get_total_norm(gradients)
+        self._engine.step()
+        norm = self.grad_norm
+        assert norm is not None  # zero_config refuses what switches it off
+        return math.isfinite(norm)
+
+    def _drop_nonfinite(self, *_: Any) -> None:
+        """At stage 0, after DeepSpeed's clipping: without gradients the optimizer's step changes nothing."""
+        if self._norm is not None and not math.isfinite(self._norm):
+            self._engine.module.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def evaluate(self, losses: Iterator[Callable[[nn.Module], Tensor]]) -> Tensor:
@@ -130,8 +153,8 @@ class ZeroTraining:
 
     @property
     def grad_norm(self) -> float | None:
-        """Global norm of the last update's gradients before clipping; None where DeepSpeed has none."""
-        norm = self._engine.get_global_grad_norm()
+        """Global norm of the last update's gradients before clipping; None before the first."""
+        norm = self._norm if self.stage == 0 else self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
     def state(self) -> EngineState:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,9 @@ import yaml
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.groups import PREMULTIPLY
 from alphadecay_dist.training.recipe import AT_LEAST, CHOICES, Config
+
+DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d*)?)s?)?")
+UNITS = (86400, 3600, 60, 1)
 
 
 def recipe_names() -> list[str]:
@@ -122,11 +126,25 @@ def check(config: Config) -> None:
             f"decay.apply: found {PREMULTIPLY!r} with optimizer.name {config.optimizer.name!r}, expected "
             "'adamw', whose decay is such a product; use groups or auto"
         )
+    if config.checkpoint.deadline is not None:
+        seconds_of(config.checkpoint.deadline, "checkpoint.deadline")
     if config.train.global_batch % config.data.lanes:
         raise UserError(
             f"data.lanes: found {config.data.lanes}, expected a divisor of "
             f"train.global_batch {config.train.global_batch}"
         )
+
+
+def seconds_of(duration: str, key: str) -> float:
+    """Seconds of ``600``, ``90m``, ``11h50m`` or ``1d2h``.
+
+    Raises:
+        UserError: no such duration; ``key`` is what it was given for.
+    """
+    found = DURATION.fullmatch(duration)
+    if not duration or found is None:
+        raise UserError(f"{key}: found {duration!r}, expected seconds, or days, hours, minutes as in 11h50m")
+    return sum(float(part) * unit for part, unit in zip(found.groups(default="0"), UNITS, strict=True))
 
 
 def flat(config: Config) -> Iterator[tuple[str, Any]]:

@@ -20,9 +20,10 @@ from alphadecay_dist.checkpoint import restore, writer
 from alphadecay_dist.checkpoint.reader import Checkpoint
 from alphadecay_dist.controller import AlphaDecay
 from alphadecay_dist.engines.training import Training
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.errors import RunError, UserError
 from alphadecay_dist.refresh import Refresh
 from alphadecay_dist.training.data import Batch, EvaluationData, digests
+from alphadecay_dist.training.exits import Preempted
 from alphadecay_dist.training.metrics import (
     DECAY,
     EVAL,
@@ -32,13 +33,18 @@ from alphadecay_dist.training.metrics import (
     Tracker,
     means_by_type,
     refresh_record,
+    undefined_modules,
 )
+from alphadecay_dist.training.nonfinite import ROLLBACK, BadUpdates
+from alphadecay_dist.training.preemption import StopRequests
 from alphadecay_dist.training.prefetch import Prefetched
 from alphadecay_dist.training.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.schedule import learning_rate
-from alphadecay_dist.training.start import CHECKPOINTS
+from alphadecay_dist.training.start import CHECKPOINTS, newest_whole
 from alphadecay_dist.training.throughput import Utilization
+
+ASK_EVERY = 8  # micro-batches of an evaluation between questions whether to stop
 
 
 @dataclass
@@ -63,6 +69,7 @@ class Trainer:
         files: the run's files, on rank 0.
         tracker: wandb, on rank 0.
         utilization: of the ranks' devices by an update.
+        requests: of this rank, to stop.
     """
 
     def __init__(
@@ -77,6 +84,7 @@ class Trainer:
         files: RunFiles | None,
         tracker: Tracker | None,
         utilization: Utilization,
+        requests: StopRequests,
     ) -> None:
         self._config = config
         self._folder = folder
@@ -88,43 +96,59 @@ class Trainer:
         self._files = files
         self._tracker = tracker
         self._utilization = utilization
+        self._requests = requests
+        self._stop: str | None = None  # why all ranks stop, once they have agreed to
+        self._bad = BadUpdates(config.train.on_nonfinite, config.train.max_skips)
+        self._evaluation_owed = True
+        self._saved_at: int | None = None
         self.progress = Progress()
         self.perplexities: list[float] = []
         self._last_refresh: Refresh | None = None
-        self._saved_at: int | None = None
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Take up a checkpoint: weights, optimizer, decays, data position; collective."""
+        state = self._restore(checkpoint)
+        self._data.load(state["lanes"])
+        self._evaluation_owed = state.get("evaluation_owed", False)
+        if "bad_updates" in state:
+            self._bad.load(state["bad_updates"])
+
+    def _restore(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Take up all but the data position; returns the checkpoint's state."""
         restore.load(checkpoint, self._engine.state(), self._ranks)
         state = checkpoint.state()
         if self._decay is not None and state["decay"] is not None:
             self._decay.load_state_dict(state["decay"])
-        self._data.load(state["lanes"])
         self.progress = Progress(checkpoint.manifest.step, state["tokens"])
         self._saved_at = self.progress.step
+        return state
 
     def run(self) -> bool:
         """Train until the last update, or ``train.stop_after``.
 
         Returns:
             Whether the run is finished.
+
+        Raises:
+            Preempted: a rank was asked to stop, and what was done is saved.
+            RunError: updates that are not finite, see :mod:`alphadecay_dist.training.nonfinite`.
         """
         steps = self._config.train.steps
         end = min(steps, self._config.train.stop_after or steps)
         with self._progress_bar() as bar:
-            if self.progress.step == 0:
-                self._evaluate(bar)
-            while self.progress.step < end:
+            self._evaluate_if_owed(bar)
+            while self.progress.step < end and not self._stop:
                 self._update(bar)
                 step = self.progress.step
-                if step == steps or _due(step, self._config.eval.every):
-                    self._evaluate(bar)
-                if step == end or _due(step, self._config.checkpoint.every):
-                    self._save()
+                self._evaluate_if_owed(bar)
+                if self._stop or step == end or _due(step, self._config.checkpoint.every):
+                    self._save_once()
+        if self._stop and (self.progress.step < end or self._evaluation_owed):
+            raise Preempted(self._stop)
         return self.progress.step >= steps
 
     def _update(self, bar: Any) -> None:
-        """One optimizer update and its line in metrics.jsonl."""
+        """One optimizer update and its line in metrics.jsonl; or, where it is not finite, none."""
         begin = time.perf_counter()
         step = self.progress.step + 1
         rate = learning_rate(step, self._config.train.steps, self._config.optimizer)
@@ -132,25 +156,36 @@ class Trainer:
         self._engine.set_learning_rate(rate)
         # The engine takes the mean over ranks: times their number, it is the sum over all tokens' losses.
         scale = (self._ranks.world_size / targets[0]).float()
-        total = self._engine.update(self._losses(batches), scale, self._step_decay)
-        loss, tokens = torch.cat([self._ranks.sum_on_device(total), targets]).tolist()
+        total = self._engine.gradients(self._losses(batches), scale)
+        sums = self._ranks.sum_on_device(total, float(self._requests.reason is not None))
+        loss, asked, tokens = torch.cat([sums, targets]).tolist()  # the one wait for the device
+        applied = self._engine.step(self._step_decay)
         seconds = time.perf_counter() - begin
+        if asked:
+            self._stop = self._requests.agree(self._ranks)
+        norm = self._engine.grad_norm
+        if applied:
+            self._bad.applied()
+        elif self._not_applied(f"update {step}: loss {loss / tokens}, gradient norm {norm}", bar):
+            return
         self.progress = Progress(step, self.progress.tokens + int(tokens))
         record = {
             "step": step,
             "loss": loss / tokens,
             "lr": rate,
-            "grad_norm": self._engine.grad_norm,
+            "grad_norm": norm,
             "tokens": self.progress.tokens,
             "tokens_per_second": tokens / seconds,
             "step_seconds": seconds,
             "mfu": self._utilization.of(seconds),
+            **({} if applied else {"skipped": True}),
         }
         self._log(METRICS, record, wandb=_due(step, self._config.logging.every))
         if self._config.logging.sequences:
             consumed = [digest for each in self._ranks.gather(digests(batches)) for digest in each]
             self._log(SEQUENCES, {"step": step, "sequences": consumed}, wandb=False)
         self._log_refresh()
+        self._evaluation_owed = step == self._config.train.steps or _due(step, self._config.eval.every)
         bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s", False)
         bar.update()
 
@@ -172,10 +207,32 @@ class Trainer:
         if summed[1] > 0:  # waits for the device, which has no other work yet
             failures = [text for text in self._ranks.gather(failure) if text is not None]
             self._data.load(before)  # the ranks that have the update give it back
-            if self.progress.step not in (0, self._saved_at):
-                self._save()
+            if self.progress.step:
+                self._save_once()
             raise RuntimeError(f"update {step}: {failures[0]}")
         return batches, summed[:1].clamp_min(1)
+
+    def _not_applied(self, what: str, bar: Any) -> bool:
+        """Count an update that is not finite; returns whether the run went back to a checkpoint for it."""
+        self._bad.count(what)
+        back = self._config.train.on_nonfinite == ROLLBACK
+        if back:
+            self._roll_back(what)
+            bar.n = self.progress.step
+        if self._files:
+            done = f"back to update {self.progress.step}" if back else "skipped"
+            bar.write(f"{what}: {done} ({self._bad.total} bad updates so far)", file=sys.stderr)
+        return back
+
+    def _roll_back(self, what: str) -> None:
+        """Go back to the last checkpoint, but on with the data: the bad update's are not taken again."""
+        checkpoint = newest_whole(self._folder / CHECKPOINTS, self._ranks)
+        if checkpoint is None:
+            raise RunError(f"{what}; there is no checkpoint yet to go back to: see --checkpoint.every")
+        self._last_refresh = None
+        self._restore(checkpoint)
+        if self._files:
+            self._files.keep_until(self.progress.step)
 
     def _step_decay(self) -> None:
         """Before each engine step: refresh the decays where that is due."""
@@ -187,12 +244,24 @@ class Trainer:
         if refresh is not None and self._files and self._tracker:
             self._files.append(DECAY, refresh_record(refresh))
             self._tracker.log(refresh.step, means_by_type(refresh))
+            undefined = undefined_modules(refresh)
+            if undefined:
+                tqdm.write(
+                    f"refresh at update {refresh.step}: alpha is undefined in {undefined} of "
+                    f"{len(refresh.modules)} modules, which keep their decays (see {DECAY})",
+                    file=sys.stderr,
+                )
 
-    def _evaluate(self, bar: Any) -> None:
-        """The loss on the validation set, and its line in eval.jsonl."""
+    def _evaluate_if_owed(self, bar: Any) -> None:
+        """Evaluate, if that is due and nobody wants to stop; else it is left to the next start."""
+        if not self._evaluation_owed or self._stop:
+            return
         bar.set_description("evaluating")
         targets = sum(batch.targets for batch in self._evaluation)
-        total = self._engine.evaluate(self._losses(self._evaluation))
+        total = self._engine.evaluate(self._losses(self._until_asked(self._evaluation)))
+        if self._stop:
+            return
+        self._evaluation_owed = False
         loss, tokens = self._ranks.sum(total, float(targets))
         loss /= max(tokens, 1)
         perplexity = math.exp(loss) if loss < 700 else math.inf
@@ -208,9 +277,28 @@ class Trainer:
         if self._files:
             bar.write(f"update {self.progress.step}: validation perplexity {perplexity:.2f}", file=sys.stderr)
 
+    def _until_asked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Batches until a rank is asked to stop; every rank has as many, and leaves off at the same one."""
+        for number, batch in enumerate(batches):
+            if number % ASK_EVERY == 0:
+                (asked,) = self._ranks.sum(float(self._requests.reason is not None))
+                if asked:
+                    self._stop = self._requests.agree(self._ranks)
+                    return
+            yield batch
+
     def _losses(self, batches: Iterable[Batch]) -> Iterator[Callable[[nn.Module], Tensor]]:
         for batch in batches:
             yield functools.partial(_loss, batch=batch.to(self._engine.device))
+
+    def _save_once(self) -> None:
+        """Save, unless this update's checkpoint is there; and hear who was asked to stop meanwhile."""
+        if self._saved_at == self.progress.step:
+            return
+        self._bad.saved()
+        self._save()
+        self._saved_at = self.progress.step
+        self._stop = self._stop or self._requests.agree(self._ranks)
 
     def _save(self) -> None:
         lanes: dict[str, Any] = {}
@@ -220,6 +308,8 @@ class Trainer:
             "config": dataclasses.asdict(self._config),
             "tokens": self.progress.tokens,
             "lanes": lanes,
+            "evaluation_owed": self._evaluation_owed,
+            "bad_updates": self._bad.state(),
             "decay": self._decay.state_dict() if self._decay is not None else None,
         }
         writer.save(

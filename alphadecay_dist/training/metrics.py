@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from alphadecay_dist.refresh import Refresh
 
 METRICS, EVAL, DECAY, SEQUENCES = "metrics.jsonl", "eval.jsonl", "decay.jsonl", "sequences.jsonl"
 STATUS = "status.json"
+WRITTEN = ("assigned", "all_equal")  # statuses of modules whose decay was found
 
 
 class RunFiles:
@@ -23,6 +25,7 @@ class RunFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._status = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
@@ -30,21 +33,32 @@ class RunFiles:
         with (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
 
-    def keep_until(self, step: int) -> None:
+    def keep_until(self, step: int, evaluated: int | None = None) -> None:
         """Drop what was written after a checkpoint at ``step``: those updates are done again.
 
-        A refresh written at ``step`` comes after the checkpoint, an evaluation at ``step`` before it.
+        Args:
+            step: a refresh written at it comes after the checkpoint.
+            evaluated: the last evaluation before the checkpoint; ``step`` where it is not given.
         """
-        for name, last in ((METRICS, step), (EVAL, step), (SEQUENCES, step), (DECAY, step - 1)):
+        for name, last in (
+            (METRICS, step),
+            (EVAL, step if evaluated is None else evaluated),
+            (SEQUENCES, step),
+            (DECAY, step - 1),
+        ):
             path = self.folder / name
             if path.is_file():
                 lines = [line for line in read_lines(path) if line.get("written_at", line["step"]) <= last]
                 write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def status(self, state: str, step: int, exit_code: int | None = None, reason: str | None = None) -> None:
-        """Replace status.json: running, preempted, finished or failed."""
+        """Replace status.json: running, preempted, finished or failed; from any thread."""
         record = {"state": state, "step": step, "exit_code": exit_code, "reason": reason}
-        write_atomically(self.folder / STATUS, json.dumps(record) + "\n")
+        if self._status.acquire(timeout=2):  # a disk that hangs is not to keep a rank from ending
+            try:
+                write_atomically(self.folder / STATUS, json.dumps(record) + "\n")
+            finally:
+                self._status.release()
 
     def text(self, name: str, text: str) -> None:
         """Replace a text file."""
@@ -66,8 +80,17 @@ def read_status(folder: Path) -> dict[str, Any] | None:
 def refresh_record(refresh: Refresh) -> dict[str, Any]:
     """A refresh as its line in decay.jsonl; what a module does not have is left out."""
     record = asdict(refresh)
+    record["undefined"] = undefined_modules(refresh)
     record["modules"] = {name: _present(module) for name, module in record["modules"].items()}
     return record
+
+
+def undefined_modules(refresh: Refresh) -> int:
+    """Number of modules that kept their decay, or a part of theirs, because their spectra are undefined."""
+    return sum(
+        any(found.status not in WRITTEN for found in module.parts.values() or [module])
+        for module in refresh.modules.values()
+    )
 
 
 def _present(module: dict[str, Any]) -> dict[str, Any]:

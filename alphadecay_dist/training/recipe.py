@@ -10,6 +10,7 @@ from alphadecay_dist.lagged import DEVICES
 from alphadecay_dist.settings import CHOOSABLE_FITS, NORMALIZE, PRESETS, Settings
 from alphadecay_dist.sharding.groups import GROUPS
 from alphadecay_dist.spectral import METRICS, Windows
+from alphadecay_dist.training.nonfinite import POLICIES, STOP
 from alphadecay_dist.writers import APPLY
 
 
@@ -72,6 +73,11 @@ class TrainConfig:
         clip: largest global gradient norm; 0 is off.
         activation_checkpointing: compute each block's activations again in the backward, to save memory.
         compile: compile each block with torch.compile; needs a C++ compiler, or Triton on a GPU.
+        on_nonfinite: what a loss or gradient norm that is not finite does; such an update is never applied.
+            ``stop`` fails the run, ``skip`` goes on to the next update, ``rollback`` goes back to the last
+            checkpoint, and on from there with the data after the bad update's.
+        max_skips: bad updates in a row that are skipped; for ``rollback``, rolled back without a new
+            checkpoint between them. One more fails the run.
     """
 
     steps: int = 100
@@ -84,6 +90,8 @@ class TrainConfig:
     clip: float = 0.0
     activation_checkpointing: bool = False
     compile: bool = False
+    on_nonfinite: str = STOP
+    max_skips: int = 10
 
 
 @dataclass(frozen=True)
@@ -192,13 +200,18 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """``every``: updates between checkpoints; 0 saves at the end alone.
+    """When checkpoints are saved, and how many are kept.
 
-    ``keep``: whole checkpoints that are kept, the newest ones; 0 keeps all.
+    Attributes:
+        every: updates between them; 0 saves at the end alone.
+        keep: whole checkpoints that are kept, the newest ones; 0 keeps all.
+        deadline: stop as at a signal (save, exit code 75) this long after the process began: seconds, or
+            such as ``11h50m``; null is off. An update and a save still have to fit behind it.
     """
 
     every: int = 0
     keep: int = 2
+    deadline: str | None = None
 
 
 @dataclass(frozen=True)
@@ -240,6 +253,7 @@ class Config:
 
 CHOICES = {
     "train.dtype": ("auto", "bfloat16", "float32"),
+    "train.on_nonfinite": POLICIES,
     "optimizer.name": ("adam", "adamw"),
     "optimizer.schedule": ("cosine", "linear", "constant"),
     "decay.policy": ("alphadecay", "uniform"),
@@ -264,6 +278,7 @@ AT_LEAST = {
     "train.global_batch": 1,
     "train.seq_len": 2,
     "train.clip": 0,
+    "train.max_skips": 1,
     "train.seed": 0,
     "optimizer.lr": 0,
     "optimizer.eps": 0,

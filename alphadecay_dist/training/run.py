@@ -13,7 +13,7 @@ import yaml
 from alphadecay_dist.checkpoint.writer import name_latest
 from alphadecay_dist.controller import AlphaDecay, tridiagonal_weight
 from alphadecay_dist.engines.training import Training, training_for
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.errors import RunError, UserError
 from alphadecay_dist.sharding.agreement import collective_device
 from alphadecay_dist.sharding.inventory import Weight, tuned_weights
 from alphadecay_dist.sharding.ownership import assign_owners
@@ -21,7 +21,7 @@ from alphadecay_dist.sharding.work import analysed, costs_of
 from alphadecay_dist.training import model as models
 from alphadecay_dist.training import start
 from alphadecay_dist.training.check import Checked, Options, check
-from alphadecay_dist.training.config import to_yaml
+from alphadecay_dist.training.config import seconds_of, to_yaml
 from alphadecay_dist.training.data import (
     EvaluationData,
     Source,
@@ -29,9 +29,12 @@ from alphadecay_dist.training.data import (
     open_data,
     validation_sequences,
 )
+from alphadecay_dist.training.exits import PREEMPTED, Preempted
+from alphadecay_dist.training.lock import FolderLock
 from alphadecay_dist.training.loop import Trainer
 from alphadecay_dist.training.metrics import RunFiles, Tracker
 from alphadecay_dist.training.optimizer import build_optimizer, pick_apply
+from alphadecay_dist.training.preemption import StopRequests, silence
 from alphadecay_dist.training.prefetch import Prefetched
 from alphadecay_dist.training.prepared import Shards
 from alphadecay_dist.training.ranks import Ranks
@@ -42,26 +45,48 @@ from alphadecay_dist.training.tokenizer import TRAIN, Tokenizer, check_vocabular
 TOKENIZER = "tokenizer.model"
 
 
-def run(options: Options) -> None:
+def run(options: Options, requests: StopRequests) -> None:
     """Run a recipe.
+
+    Args:
+        options: the command line.
+        requests: of this rank, to stop.
 
     Raises:
         UserError: a mistake in options, recipe, config files or data, before any training.
+        RunError: the run cannot go on.
+        Preempted: it was asked to stop.
     """
     checked = check(options)
+    deadline = checked.config.checkpoint.deadline
+    if deadline is not None:
+        requests.set_deadline(seconds_of(deadline, "checkpoint.deadline"), deadline)
     engine = training_for(checked.engine_config)
     engine.start()
+    requests.joined()
+    lock = FolderLock(checked.folder)
     try:
-        _run_joined(options, checked, engine, Ranks(engine.device))
-    except UserError:
+        _run_joined(options, checked, engine, Ranks(engine.device), lock, requests)
+    except (UserError, RunError, Preempted):
         engine.close()
         raise
+    finally:
+        lock.release()
     engine.close()
 
 
-def _run_joined(options: Options, checked: Checked, engine: Training, ranks: Ranks) -> None:
+def _run_joined(
+    options: Options,
+    checked: Checked,
+    engine: Training,
+    ranks: Ranks,
+    lock: FolderLock,
+    requests: StopRequests,
+) -> None:
     """The run, once all ranks are in one process group."""
     engine.check_config()
+    if not options.dry_run:
+        ranks.from_main(lock.before_reading)
     begin = start.begin(checked.folder, checked.config, options.resume, options.overwrite, ranks)
     for reason in begin.skipped:
         _say(ranks, f"skipped a checkpoint that is not whole: {reason}")
@@ -72,16 +97,26 @@ def _run_joined(options: Options, checked: Checked, engine: Training, ranks: Ran
             "For a new run give another --output_dir, or --resume none --overwrite",
         )
         return
+    _unless_asked(ranks, requests)
     source, validation = ranks.together(lambda: open_data(checked.config.data))
     tokenizer = _tokenizer(checked, ranks, source, begin)
+    _unless_asked(ranks, requests)
     data = ranks.together(lambda: _training_data(checked.config, source, tokenizer, ranks, begin))
     if options.dry_run:
         _say(ranks, _describe(checked, engine, ranks, data, tokenizer))
         return
     evaluation = _evaluation_data(checked.config, validation, tokenizer, ranks)
     decay = _build(checked, options, engine, ranks)
-    ranks.from_main(lambda: _written(checked, begin, tokenizer))
-    _train(checked, engine, ranks, begin, decay, data, evaluation)
+    _unless_asked(ranks, requests)
+    ranks.from_main(lambda: _written(checked, begin, tokenizer, lock))
+    _train(checked, engine, ranks, begin, decay, data, evaluation, requests)
+
+
+def _unless_asked(ranks: Ranks, requests: StopRequests) -> None:
+    """Go on with the start, or end it on all ranks: there is nothing to save yet."""
+    reason = requests.agree(ranks)
+    if reason:
+        raise Preempted(reason)
 
 
 def _tokenizer(checked: Checked, ranks: Ranks, source: Source, begin: start.Start) -> Tokenizer:
@@ -154,10 +189,10 @@ def _build(checked: Checked, options: Options, engine: Training, ranks: Ranks) -
     )
 
 
-def _written(checked: Checked, begin: start.Start, tokenizer: Tokenizer) -> None:
+def _written(checked: Checked, begin: start.Start, tokenizer: Tokenizer, lock: FolderLock) -> None:
     """Write the run's beginning; a file system that refuses it is the user's to mend."""
     try:
-        _prepare_folder(checked, begin, tokenizer)
+        _prepare_folder(checked, begin, tokenizer, lock)
     except OSError as error:
         raise UserError(
             f"{checked.folder}: cannot be written: {error.strerror}; mend that and start again, or choose "
@@ -165,8 +200,9 @@ def _written(checked: Checked, begin: start.Start, tokenizer: Tokenizer) -> None
         ) from None
 
 
-def _prepare_folder(checked: Checked, begin: start.Start, tokenizer: Tokenizer) -> None:
-    """Make the output directory fit the run's beginning."""
+def _prepare_folder(checked: Checked, begin: start.Start, tokenizer: Tokenizer, lock: FolderLock) -> None:
+    """Make the output directory fit the run's beginning, and this run's own."""
+    lock.before_writing()
     if begin.clear:
         start.clear(checked.folder)
     files = RunFiles(checked.folder)
@@ -174,7 +210,7 @@ def _prepare_folder(checked: Checked, begin: start.Start, tokenizer: Tokenizer) 
     kept = checked.folder / TOKENIZER
     if not kept.is_file() or kept.read_bytes() != tokenizer.proto:  # on a full disk nothing is lost
         kept.write_bytes(tokenizer.proto)
-    files.keep_until(begin.step)
+    files.keep_until(begin.step, begin.evaluated)
     if begin.checkpoint is not None and begin.checkpoint.folder.parent == checked.folder / start.CHECKPOINTS:
         name_latest(begin.checkpoint.folder)  # of several, the one that the run goes on from
     files.status("running", begin.step)
@@ -188,6 +224,7 @@ def _train(
     decay: AlphaDecay | None,
     data: TrainingData,
     evaluation: EvaluationData,
+    requests: StopRequests,
 ) -> None:
     """Train, and on rank 0 keep files, wandb and status."""
     config, folder = checked.config, checked.folder
@@ -197,18 +234,20 @@ def _train(
     tracker = trackers[0] if trackers else None
     ahead = Prefetched(data, pin=engine.device.type == "cuda")
     utilization = _utilization(checked, engine, ranks)
-    trainer = Trainer(config, folder, ranks, engine, decay, ahead, evaluation, files, tracker, utilization)
-    with _watched(trainer, files, tracker):
+    trainer = Trainer(
+        config, folder, ranks, engine, decay, ahead, evaluation, files, tracker, utilization, requests
+    )
+    with _watched(trainer, files, tracker, requests):
         if begin.checkpoint is not None:
             trainer.resume(begin.checkpoint)
             _say(ranks, f"resumed from {begin.checkpoint.folder} after update {begin.step}")
         finished = trainer.run()
-    if files:
-        if finished:
+        if files and finished:
             files.status("finished", trainer.progress.step, 0)
-        else:
+        elif files:
             stop = f"train.stop_after={config.train.stop_after}"
             files.status("preempted", trainer.progress.step, 0, stop)
+    if files:
         print(_closing_line(checked, trainer, finished), flush=True)
 
 
@@ -227,17 +266,34 @@ def _tracker(checked: Checked, begin: start.Start) -> Tracker:
 
 
 @contextmanager
-def _watched(trainer: Trainer, files: RunFiles | None, tracker: Tracker | None) -> Iterator[None]:
-    """End wandb, and write a failure into status.json, however the run ends."""
+def _watched(
+    trainer: Trainer, files: RunFiles | None, tracker: Tracker | None, requests: StopRequests
+) -> Iterator[None]:
+    """End wandb, and write a stop or a failure into status.json, however the run ends."""
+
+    def stopped(reason: str) -> None:
+        if files:
+            files.status("preempted", trainer.progress.step, PREEMPTED, reason)
+
+    requests.last_words = stopped
     code = 1
     try:
         yield
         code = 0
+    except Preempted as stop:
+        code = PREEMPTED
+        stopped(str(stop))
+        raise
+    except RunError as error:
+        if files:
+            files.status("failed", trainer.progress.step, 1, str(error))
+        raise
     except BaseException as error:
         if files:
             files.status("failed", trainer.progress.step, 1, f"{type(error).__name__}: {error}")
         raise
     finally:
+        requests.last_words = silence  # what status.json says now stands
         if tracker:
             tracker.close(code)
 

@@ -60,6 +60,12 @@ class Start:
         """Updates finished before the beginning."""
         return self.checkpoint.manifest.step if self.checkpoint else 0
 
+    @property
+    def evaluated(self) -> int:
+        """Up to which update evaluations were made; a run that was asked to stop may owe the last one."""
+        owed = self.checkpoint is not None and self.checkpoint.state().get("evaluation_owed", False)
+        return self.step - 1 if owed else self.step
+
 
 def begin(folder: Path, config: Config, resume: str, overwrite: bool, ranks: Ranks) -> Start:
     """How to begin, from a checkpoint whose files all ranks have looked at together. Collective.
@@ -72,11 +78,27 @@ def begin(folder: Path, config: Config, resume: str, overwrite: bool, ranks: Ran
         start = ranks.from_main(lambda: decide(folder, config, resume, overwrite, damaged))
         if start.checkpoint is None:
             return start
-        faults = ranks.gather(start.checkpoint.faults(ranks.rank, ranks.world_size))
-        found = [fault for own in faults for fault in own]
-        if not found:
+        fault = _first_fault(start.checkpoint, ranks)
+        if fault is None:
             return start
-        damaged[start.checkpoint.folder] = found[0]
+        damaged[start.checkpoint.folder] = fault
+
+
+def newest_whole(root: Path, ranks: Ranks) -> Checkpoint | None:
+    """The newest checkpoint whose files all ranks have found whole; None without one. Collective."""
+    damaged: dict[Path, str] = {}
+    while True:
+        checkpoint = ranks.from_main(lambda: search(root, damaged)[0])
+        fault = _first_fault(checkpoint, ranks) if checkpoint else None
+        if checkpoint is None or fault is None:
+            return checkpoint
+        damaged[checkpoint.folder] = fault
+
+
+def _first_fault(checkpoint: Checkpoint, ranks: Ranks) -> str | None:
+    """What is wrong with the files of a checkpoint, of which each rank looks at some. Collective."""
+    faults = ranks.gather(checkpoint.faults(ranks.rank, ranks.world_size))
+    return next((fault for own in faults for fault in own), None)
 
 
 def decide(folder: Path, config: Config, resume: str, overwrite: bool, damaged: Mapping[Path, str]) -> Start:

@@ -111,6 +111,11 @@ def test_the_resolved_config_shares_nothing_with_the_input():
             {"zero_optimization": {"offload_optimizer": {"device": "cpu", "ratio": 0.5}}},
             ["offload_optimizer.ratio is 0.5", "expected 1.0", "remove"],
         ),
+        (
+            {"zero_optimization": {"compute_grad_norm": False}},
+            ["compute_grad_norm is False", "true", "remove"],
+        ),
+        ({"bf16": {"check_grad_overflow": False}}, ["bf16.check_grad_overflow is False", "true", "remove"]),
     ],
 )
 def test_a_refusal_names_what_was_found_and_what_is_expected(config, words):

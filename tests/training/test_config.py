@@ -18,6 +18,7 @@ from alphadecay_dist.training.config import (
     load_config,
     nearest,
     recipe_names,
+    seconds_of,
     to_yaml,
 )
 from alphadecay_dist.training.model import build_on_meta, model_names, parameter_count, read_model_config
@@ -276,6 +277,22 @@ def test_any_override_gives_a_config_or_one_user_error(override):
 def test_decay_settings_that_do_not_go_together_are_refused(overrides, words):
     with pytest.raises(UserError, match=words):
         load_config("demo", overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("600", 600), ("1.5", 1.5), ("90m", 5400), ("11h50m", 42600), ("1d2h", 93600), ("1h2m3.5s", 3723.5)],
+)
+def test_a_deadline_is_seconds_or_units(text, seconds):
+    deadline = load_config("demo", [f"checkpoint.deadline={text}"]).checkpoint.deadline
+    assert seconds_of(deadline, "checkpoint.deadline") == seconds
+    assert load_config("demo", ["checkpoint.deadline=null"]).checkpoint.deadline is None
+
+
+@pytest.mark.parametrize("text", ["''", "soon", "5x", "-5", "1m2h", "h", ".inf"])
+def test_no_deadline_is_refused_with_what_is_expected(text):
+    with pytest.raises(UserError, match=r"checkpoint.deadline: found .*, expected seconds, or days, hours"):
+        load_config("demo", [f"checkpoint.deadline={text}"])
 
 
 def test_farms_and_the_preset_survive_being_written():

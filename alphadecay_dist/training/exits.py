@@ -1,0 +1,37 @@
+"""How a run ends: one line on rank 0, and an exit code on every rank."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+
+from alphadecay_dist.errors import RunError, UserError
+
+FAILURE, USER_ERROR, PREEMPTED = 1, 2, 75  # PREEMPTED: stopped early, to be started again
+
+
+class Preempted(Exception):  # noqa: N818 (it is no error)
+    """The run was asked to stop, and has; the text is the reason. The same command goes on with it."""
+
+
+def exit_code_of(work: Callable[[], None]) -> int:
+    """Run; what ends it early is said on rank 0. Other errors are left to raise, with their tracebacks."""
+    try:
+        work()
+    except Preempted as stop:
+        return _say(f"stopped early: {stop}; the same command goes on", PREEMPTED)
+    except UserError as error:
+        return _say(f"error: {error}", USER_ERROR)
+    except RunError as error:
+        return _say(f"failed: {error}", FAILURE)
+    return 0
+
+
+def _say(line: str, code: int) -> int:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"train.py: {line}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(2)  # a launcher kills the others at the first exit: let rank 0 speak first
+    return code

@@ -1,0 +1,161 @@
+"""A loss or a gradient that is not finite on one rank, under each engine and each policy."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+
+import pytest
+import torch
+
+import train
+from alphadecay_dist.checkpoint.reader import newest, read
+from alphadecay_dist.errors import RunError
+from alphadecay_dist.training import loop
+from alphadecay_dist.training.metrics import read_status
+from alphadecay_dist.training.nonfinite import BadUpdates
+from alphadecay_dist.weight_files import weights_of
+from tests.multirank import run_ranks
+from tests.resilience.test_preemption import argv_of
+from tests.training.runs import left_behind, tiny_options
+
+BAD = 6  # the update that is not finite
+MICRO_BATCHES = 2  # an update and rank
+ENGINES = ["fsdp2", "ddp", "1", "2", "3"]
+
+
+def loss_plus_nan(loss):
+    return loss + math.nan  # with gradients as if nothing were wrong
+
+
+def loss_times_inf(loss):
+    return loss * math.inf
+
+
+def gradient_nan(loss):
+    loss.register_hook(lambda gradient: gradient * math.nan)
+    return loss
+
+
+def poisoned(argv, poison, updates):
+    """Train; on rank 1 the first micro-batch of some updates has a loss that is spoilt."""
+    original, calls = loop._loss, 0
+
+    def spoilt(model, batch):
+        nonlocal calls
+        loss = original(model, batch)
+        if not torch.is_grad_enabled() or os.environ["RANK"] != "1":
+            return loss
+        number, first = divmod(calls, MICRO_BATCHES)
+        calls += 1
+        return poison(loss) if number + 1 in updates and first == 0 else loss
+
+    loop._loss = spoilt
+    return train.main(argv)
+
+
+def run_poisoned(folder, engine, policy, poison=loss_plus_nan, updates=(BAD,), **changes):
+    """Exit codes, status and what was left of a run of 9 updates."""
+    sizes = {"train__steps": 9, "checkpoint__every": 5, "train__on_nonfinite": policy, **changes}
+    output = folder / policy
+    codes = run_ranks(poisoned, 2, argv_of(engine, output, tiny_options(folder, **sizes)), poison, updates)
+    for path in output.glob("*.jsonl"):
+        assert "NaN" not in path.read_text()
+        assert "Infinity" not in path.read_text()
+    return codes, read_status(output), left_behind(output)
+
+
+def steps_of(run):
+    return [line["step"] for line in run["metrics"]]
+
+
+def weights_at(output, step):
+    checkpoint = read(output / "checkpoints" / f"step-{step:08d}")
+    return {name: weight.contiguous() for name, weight in weights_of(checkpoint).items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_stop_fails_with_one_line_and_leaves_the_checkpoint(tmp_path, engine):
+    codes, status, run = run_poisoned(tmp_path, engine, "stop")
+    assert codes == [1, 1]
+    assert (status["state"], status["step"], status["exit_code"]) == ("failed", BAD - 1, 1)
+    assert status["reason"].startswith(f"update {BAD}: loss nan, gradient norm ")
+    assert steps_of(run) == list(range(1, BAD))
+    assert newest(tmp_path / "stop" / "checkpoints").manifest.step == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_skip_changes_no_weight_and_rollback_repeats_no_data(tmp_path, engine):
+    codes, status, skipped = run_poisoned(tmp_path, engine, "skip", checkpoint__every=1)
+    assert (codes, status["state"]) == ([0, 0], "finished")
+    assert steps_of(skipped) == list(range(1, 10))
+    bad = skipped["metrics"][BAD - 1]
+    assert (bad["loss"], bad["grad_norm"], bad["skipped"]) == (None, None, True)
+    assert [line["step"] for line in skipped["metrics"] if "skipped" in line] == [BAD]
+    before, after, later = (weights_at(tmp_path / "skip", step) for step in (BAD - 1, BAD, BAD + 1))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(torch.equal(after[name], later[name]) for name in before)
+
+    codes, status, back = run_poisoned(tmp_path, engine, "rollback")
+    assert (codes, status["state"]) == ([0, 0], "finished")
+    assert steps_of(back) == list(range(1, 10))
+    losses = [line["loss"] for line in back["metrics"]]
+    # The weights of update 5, and the first data after those of the bad update.
+    assert losses[BAD - 1] == skipped["metrics"][BAD]["loss"]
+    assert losses[: BAD - 1] == [line["loss"] for line in skipped["metrics"][: BAD - 1]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("poison", [loss_times_inf, gradient_nan], ids=lambda poison: poison.__name__)
+@pytest.mark.parametrize(
+    ("engine", "dtype"), [("0", "float32"), ("fsdp2", "bfloat16"), ("2", "bfloat16"), ("3", "bfloat16")]
+)
+def test_whatever_is_not_finite_is_not_applied(tmp_path, engine, dtype, poison):
+    if engine == "0":
+        config = tmp_path / "zero0.json"
+        config.write_text(json.dumps({"zero_optimization": {"stage": 0}}))
+        engine = str(config)
+    changes = {"train__dtype": dtype, "checkpoint__every": 1, "train__steps": BAD + 1}
+    codes, _, run = run_poisoned(tmp_path, engine, "skip", poison, **changes)
+    assert codes == [0, 0]
+    assert [line["step"] for line in run["metrics"] if "skipped" in line] == [BAD]
+    assert (run["metrics"][BAD - 1]["loss"] is None) == (poison is loss_times_inf)
+    before, after, later = (weights_at(tmp_path / "skip", step) for step in (BAD - 1, BAD, BAD + 1))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(torch.equal(after[name], later[name]) for name in before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_more_than_max_skips_in_a_row_fail_the_run(tmp_path, policy):
+    changes = {"updates": tuple(range(BAD, 100)), "train__max_skips": 2}
+    codes, status, run = run_poisoned(tmp_path, "ddp", policy, **changes)
+    assert codes == [1, 1]
+    assert status["state"] == "failed"
+    assert f"train.on_nonfinite={policy} has borne 2 before it" in status["reason"]
+    assert steps_of(run) == list(range(1, BAD + 2 if policy == "skip" else BAD))
+
+
+@pytest.mark.slow
+def test_there_is_no_rollback_before_the_first_checkpoint(tmp_path):
+    codes, status, _ = run_poisoned(tmp_path, "ddp", "rollback", updates=(2,))
+    assert codes == [1, 1]
+    assert "update 2: loss nan" in status["reason"]
+    assert "no checkpoint yet" in status["reason"]
+
+
+def test_a_good_update_ends_a_row_of_skips_and_a_checkpoint_one_of_rollbacks():
+    for policy, ends, ends_not in (("skip", "applied", "saved"), ("rollback", "saved", "applied")):
+        bad = BadUpdates(policy, 1)
+        bad.count("one")
+        getattr(bad, ends)()
+        bad.count("two")
+        getattr(bad, ends_not)()
+        again = BadUpdates(policy, 1)
+        again.load(bad.state())
+        with pytest.raises(RunError, match=r"three; .* has borne 1"):
+            again.count("three")
+        assert again.total == 3
