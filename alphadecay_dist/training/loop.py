@@ -297,7 +297,6 @@ class Trainer:
             return
         self._bad.saved()
         self._save()
-        self._saved_at = self.progress.step
         self._stop = self._stop or self._requests.agree(self._ranks)
 
     def _save(self) -> None:

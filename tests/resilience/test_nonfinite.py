@@ -11,11 +11,11 @@ import torch
 
 import train
 from alphadecay_dist.checkpoint.reader import newest, read
+from alphadecay_dist.checkpoint.restore import stored_weights
 from alphadecay_dist.errors import RunError
 from alphadecay_dist.training import loop
 from alphadecay_dist.training.metrics import read_status
 from alphadecay_dist.training.nonfinite import BadUpdates
-from alphadecay_dist.weight_files import weights_of
 from tests.multirank import run_ranks
 from tests.resilience.test_preemption import argv_of
 from tests.training.runs import left_behind, tiny_options
@@ -72,7 +72,7 @@ def steps_of(run):
 
 def weights_at(output, step):
     checkpoint = read(output / "checkpoints" / f"step-{step:08d}")
-    return {name: weight.contiguous() for name, weight in weights_of(checkpoint).items()}
+    return {name: weight.contiguous() for name, weight in stored_weights(checkpoint).items()}
 
 
 @pytest.mark.slow
