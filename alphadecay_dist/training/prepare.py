@@ -132,12 +132,22 @@ def _same(now: dict[str, Any], found: dict[str, Any], folder: Path) -> None:
     Raises:
         UserError: the first thing in which they differ.
     """
-    for key, value in now.items():
-        if found[key] != value:
+    before = dict(_flat(found))
+    for key, value in _flat(now):
+        if before.get(key) != value:
             raise UserError(
-                f"--output {folder}: holds data prepared with {key} {found[key]}, found {value}; give the "
-                "same data and tokenizer, or another --output"
+                f"--output {folder}: holds data prepared with {key} {before.get(key)!r}, found {value!r}; "
+                "give the same data and tokenizer, or another --output"
             )
+
+
+def _flat(header: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values."""
+    for key, value in header.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{inner}", content) for inner, content in value.items())
+        else:
+            yield key, value
 
 
 @dataclass

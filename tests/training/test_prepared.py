@@ -249,8 +249,8 @@ def test_two_preparations_are_not_mixed(tmp_path, texts, finished, monkeypatch):
     with contextlib.suppress(Killed):
         prepare(recipe(texts), VOCABULARY, folder)
     for other, words in (
-        ((recipe(texts, holdout=5), VOCABULARY), "'holdout': 4"),
-        ((recipe(texts), VOCABULARY + 1), "'vocabulary': 64"),
+        ((recipe(texts, holdout=5), VOCABULARY), "source.holdout 4, found 5"),
+        ((recipe(texts), VOCABULARY + 1), "tokenizer.vocabulary 64, found 65"),
     ):
         with pytest.raises(UserError, match=words) as caught:
             prepare(*other, folder)
@@ -395,26 +395,29 @@ def test_the_command_prepares_a_recipe_with_changes(texts, tmp_path, capsys):
 
 SLOWLY = """
 import sys, time
-from alphadecay_dist import cli
+from pathlib import Path
 from alphadecay_dist.training import prepare
-prepare.SHARD_TOKENS, prepare.BATCH = 20000, 50
+from alphadecay_dist.training.config import load_config
+prepare.SHARD_TOKENS, prepare.BATCH = 100, 3
 write = prepare.write_atomically
 def slowly(path, text):
     time.sleep(float(sys.argv[1]))
     write(path, text)
-    time.sleep(float(sys.argv[1]))
 prepare.write_atomically = slowly
-sys.exit(cli.main(sys.argv[2:]))
+prepare.prepare(load_config("demo", sys.argv[3:]), 64, Path(sys.argv[2]))
 """
 
 
 @pytest.mark.slow
-def test_a_preparation_that_is_killed_by_the_system_goes_on_to_the_same_files(tmp_path):
-    def command(folder, pause):
-        argv = ["data", "prepare", "--output", str(folder), "--data.shuffle=100"]
-        return subprocess.Popen([sys.executable, "-c", SLOWLY, str(pause), *argv], stderr=subprocess.DEVNULL)
+def test_a_preparation_that_is_killed_by_the_system_goes_on_to_the_same_files(texts, prepared, tmp_path):
+    data = recipe(texts)
+    options = [f"data.source={texts}", "data.holdout=4", "data.shuffle=5"]
+    options.append(f"tokenizer.model={data.tokenizer.model}")
 
-    assert command(tmp_path / "whole", 0).wait(120) == 0
+    def command(folder, pause):
+        argv = [sys.executable, "-c", SLOWLY, str(pause), str(folder), *options]
+        return subprocess.Popen(argv, stderr=subprocess.DEVNULL)
+
     broken = tmp_path / "broken"
     for shards in (1, 3):
         process = command(broken, 0.3)
@@ -426,6 +429,5 @@ def test_a_preparation_that_is_killed_by_the_system_goes_on_to_the_same_files(tm
         assert not (broken / "manifest.json").exists()
         assert main(["data", "verify", str(broken)]) == 2
     assert command(broken, 0).wait(120) == 0
-    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
-    assert len(whole) > 12
+    whole = {path.name: path.read_bytes() for path in prepared.iterdir()}
     assert {path.name: path.read_bytes() for path in broken.iterdir()} == whole
