@@ -72,6 +72,9 @@ def steps_of(run):
 
 def weights_at(output, step):
     checkpoint = read(output / "checkpoints" / f"step-{step:08d}")
+    if checkpoint.manifest.engine.endswith("ZeRO-0"):  # which DeepSpeed's converter does not read
+        path = checkpoint.folder / "deepspeed" / "mp_rank_00_model_states.pt"
+        return torch.load(path, weights_only=False)["module"]
     return {name: weight.contiguous() for name, weight in weights_of(checkpoint).items()}
 
 
