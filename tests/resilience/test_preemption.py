@@ -42,6 +42,7 @@ def signalled(argv, place, call, signals, rank="1"):
 def _signal(signals):
     for number in signals:
         os.kill(os.getpid(), number)
+    time.sleep(0.5 if signals else 0)  # the thread that hears them has its turn
 
 
 def _before(owner, place, call, act):
