@@ -113,7 +113,7 @@ def test_a_rank_killed_in_mid_save_costs_no_more_than_the_updates_since_the_last
     argv = ["--deepspeed", str(ROOT / "ds_configs" / "zero3.json"), "--output_dir", str(broken), *options]
     with pytest.raises(AssertionError, match="died with exit code -9"):
         run_ranks(killed_while_saving, 2, argv, 20)
-    assert (broken / "checkpoints" / "step-00000020").is_dir()
+    assert not (broken / "checkpoints" / "step-00000020" / "manifest.json").exists()
     assert (broken / "checkpoints" / "latest").read_text() == "step-00000010\n"
     assert [line["step"] for line in left_behind(broken)["metrics"]] == list(range(1, 21))
     assert read_status(broken)["state"] == "failed"
