@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alphadecay_dist.checkpoint.manifest import MANIFEST
 from alphadecay_dist.checkpoint.reader import Checkpoint, read, search
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.groups import GROUPS
@@ -129,6 +130,7 @@ def decide(folder: Path, config: Config, resume: str, overwrite: bool, damaged: 
         checkpoint, skipped = _named(resume, damaged), ()
         _not_into_another_run(folder, checkpoint)
     if checkpoint is None:
+        _nothing_to_lose(folder, skipped)
         return Start(clear=(folder / STATUS).is_file(), skipped=skipped)
     _same_recipe(checkpoint, config)
     status = read_status(folder)
@@ -143,6 +145,15 @@ def clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     (folder / "wandb_id").unlink(missing_ok=True)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _nothing_to_lose(folder: Path, skipped: tuple[str, ...]) -> None:
+    """Checkpoints that were whole once are not removed unasked, damaged as they are."""
+    if any((folder / CHECKPOINTS).glob(f"*/{MANIFEST}")):
+        raise UserError(
+            f"{folder}: no checkpoint is whole any more ({'; '.join(skipped)}); bring one back, or begin "
+            "anew with --resume none and --overwrite or another --output_dir"
+        )
 
 
 def _named(resume: str, damaged: Mapping[Path, str]) -> Checkpoint:

@@ -10,6 +10,7 @@ import time
 import pytest
 
 import train
+from alphadecay_dist.checkpoint import writer
 from alphadecay_dist.checkpoint.reader import newest
 from alphadecay_dist.controller import AlphaDecay
 from alphadecay_dist.engines.torch_training import TorchTraining
@@ -33,7 +34,7 @@ def argv_of(engine, output, options):
 
 def signalled(argv, place, call, signals, rank="1"):
     """Train; one rank signals itself when it comes to a place for the n-th time."""
-    owners = [AlphaDecay] if place == "refresh" else [ZeroTraining, TorchTraining]
+    owners = {"refresh": [AlphaDecay], "write_shard": [writer]}.get(place, [ZeroTraining, TorchTraining])
     for owner in owners:
         _before(owner, place, call, lambda: _signal(signals if os.environ["RANK"] == rank else ()))
     return train.main(argv)
@@ -94,7 +95,7 @@ TERM, INT, USR2 = signal.SIGTERM, signal.SIGINT, signal.SIGUSR2
         ("2", "refresh", 2, [USR2], {6, 7}),
         ("3", "evaluate", 2, [TERM], {4}),
         ("fsdp2", "evaluate", 4, [TERM], {12}),  # the last
-        ("2", "save", 1, [INT], {5}),
+        ("2", "write_shard", 1, [INT], {5}),
     ],
 )
 def test_all_ranks_stop_at_one_update_and_the_next_start_is_the_unbroken_run(
@@ -158,15 +159,16 @@ def test_after_the_deadline_the_run_stops_as_at_a_signal(tmp_path):
 
 def impatient(argv):
     """Train on one rank that hears SIGTERM in update 7, and again 4 s later, while it hangs in the save."""
-    original = TorchTraining.save
+    original = writer.write_shard
 
-    def hang(self, folder):
-        original(self, folder)
+    def hang(folder, *args):
+        shard = original(folder, *args)
         if folder.name == "step-00000007":
             threading.Timer(4, os.kill, (os.getpid(), TERM)).start()
             time.sleep(60)
+        return shard
 
-    TorchTraining.save = hang
+    writer.write_shard = hang
     return signalled(argv, "gradients", 7, [TERM], "0")
 
 

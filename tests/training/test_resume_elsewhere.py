@@ -110,6 +110,10 @@ def test_a_flipped_bit_sends_a_run_back_to_the_checkpoint_before(unbroken, capfd
     argv = ["--deepspeed", str(ROOT / "ds_configs" / "zero3.json"), "--output_dir", str(output), *every]
     named = ["--resume", str(checkpoints / "step-00000009")]
     assert run_ranks(train.main, 2, [*argv, *named]) == [2, 2]
+    other = checkpoints / "step-00000006" / "shards" / "rank-00000.safetensors"
+    flip(other)
+    assert run_ranks(train.main, 2, argv) == [2, 2], "what was saved is not removed unasked"
+    flip(other)
     run = train_on(2, "3", output, every)
     losses = [line["loss"] for line in whole["metrics"]]
     assert [line["loss"] for line in run["metrics"]] == pytest.approx(losses, abs=1e-5)
