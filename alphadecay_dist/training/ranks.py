@@ -35,7 +35,7 @@ def limit_threads() -> None:
 
 
 class Ranks:
-    """The initialised process group as the trainer uses it; every method is collective."""
+    """The initialised process group as the trainer uses it; every method but :meth:`say` is collective."""
 
     def __init__(self, device: torch.device) -> None:
         self.rank = dist.get_rank()
@@ -46,6 +46,11 @@ class Ranks:
     def is_main(self) -> bool:
         """Whether this is rank 0, the one that writes files and prints."""
         return self.rank == 0
+
+    def say(self, text: str) -> None:
+        """Print a line, on rank 0 alone."""
+        if self.is_main:
+            print(text, flush=True)
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -6,43 +6,35 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-import torch.distributed as dist
-import yaml
-
 from alphadecay_dist.checkpoint.writer import name_latest
-from alphadecay_dist.controller import AlphaDecay, tridiagonal_weight
+from alphadecay_dist.controller import AlphaDecay
 from alphadecay_dist.engines.training import Training, training_for
 from alphadecay_dist.errors import RunError, UserError
-from alphadecay_dist.sharding.agreement import collective_device
-from alphadecay_dist.sharding.inventory import Weight, tuned_weights
-from alphadecay_dist.sharding.ownership import assign_owners
-from alphadecay_dist.sharding.work import analysed, costs_of
-from alphadecay_dist.training import model as models
 from alphadecay_dist.training import start
+from alphadecay_dist.training.build import (
+    TOKENIZER,
+    build,
+    evaluation_data,
+    tokenizer_of,
+    training_data,
+    utilization_of,
+)
 from alphadecay_dist.training.check import Checked, Options, check
 from alphadecay_dist.training.config import seconds_of, to_yaml
 from alphadecay_dist.training.data import (
     EvaluationData,
-    Source,
     TrainingData,
     open_data,
-    validation_sequences,
 )
+from alphadecay_dist.training.dry_run import describe
 from alphadecay_dist.training.exits import PREEMPTED, Preempted
 from alphadecay_dist.training.lock import FolderLock
 from alphadecay_dist.training.loop import Trainer
 from alphadecay_dist.training.metrics import RunFiles, Tracker
-from alphadecay_dist.training.optimizer import build_optimizer, pick_apply
 from alphadecay_dist.training.preemption import StopRequests, silence
 from alphadecay_dist.training.prefetch import Prefetched
-from alphadecay_dist.training.prepared import Shards
 from alphadecay_dist.training.ranks import Ranks
-from alphadecay_dist.training.recipe import Config
-from alphadecay_dist.training.throughput import Utilization, flops_per_token, peak_flops
-from alphadecay_dist.training.tokenizer import TRAIN, Tokenizer, check_vocabulary, find_tokenizer
-
-TOKENIZER = "tokenizer.model"
+from alphadecay_dist.training.tokenizer import Tokenizer
 
 
 def run(options: Options, requests: StopRequests) -> None:
@@ -89,24 +81,23 @@ def _run_joined(
         ranks.from_main(lock.before_reading)
     begin = start.begin(checked.folder, checked.config, options.resume, options.overwrite, ranks)
     for reason in begin.skipped:
-        _say(ranks, f"skipped a checkpoint that is not whole: {reason}")
+        ranks.say(f"skipped a checkpoint that is not whole: {reason}")
     if begin.finished is not None:
-        _say(
-            ranks,
+        ranks.say(
             f"{checked.folder} is finished ({begin.finished['step']} updates): nothing to do. "
             "For a new run give another --output_dir, or --resume none --overwrite",
         )
         return
     _unless_asked(ranks, requests)
     source, validation = ranks.together(lambda: open_data(checked.config.data))
-    tokenizer = _tokenizer(checked, ranks, source, begin)
+    tokenizer = tokenizer_of(checked, ranks, source, begin)
     _unless_asked(ranks, requests)
-    data = ranks.together(lambda: _training_data(checked.config, source, tokenizer, ranks, begin))
+    data = ranks.together(lambda: training_data(checked.config, source, tokenizer, ranks, begin))
     if options.dry_run:
-        _say(ranks, _describe(checked, engine, ranks, data, tokenizer))
+        ranks.say(describe(checked, engine, ranks, data, tokenizer))
         return
-    evaluation = _evaluation_data(checked.config, validation, tokenizer, ranks)
-    decay = _build(checked, options, engine, ranks)
+    evaluation = evaluation_data(checked.config, validation, tokenizer, ranks)
+    decay = build(checked, options, engine, ranks)
     _unless_asked(ranks, requests)
     ranks.from_main(lambda: _written(checked, begin, tokenizer, lock))
     _train(checked, engine, ranks, begin, decay, data, evaluation, requests)
@@ -117,76 +108,6 @@ def _unless_asked(ranks: Ranks, requests: StopRequests) -> None:
     reason = requests.agree(ranks)
     if reason:
         raise Preempted(reason)
-
-
-def _tokenizer(checked: Checked, ranks: Ranks, source: Source, begin: start.Start) -> Tokenizer:
-    """The run's tokenizer: kept, found, or trained, on rank 0, and the same bytes everywhere."""
-
-    def find() -> bytes:
-        if isinstance(source, Shards):
-            return source.proto
-        if begin.checkpoint is not None:
-            kept = begin.checkpoint.folder.parents[1] / TOKENIZER
-            if kept.is_file():
-                return kept.read_bytes()
-        if checked.config.tokenizer.model == TRAIN:
-            _say(ranks, "training a tokenizer on the corpus")
-        model, vocabulary = checked.config.tokenizer.model, checked.model_config.vocab_size
-        return find_tokenizer(model, source.documents(), vocabulary).proto
-
-    tokenizer = Tokenizer(ranks.from_main(find))
-    check_vocabulary(tokenizer, checked.model_config.vocab_size)
-    return tokenizer
-
-
-def _training_data(
-    config: Config, source: Source, tokenizer: Tokenizer, ranks: Ranks, begin: start.Start
-) -> TrainingData:
-    """This rank's data, enough for an update, or those that the checkpoint goes on with."""
-    data = TrainingData(source, tokenizer, config.data, config.train, ranks.rank, ranks.world_size)
-    if begin.checkpoint is None:
-        data.check_size()
-    else:
-        data.load(begin.checkpoint.state()["lanes"])
-    return data
-
-
-def _evaluation_data(config: Config, source: Source, tokenizer: Tokenizer, ranks: Ranks) -> EvaluationData:
-    """The validation set, read and tokenized by one rank for all."""
-    drawn = ranks.from_main(
-        lambda: validation_sequences(source, tokenizer, config.data, config.train, config.eval.tokens)
-    )
-    return EvaluationData(drawn, tokenizer.pad, config.train, ranks.rank, ranks.world_size)
-
-
-def _build(checked: Checked, options: Options, engine: Training, ranks: Ranks) -> AlphaDecay | None:
-    """Model with its initial weights, optimizer and engine; the controller, if the policy has one."""
-    config = checked.config
-    decay, picked = pick_apply(config, engine.premultiply_refusal())
-    if picked:
-        _say(ranks, picked)
-    model = engine.construct(lambda: models.build_model(checked.model_config, config.train))
-    if options.init_from is None:
-        values = models.random_values(checked.shapes, config.train.seed)
-    else:
-        values = models.values_from(options.init_from, checked.shapes)
-    dtype = getattr(torch, config.train.dtype)
-    models.fill(model, values, dtype, engine.assign)
-    fused = engine.device.type == "cuda"
-    optimizer = build_optimizer(model, config.optimizer, decay, fused=fused)
-    wrapped = engine.initialize(model, optimizer)
-    if decay.policy == "uniform":
-        return None
-    return AlphaDecay(
-        model,
-        optimizer,
-        engine=wrapped,
-        dtype=dtype,
-        memory_budget=decay.memory_budget,
-        device=decay.device,
-        apply=decay.apply,
-        **vars(decay.settings()),
-    )
 
 
 def _written(checked: Checked, begin: start.Start, tokenizer: Tokenizer, lock: FolderLock) -> None:
@@ -233,14 +154,14 @@ def _train(
     ranks.from_main(lambda: trackers.append(_tracker(checked, begin)))
     tracker = trackers[0] if trackers else None
     ahead = Prefetched(data, pin=engine.device.type == "cuda")
-    utilization = _utilization(checked, engine, ranks)
+    utilization = utilization_of(checked, engine, ranks)
     trainer = Trainer(
         config, folder, ranks, engine, decay, ahead, evaluation, files, tracker, utilization, requests
     )
     with _watched(trainer, files, tracker, requests):
         if begin.checkpoint is not None:
             trainer.resume(begin.checkpoint)
-            _say(ranks, f"resumed from {begin.checkpoint.folder} after update {begin.step}")
+            ranks.say(f"resumed from {begin.checkpoint.folder} after update {begin.step}")
         finished = trainer.run()
         if files and finished:
             files.status("finished", trainer.progress.step, 0)
@@ -249,15 +170,6 @@ def _train(
             files.status("preempted", trainer.progress.step, 0, stop)
     if files:
         print(_closing_line(checked, trainer, finished), flush=True)
-
-
-def _utilization(checked: Checked, engine: Training, ranks: Ranks) -> Utilization:
-    train = checked.config.train
-    tokens = train.global_batch * train.seq_len
-    name = torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else None
-    peak = peak_flops(name, train.dtype)
-    flops = tokens * flops_per_token(checked.shapes, checked.model_config, train.seq_len)
-    return Utilization(flops, None if peak is None else peak * ranks.world_size)
 
 
 def _tracker(checked: Checked, begin: start.Start) -> Tracker:
@@ -307,39 +219,3 @@ def _closing_line(checked: Checked, trainer: Trainer, finished: bool) -> str:
         f"{state}: {trainer.progress.step} updates{change}; metrics.jsonl, eval.jsonl, decay.jsonl, "
         f"config.yaml and checkpoints/ are in {checked.folder}"
     )
-
-
-def _describe(
-    checked: Checked, engine: Training, ranks: Ranks, data: TrainingData, tokenizer: Tokenizer
-) -> str:
-    """What --dry_run prints: config, sizes, plan, first batch."""
-    group = dist.group.WORLD
-    owned = owners(checked, ranks.world_size, tridiagonal_weight(collective_device(group), group))
-    batches = data.next_update()
-    lines = [f"  {w.name} {w.shape[0]} x {w.shape[1]}: rank {rank}" for w, rank in owned]
-    first = batches[0]
-    length = int((first.labels[0] >= 0).sum())
-    return "\n".join(
-        [
-            to_yaml(checked.config),
-            yaml.safe_dump({engine.layout: engine.options}, sort_keys=False),
-            f"weights: {models.parameter_count(checked.shapes):,}",
-            f"tuned matrices and their owners on {ranks.world_size} ranks: {len(owned)}",
-            *lines,
-            f"first update on rank 0: {len(batches)} micro-batches of {tuple(first.input_ids.shape)}",
-            f"first sequence, {length} tokens: {tokenizer.decode(first.input_ids[0, :length].tolist())!r}",
-        ]
-    )
-
-
-def owners(checked: Checked, world_size: int, tridiagonal: float) -> list[tuple[Weight, int]]:
-    """The weights that the run will analyse, and the rank that will."""
-    settings = checked.config.decay.settings()
-    weights = analysed(tuned_weights(checked.shapes), checked.shapes, settings)
-    found = assign_owners(costs_of(weights, tridiagonal, settings.farms), world_size)
-    return [(weight, found[weight.name]) for weight in weights]
-
-
-def _say(ranks: Ranks, text: str) -> None:
-    if ranks.is_main:
-        print(text, flush=True)

@@ -13,7 +13,7 @@ from alphadecay_dist.sharding.work import analysed
 from alphadecay_dist.spectral import Rates, Windows
 from alphadecay_dist.training.check import Checked
 from alphadecay_dist.training.config import load_config
-from alphadecay_dist.training.run import owners
+from alphadecay_dist.training.dry_run import owners
 from tests.engines.tiny import TUNABLE, Uneven
 from tests.multirank import run_ranks
 from tests.sharding.shapes import on_meta

@@ -1,0 +1,100 @@
+"""What a run is made of: tokenizer, data, model, optimizer, controller."""
+
+from __future__ import annotations
+
+import torch
+
+from alphadecay_dist.controller import AlphaDecay
+from alphadecay_dist.engines.training import Training
+from alphadecay_dist.training import model as models
+from alphadecay_dist.training import start
+from alphadecay_dist.training.check import Checked, Options
+from alphadecay_dist.training.data import EvaluationData, Source, TrainingData, validation_sequences
+from alphadecay_dist.training.optimizer import build_optimizer, pick_apply
+from alphadecay_dist.training.prepared import Shards
+from alphadecay_dist.training.ranks import Ranks
+from alphadecay_dist.training.recipe import Config
+from alphadecay_dist.training.throughput import Utilization, flops_per_token, peak_flops
+from alphadecay_dist.training.tokenizer import TRAIN, Tokenizer, check_vocabulary, find_tokenizer
+
+TOKENIZER = "tokenizer.model"
+
+
+def tokenizer_of(checked: Checked, ranks: Ranks, source: Source, begin: start.Start) -> Tokenizer:
+    """The run's tokenizer: kept, found, or trained, on rank 0, and the same bytes everywhere."""
+
+    def find() -> bytes:
+        if isinstance(source, Shards):
+            return source.proto
+        if begin.checkpoint is not None:
+            kept = begin.checkpoint.folder.parents[1] / TOKENIZER
+            if kept.is_file():
+                return kept.read_bytes()
+        if checked.config.tokenizer.model == TRAIN:
+            ranks.say("training a tokenizer on the corpus")
+        model, vocabulary = checked.config.tokenizer.model, checked.model_config.vocab_size
+        return find_tokenizer(model, source.documents(), vocabulary).proto
+
+    tokenizer = Tokenizer(ranks.from_main(find))
+    check_vocabulary(tokenizer, checked.model_config.vocab_size)
+    return tokenizer
+
+
+def training_data(
+    config: Config, source: Source, tokenizer: Tokenizer, ranks: Ranks, begin: start.Start
+) -> TrainingData:
+    """This rank's data, enough for an update, or those that the checkpoint goes on with."""
+    data = TrainingData(source, tokenizer, config.data, config.train, ranks.rank, ranks.world_size)
+    if begin.checkpoint is None:
+        data.check_size()
+    else:
+        data.load(begin.checkpoint.state()["lanes"])
+    return data
+
+
+def evaluation_data(config: Config, source: Source, tokenizer: Tokenizer, ranks: Ranks) -> EvaluationData:
+    """The validation set, read and tokenized by one rank for all."""
+    drawn = ranks.from_main(
+        lambda: validation_sequences(source, tokenizer, config.data, config.train, config.eval.tokens)
+    )
+    return EvaluationData(drawn, tokenizer.pad, config.train, ranks.rank, ranks.world_size)
+
+
+def build(checked: Checked, options: Options, engine: Training, ranks: Ranks) -> AlphaDecay | None:
+    """Model with its initial weights, optimizer and engine; the controller, if the policy has one."""
+    config = checked.config
+    decay, picked = pick_apply(config, engine.premultiply_refusal())
+    if picked:
+        ranks.say(picked)
+    model = engine.construct(lambda: models.build_model(checked.model_config, config.train))
+    if options.init_from is None:
+        values = models.random_values(checked.shapes, config.train.seed)
+    else:
+        values = models.values_from(options.init_from, checked.shapes)
+    dtype = getattr(torch, config.train.dtype)
+    models.fill(model, values, dtype, engine.assign)
+    fused = engine.device.type == "cuda"
+    optimizer = build_optimizer(model, config.optimizer, decay, fused=fused)
+    wrapped = engine.initialize(model, optimizer)
+    if decay.policy == "uniform":
+        return None
+    return AlphaDecay(
+        model,
+        optimizer,
+        engine=wrapped,
+        dtype=dtype,
+        memory_budget=decay.memory_budget,
+        device=decay.device,
+        apply=decay.apply,
+        **vars(decay.settings()),
+    )
+
+
+def utilization_of(checked: Checked, engine: Training, ranks: Ranks) -> Utilization:
+    """What an update costs, and what the ranks' devices could do."""
+    train = checked.config.train
+    tokens = train.global_batch * train.seq_len
+    name = torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else None
+    peak = peak_flops(name, train.dtype)
+    flops = tokens * flops_per_token(checked.shapes, checked.model_config, train.seq_len)
+    return Utilization(flops, None if peak is None else peak * ranks.world_size)

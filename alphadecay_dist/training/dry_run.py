@@ -1,0 +1,50 @@
+"""What a run would do, without doing it."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+import yaml
+
+from alphadecay_dist.controller import tridiagonal_weight
+from alphadecay_dist.engines.training import Training
+from alphadecay_dist.sharding.agreement import collective_device
+from alphadecay_dist.sharding.inventory import Weight, tuned_weights
+from alphadecay_dist.sharding.ownership import assign_owners
+from alphadecay_dist.sharding.work import analysed, costs_of
+from alphadecay_dist.training import model as models
+from alphadecay_dist.training.check import Checked
+from alphadecay_dist.training.config import to_yaml
+from alphadecay_dist.training.data import TrainingData
+from alphadecay_dist.training.ranks import Ranks
+from alphadecay_dist.training.tokenizer import Tokenizer
+
+
+def describe(
+    checked: Checked, engine: Training, ranks: Ranks, data: TrainingData, tokenizer: Tokenizer
+) -> str:
+    """What --dry_run prints: config, sizes, plan, first batch."""
+    group = dist.group.WORLD
+    owned = owners(checked, ranks.world_size, tridiagonal_weight(collective_device(group), group))
+    batches = data.next_update()
+    lines = [f"  {w.name} {w.shape[0]} x {w.shape[1]}: rank {rank}" for w, rank in owned]
+    first = batches[0]
+    length = int((first.labels[0] >= 0).sum())
+    return "\n".join(
+        [
+            to_yaml(checked.config),
+            yaml.safe_dump({engine.layout: engine.options}, sort_keys=False),
+            f"weights: {models.parameter_count(checked.shapes):,}",
+            f"tuned matrices and their owners on {ranks.world_size} ranks: {len(owned)}",
+            *lines,
+            f"first update on rank 0: {len(batches)} micro-batches of {tuple(first.input_ids.shape)}",
+            f"first sequence, {length} tokens: {tokenizer.decode(first.input_ids[0, :length].tolist())!r}",
+        ]
+    )
+
+
+def owners(checked: Checked, world_size: int, tridiagonal: float) -> list[tuple[Weight, int]]:
+    """The weights that the run will analyse, and the rank that will."""
+    settings = checked.config.decay.settings()
+    weights = analysed(tuned_weights(checked.shapes), checked.shapes, settings)
+    found = assign_owners(costs_of(weights, tridiagonal, settings.farms), world_size)
+    return [(weight, found[weight.name]) for weight in weights]
