@@ -9,8 +9,8 @@ import torch
 
 from alphadecay_dist import AlphaDecay, param_groups
 from alphadecay_dist.spectral import analyze
+from tests.controllers import SETTINGS, decays_in, mapped, refreshed
 from tests.multirank import run_ranks
-from tests.test_controller import SETTINGS, decays_in, mapped, refreshed
 
 
 class Mixed(torch.nn.Module):

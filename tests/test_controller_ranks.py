@@ -12,9 +12,9 @@ import torch.distributed as dist
 
 from alphadecay_dist import AlphaDecay, param_groups
 from alphadecay_dist.spectral import batch
+from tests.controllers import SETTINGS, decays_in, setup
 from tests.engines.tiny import TUNABLE, Uneven, engine_of, matrices_of
 from tests.multirank import run_ranks
-from tests.test_controller import SETTINGS, setup
 
 pytestmark = pytest.mark.slow
 
@@ -127,3 +127,29 @@ def test_whatever_fails_on_one_rank_marks_its_modules_and_hangs_nobody():
         for owner, status in modules.values():
             assert status == ("failed" if owner == 1 else "assigned")
     assert len(broken) == 4
+
+
+def check_failing_rank():
+    """Rank 1 has no memory for any spectrum: its modules keep their decays, the others get theirs."""
+    _, optimizer, decay = setup()
+    if dist.get_rank() == 1:
+
+        def full(gram, **options):
+            raise RuntimeError("can't allocate memory")
+
+        torch.linalg.eigvalsh = full
+    refresh = decay.refresh()
+    return [(n, m.owner, m.status, m.weight_decay) for n, m in refresh.modules.items()], decays_in(optimizer)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:analysis of a")
+def test_a_rank_that_fails_in_its_spectra_takes_part_and_its_modules_are_marked():
+    found = run_ranks(check_failing_rank, 3)
+    assert found[1:] == found[:-1]
+    modules, decays = found[0]
+    for name, owner, status, weight_decay in modules:
+        assert status == ("failed" if owner == 1 else "assigned")
+        assert decays[name] == weight_decay
+        assert (weight_decay == 0.1) or owner != 1
+    assert {owner for _, owner, _, _ in modules} == {0, 1, 2}

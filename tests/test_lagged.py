@@ -15,19 +15,12 @@ import torch
 
 from alphadecay_dist import UserError
 from alphadecay_dist.spectral import esd
+from tests.controllers import decays_in, setup, update, weights
 from tests.multirank import run_ranks
-from tests.test_controller import decays_in, setup, update, weights
 
 LAG, INTERVAL = 4, 7
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small matrices on busy cores are several times faster on one thread, as a rank of two has it here."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Gate:
@@ -152,8 +145,8 @@ def test_a_wrong_lag_or_device_is_refused(options, words):
         lagged(**options)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused():
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="device: found 'cuda', but torch sees no GPU here"):
         lagged(device="cuda")
 

@@ -17,6 +17,7 @@ from alphadecay_dist.checkpoint.manifest import (
     to_text,
 )
 from alphadecay_dist.sharding.layout import Flat, Grid
+from tests.json_trees import JSON, places, put
 
 SMALL = Manifest(
     step=3,
@@ -40,27 +41,6 @@ SMALL = Manifest(
         ),
     ),
 )
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=8,
-)
-
-
-def places(value, path=()):
-    """The paths of all values inside a JSON."""
-    yield path
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in inner:
-        yield from places(item, (*path, key))
-
-
-def put(value, path, new):
-    if not path:
-        return new
-    copy = dict(value) if isinstance(value, dict) else list(value)
-    copy[path[0]] = put(value[path[0]], path[1:], new)
-    return copy
 
 
 def accepted_or_named(text):

@@ -24,14 +24,7 @@ BAD = {
     "no_tail": torch.eye(60, 80),
 }
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As in a refresh: BLAS rounds otherwise on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("fit", ["hill", "goodness_of_fit", "fix_finger"])

@@ -19,6 +19,7 @@ from alphadecay_dist.training import corpus as corpora
 from alphadecay_dist.training.corpus import Cursor, DocumentLane, find_files, open_corpora
 from alphadecay_dist.training.recipe import DataConfig
 from tests.training.corpora import numbered, open_all, texts_of, write_files, write_lines
+from tests.training.fake_hub import README
 
 TEXTS = ["one", "two\nlines", "three", "four", "five"]
 
@@ -281,18 +282,6 @@ def test_an_empty_validation_set_is_told_from_the_training_set(tmp_path):
     _, validation = open_corpora(DataConfig(source=str(write_files(tmp_path, [numbered(20)])), holdout=50))
     with pytest.raises(UserError, match=r"every 50th document of it.*has no document.*data\.holdout"):
         lanes_of(validation, 1)[0].next()
-
-
-README = """---
-configs:
-- config_name: en
-  data_files:
-  - split: train
-    path: en/c4-train.*.json.gz
-  - split: validation
-    path: en/c4-validation.*.json.gz
----
-"""
 
 
 def test_a_folder_laid_out_like_c4_is_streamed_as_c4(tmp_path, monkeypatch):

@@ -39,11 +39,12 @@ def test_every_engine_is_the_plain_loop(reference, stage, world_size):
     assert [line["loss"] for line in run["metrics"]] == pytest.approx(losses, abs=1e-5)
     assert [line["grad_norm"] for line in run["metrics"]] == pytest.approx(plain["norms"], rel=1e-4)
     assert [line["step"] for line in run["decay"]] == [0, 10, 20]
-    for line, refresh in zip(run["decay"], plain["refreshes"], strict=True):
+    for line, refresh, other in zip(run["decay"], plain["refreshes"], zero["decay"], strict=True):
         assert list(line["modules"]) == list(refresh.modules)
         tolerance = 1e-6 if line["step"] == 0 else 1e-5
         for name, module in line["modules"].items():
             assert module["alpha"] == pytest.approx(refresh.modules[name].alpha, abs=tolerance)
+            assert module["alpha"] == pytest.approx(other["modules"][name]["alpha"], abs=tolerance)
             assert module["weight_decay"] == pytest.approx(refresh.modules[name].weight_decay, abs=1e-4)
             assert module["status"] == "assigned"
         assert {module["owner"] for module in line["modules"].values()} == set(range(world_size))

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 
 import numpy as np
@@ -30,40 +25,15 @@ from alphadecay_dist.training.prepared import (
     dtype_for,
     open_prepared,
     read_manifest,
-    verify,
 )
-from alphadecay_dist.training.recipe import Config, DataConfig, TokenizerConfig, TrainConfig
+from alphadecay_dist.training.recipe import DataConfig, TrainConfig
+from tests.json_trees import JSON, places, put
 from tests.training.corpora import number_tokenizer, numbered, texts_of, write_files
-from tests.training.test_data import SIZES, merged, sequences_of, updates_of
+from tests.training.preparations import VOCABULARY, recipe
+from tests.training.test_data import merged, sequences_of, updates_of
 
 TRAIN = TrainConfig(global_batch=12, micro_batch=4, seq_len=8, seed=3)
 WORLDS = (1, 2, 3, 4, 6, 12)
-VOCABULARY = 64
-
-
-def recipe(folder, **options):
-    """A recipe on the files of a folder, with a tokenizer beside it."""
-    model = folder.parent / "numbers.model"
-    model.write_bytes(number_tokenizer().proto)
-    data = DataConfig(**{"source": str(folder), "holdout": 4, "shuffle": 5, **options})
-    return Config(data=data, tokenizer=TokenizerConfig(str(model)))
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    parts = [numbered(size, 100 * i) for i, size in enumerate(SIZES)]
-    return write_files(tmp_path_factory.mktemp("texts") / "data", parts)
-
-
-@pytest.fixture(scope="module")
-def prepared(texts, tmp_path_factory):
-    """Prepared data in several small shards."""
-    folder = tmp_path_factory.mktemp("prepared") / "data"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparing, "SHARD_TOKENS", 100)
-        patch.setattr(preparing, "BATCH", 3)
-        prepare(recipe(texts), VOCABULARY, folder)
-    return folder
 
 
 def data_of(folder, rank=0, world_size=1, train=TRAIN, **options):
@@ -197,76 +167,6 @@ def test_ids_beyond_16_bits_come_back(tmp_path, texts, monkeypatch):
     assert source.document(0).tolist()[-1] == 1
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing catches it."""
-
-
-@settings(deadline=None, max_examples=20)
-@given(kills=st.lists(st.integers(1, 12), max_size=5))
-def test_a_killed_preparation_is_never_whole_and_goes_on_to_the_same_files(
-    texts, prepared, tmp_path_factory, kills
-):
-    folder = tmp_path_factory.mktemp("killed") / "data"
-    write = preparing.write_atomically
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparing, "SHARD_TOKENS", 100)
-        patch.setattr(preparing, "BATCH", 3)
-        for kill in kills:
-            left = [kill]
-
-            def or_die(path, text, left=left):
-                left[0] -= 1
-                if not left[0]:
-                    raise Killed
-                write(path, text)
-
-            patch.setattr(preparing, "write_atomically", or_die)
-            try:
-                prepare(recipe(texts), VOCABULARY, folder)
-            except Killed:
-                with pytest.raises(UserError, match="not finished"):
-                    read_manifest(folder)
-        patch.setattr(preparing, "write_atomically", write)
-        prepare(recipe(texts), VOCABULARY, folder)
-    files = {path.name: path.read_bytes() for path in prepared.iterdir()}
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
-    verify(folder)
-
-
-def test_a_finished_preparation_is_left_as_it_is(tmp_path, texts):
-    folder = tmp_path / "data"
-    prepare(recipe(texts), VOCABULARY, folder)
-    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != "lock"}
-    prepare(recipe(texts), VOCABULARY, folder)
-    assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir() if p.name != "lock"} == before
-
-
-@pytest.mark.parametrize("finished", [True, False])
-def test_two_preparations_are_not_mixed(tmp_path, texts, finished, monkeypatch):
-    folder = tmp_path / "data"
-    if not finished:
-        monkeypatch.setattr(preparing, "_write_split", lambda *_: (_ for _ in ()).throw(Killed))
-    with contextlib.suppress(Killed):
-        prepare(recipe(texts), VOCABULARY, folder)
-    for other, words in (
-        ((recipe(texts, holdout=5), VOCABULARY), "source.holdout 4, found 5"),
-        ((recipe(texts), VOCABULARY + 1), "tokenizer.vocabulary 64, found 65"),
-    ):
-        with pytest.raises(UserError, match=words) as caught:
-            prepare(*other, folder)
-        assert "holds data prepared with" in str(caught.value)
-        assert "\n" not in str(caught.value)
-
-
-def test_two_processes_cannot_prepare_the_same_directory(tmp_path, texts):
-    (tmp_path / "data").mkdir()
-    with (
-        preparing._locked(tmp_path / "data"),
-        pytest.raises(UserError, match="another process prepares data there"),
-    ):
-        prepare(recipe(texts), VOCABULARY, tmp_path / "data")
-
-
 def damaged(folder, tmp_path, change):
     """A copy of prepared data with something changed."""
     copy = tmp_path / "copy"
@@ -312,37 +212,18 @@ def test_what_is_not_whole_is_one_line(prepared, tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 300) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=5,
-)
-
-
-def places_of(tree, place=()):
-    """Every place of a JSON tree."""
-    yield place
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    for key, value in items:
-        yield from places_of(value, (*place, key))
-
-
 @settings(deadline=None, max_examples=300)
 @given(data=st.data(), value=JSON)
 def test_a_manifest_with_anything_anywhere_is_taken_or_one_line(prepared, tmp_path_factory, data, value):
     tree = json.loads((prepared / "manifest.json").read_text())
-    place = data.draw(st.sampled_from(list(places_of(tree))))
-    parent = {"": tree}
-    for key in ("", *place)[:-1]:
-        parent = parent[key]
-    parent[("", *place)[-1]] = value
+    changed = put(tree, data.draw(st.sampled_from(list(places(tree)))), value)
     folder = tmp_path_factory.getbasetemp() / "fuzzed"
     if not folder.exists():
         folder.mkdir()
         for path in prepared.iterdir():
             (folder / path.name).symlink_to(path)
     (folder / "manifest.json").unlink(missing_ok=True)
-    (folder / "manifest.json").write_text(json.dumps(tree if place else value))
+    (folder / "manifest.json").write_text(json.dumps(changed))
     refused = ""
     try:
         source, _ = open_prepared(str(folder))
@@ -378,56 +259,3 @@ def test_more_lanes_than_sequences_are_refused(tmp_path):
         data_of(tmp_path / "data", lanes=12)
     with pytest.raises(UserError, match="too short for one batch: found 6 of the 12 sequences"):
         data_of(tmp_path / "data").check_size()
-
-
-def test_the_command_prepares_a_recipe_with_changes(texts, tmp_path, capsys):
-    model = tmp_path / "numbers.model"
-    model.write_bytes(number_tokenizer().proto)
-    argv = ["data", "prepare", "--output", str(tmp_path / "data"), f"--data.source={texts}"]
-    assert main([*argv, f"--tokenizer.model={model}", "--data.holdout=4"]) == 0
-    told = capsys.readouterr().out
-    assert "train: 76 documents" in told
-    assert f"--data.prepared={tmp_path / 'data'}" in told
-    assert main([*argv, f"--tokenizer.model={model}", "--data.holdout=5"]) == 2
-    assert main([*argv, "--data.sauce=5"]) == 2
-    assert "did you mean 'source'" in capsys.readouterr().err
-
-
-SLOWLY = """
-import sys, time
-from pathlib import Path
-from alphadecay_dist.training import prepare
-from alphadecay_dist.training.config import load_config
-prepare.SHARD_TOKENS, prepare.BATCH = 100, 3
-write = prepare.write_atomically
-def slowly(path, text):
-    time.sleep(float(sys.argv[1]))
-    write(path, text)
-prepare.write_atomically = slowly
-prepare.prepare(load_config("demo", sys.argv[3:]), 64, Path(sys.argv[2]))
-"""
-
-
-@pytest.mark.slow
-def test_a_preparation_that_is_killed_by_the_system_goes_on_to_the_same_files(texts, prepared, tmp_path):
-    data = recipe(texts)
-    options = [f"data.source={texts}", "data.holdout=4", "data.shuffle=5"]
-    options.append(f"tokenizer.model={data.tokenizer.model}")
-
-    def command(folder, pause):
-        argv = [sys.executable, "-c", SLOWLY, str(pause), str(folder), *options]
-        return subprocess.Popen(argv, stderr=subprocess.DEVNULL)
-
-    broken = tmp_path / "broken"
-    for shards in (1, 3):
-        process = command(broken, 0.3)
-        deadline = time.monotonic() + 60
-        while len(list(broken.glob("*.ends"))) < shards + 1 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-        assert not (broken / "manifest.json").exists()
-        assert main(["data", "verify", str(broken)]) == 2
-    assert command(broken, 0).wait(120) == 0
-    whole = {path.name: path.read_bytes() for path in prepared.iterdir()}
-    assert {path.name: path.read_bytes() for path in broken.iterdir()} == whole
