@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 
@@ -17,8 +16,7 @@ from alphadecay_dist.training import loop
 from alphadecay_dist.training.metrics import read_status
 from alphadecay_dist.training.nonfinite import BadUpdates
 from tests.multirank import run_ranks
-from tests.resilience.test_preemption import argv_of
-from tests.training.runs import left_behind, tiny_options
+from tests.training.runs import argv_of, left_behind, tiny_options
 
 BAD = 6  # the update that is not finite
 MICRO_BATCHES = 2  # an update and rank
@@ -114,10 +112,6 @@ def test_skip_changes_no_weight_and_rollback_repeats_no_data(tmp_path, engine):
     ("engine", "dtype"), [("0", "float32"), ("fsdp2", "bfloat16"), ("2", "bfloat16"), ("3", "bfloat16")]
 )
 def test_whatever_is_not_finite_is_not_applied(tmp_path, engine, dtype, poison):
-    if engine == "0":
-        config = tmp_path / "zero0.json"
-        config.write_text(json.dumps({"zero_optimization": {"stage": 0}}))
-        engine = str(config)
     changes = {"train__dtype": dtype, "checkpoint__every": 1, "train__steps": BAD + 1}
     codes, _, run = run_poisoned(tmp_path, engine, "skip", poison, **changes)
     assert codes == [0, 0]

@@ -18,18 +18,12 @@ from alphadecay_dist.engines.zero_training import ZeroTraining
 from alphadecay_dist.training.metrics import read_status
 from alphadecay_dist.training.preemption import StopRequests, process_age
 from tests.multirank import run_ranks
-from tests.training.runs import ENGINES, ROOT, left_behind, tiny_options, train_on
+from tests.training.runs import argv_of, left_behind, tiny_options, train_on
 from tests.training.test_resume import same_weights, without_times
 
 pytestmark = pytest.mark.slow
 
 SIZES = {"train__steps": 12, "decay__interval": 5, "eval__every": 4, "checkpoint__every": 5}
-
-
-def argv_of(engine, output, options):
-    json = engine if engine.endswith(".json") else ROOT / "ds_configs" / f"zero{engine}.json"
-    own = ENGINES.get(engine) or ["--deepspeed", str(json)]
-    return [*own, "--output_dir", str(output), *options]
 
 
 def signalled(argv, place, call, signals, rank="1"):

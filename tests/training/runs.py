@@ -117,24 +117,30 @@ def train_on(world_size: int, engine: str, output: Path, options: list[str]) -> 
 
     Args:
         world_size: number of ranks.
-        engine: ``fsdp2``, ``hsdp`` (two replicas), ``ddp``, what follows "zero" in ds_configs/, or a JSON.
+        engine: ``fsdp2``, ``hsdp`` (two replicas), ``ddp``; ``0``, ``1``, ``2``, ``3``, ``3_offload`` (ZeRO),
+            or a JSON.
         output: the output directory.
         options: the trainer's other options.
     """
-    argv = [*ENGINES[engine]] if engine in ENGINES else ["--deepspeed", _json(engine)]
-    argv += ["--output_dir", str(output), *options]
-    codes = run_ranks(train.main, world_size, argv)
+    codes = run_ranks(train.main, world_size, argv_of(engine, output, options))
     assert codes == [0] * world_size
     return left_behind(output)
 
 
-def _json(stage: str) -> str:
-    return stage if stage.endswith(".json") else str(ROOT / "ds_configs" / f"zero{stage}.json")
+def argv_of(engine: str, output: Path, options: list[str]) -> list[str]:
+    """The trainer's command line; arguments as in :func:`train_on`."""
+    json = engine if engine.endswith(".json") else str(_json(engine))
+    return [*(ENGINES.get(engine) or ["--deepspeed", json]), "--output_dir", str(output), *options]
+
+
+def _json(stage: str) -> Path:
+    own = ROOT / "tests" / "training" / "zero0.json"  # ds_configs/ has none: nothing is sharded there
+    return own if stage == "0" else ROOT / "ds_configs" / f"zero{stage}.json"
 
 
 def left_behind(output: Path) -> dict[str, Any]:
     """The JSON-lines files of a run by stem; one that was not begun has no lines."""
-    files = {name: output / f"{name}.jsonl" for name in ("metrics", "eval", "decay")}
+    files = {name: output / f"{name}.jsonl" for name in ("metrics", "eval", "decay", "sequences")}
     return {name: read_lines(path) if path.is_file() else [] for name, path in files.items()}
 
 

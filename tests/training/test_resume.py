@@ -12,7 +12,7 @@ import train
 from alphadecay_dist.checkpoint import writer
 from alphadecay_dist.training.metrics import read_status
 from tests.multirank import run_ranks
-from tests.training.runs import ROOT, final_weights, left_behind, tiny_options, train_on
+from tests.training.runs import argv_of, final_weights, left_behind, tiny_options, train_on
 
 pytestmark = pytest.mark.slow
 
@@ -45,6 +45,7 @@ def same_weights(left, right):
         ("fsdp2", 2, "float32", True),
         ("fsdp2", 2, "bfloat16", False),
         ("ddp", 2, "float32", False),
+        ("0", 2, "float32", True),
     ],
 )
 def test_a_run_in_three_parts_is_bit_for_bit_the_unbroken_one(tmp_path, stage, world_size, dtype, pack):
@@ -110,7 +111,7 @@ def test_a_rank_killed_in_mid_save_costs_no_more_than_the_updates_since_the_last
     options = tiny_options(tmp_path, checkpoint__every=10)
     whole = train_on(2, "3", tmp_path / "whole", options)
     broken = tmp_path / "broken"
-    argv = ["--deepspeed", str(ROOT / "ds_configs" / "zero3.json"), "--output_dir", str(broken), *options]
+    argv = argv_of("3", broken, options)
     with pytest.raises(AssertionError, match="died with exit code -9"):
         run_ranks(killed_while_saving, 2, argv, 20)
     assert not (broken / "checkpoints" / "step-00000020" / "manifest.json").exists()
@@ -144,8 +145,7 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_named(tmp_path):
     elsewhere = train_on(1, "2", tmp_path / "elsewhere", back)
     assert elsewhere["metrics"][0]["step"] == 3
     assert without_times(elsewhere)["metrics"] == without_times(whole)["metrics"][2:]
-    argv = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), *back]
-    assert run_ranks(train.main, 1, [*argv, "--output_dir", str(tmp_path / "elsewhere")]) == [2]
+    assert run_ranks(train.main, 1, argv_of("2", tmp_path / "elsewhere", back)) == [2]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,5 @@ def test_what_cannot_go_on_from_a_checkpoint_is_refused_and_harms_nothing(tmp_pa
     options = tiny_options(tmp_path, train__steps=4)
     train_on(1, "2", tmp_path / "run", [*options, "--train.stop_after=2"])
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    config = str(ROOT / "ds_configs" / "zero2.json")
-    argv = ["--deepspeed", config, "--output_dir", str(tmp_path / "run"), *options, *change]
-    assert run_ranks(train.main, 1, argv) == [2]
+    assert run_ranks(train.main, 1, argv_of("2", tmp_path / "run", [*options, *change])) == [2]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before

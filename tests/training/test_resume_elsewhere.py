@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 import shutil
 
@@ -14,7 +15,7 @@ from alphadecay_dist.checkpoint.reader import newest
 from alphadecay_dist.training.metrics import read_status
 from tests.multirank import run_ranks
 from tests.training.runs import (
-    ROOT,
+    argv_of,
     distance,
     final_weights,
     left_behind,
@@ -32,6 +33,9 @@ JOURNEYS = {
     "ddp of 2, offloaded zero3 of 2, hsdp of 2": (("ddp", 2), ("3_offload", 2), ("hsdp", 2)),
     "zero0 of 2, zero3 of 2, zero0 of 1": (("0", 2), ("3", 2), ("0", 1)),
 }
+# A walk that goes from each of 1, 2, 3, 4 ranks to each other once, the engines in turn.
+RANKS = (1, 2, 1, 3, 1, 4, 2, 3, 2, 4, 3, 4, 1)
+WALK = tuple(zip(itertools.cycle(("3", "fsdp2", "2", "3", "fsdp2", "1", "ddp")), RANKS, strict=False))
 
 
 def options_of(folder, **more):
@@ -43,8 +47,7 @@ def options_of(folder, **more):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("elsewhere")
-    (folder / "zero0.json").write_text('{"zero_optimization": {"stage": 0}}')
-    options = options_of(folder, eval__every=8)
+    options = options_of(folder, eval__every=8, logging__sequences=True)
     return folder, options, train_on(2, "2", folder / "whole", options)
 
 
@@ -52,27 +55,44 @@ def unbroken(tmp_path_factory):
 def test_a_run_goes_on_anywhere(unbroken, journey):
     folder, options, whole = unbroken
     output = folder / journey.replace(" ", "_")
-    for (name, world_size), stop in zip(JOURNEYS[journey], STOPS, strict=True):
-        engine = str(folder / "zero0.json") if name == "0" else name
+    check_is_unbroken(travelled(output, options, zip(JOURNEYS[journey], STOPS, strict=True)), whole)
+    assert distance(final_weights(output), final_weights(folder / "whole")) < 2e-5
+    assert read_status(output)["state"] == "finished"
+
+
+def test_a_run_goes_from_each_number_of_ranks_to_each_other(unbroken):
+    assert set(itertools.pairwise(RANKS)) == set(itertools.permutations((1, 2, 3, 4), 2))
+    folder, options, whole = unbroken
+    stops = (*range(2, 14), 16)
+    run = travelled(folder / "walk", options, zip(WALK, stops, strict=True))
+    check_is_unbroken(run, whole)
+    assert distance(final_weights(folder / "walk"), final_weights(folder / "whole")) < 2e-5
+
+
+def travelled(output, options, journey):
+    """A run that changes engine and ranks at each stop; returns what it left behind."""
+    for (engine, world_size), stop in journey:
         run = train_on(world_size, engine, output, [*options, f"--train.stop_after={stop}"])
         checkpoint = newest(output / "checkpoints")
         assert (checkpoint.manifest.step, checkpoint.manifest.world_size) == (stop, world_size)
+    return run
+
+
+def check_is_unbroken(run, whole):
+    """The same sequences, tokens, learning rates and refreshes; losses and decays within tolerances."""
+    assert run["sequences"] == whole["sequences"]
     assert [line["step"] for line in run["metrics"]] == list(range(1, 17))
     assert [line["tokens"] for line in run["metrics"]] == [line["tokens"] for line in whole["metrics"]]
     assert [line["lr"] for line in run["metrics"]] == [line["lr"] for line in whole["metrics"]]
-    losses = [line["loss"] for line in whole["metrics"]]
-    assert [line["loss"] for line in run["metrics"]] == pytest.approx(losses, abs=1e-5)
-    assert [line["loss"] for line in run["eval"]] == pytest.approx(
-        [line["loss"] for line in whole["eval"]], abs=1e-5
-    )
+    for name in ("metrics", "eval"):
+        losses = [line["loss"] for line in whole[name]]
+        assert [line["loss"] for line in run[name]] == pytest.approx(losses, abs=1e-5)
     assert [line["step"] for line in run["decay"]] == [0, 5, 10, 15]
     for line, expected in zip(run["decay"], whole["decay"], strict=True):
         assert list(line["modules"]) == list(expected["modules"])
         for name, module in line["modules"].items():
             for key, tolerance in (("alpha", 1e-5), ("weight_decay", 1e-4)):
                 assert module[key] == pytest.approx(expected["modules"][name][key], abs=tolerance)
-    assert distance(final_weights(output), final_weights(folder / "whole")) < 2e-5
-    assert read_status(output)["state"] == "finished"
 
 
 def test_bf16_masters_come_exactly_to_another_engine(tmp_path):
@@ -107,7 +127,7 @@ def test_a_flipped_bit_sends_a_run_back_to_the_checkpoint_before(unbroken, capfd
     assert capfd.readouterr().out.splitlines()[0].endswith("step-00000006")
     assert cli.main(["spectrum", str(checkpoints / "step-00000009")]) == 2
     assert "rank-00001.safetensors does not have the content" in capfd.readouterr().err
-    argv = ["--deepspeed", str(ROOT / "ds_configs" / "zero3.json"), "--output_dir", str(output), *every]
+    argv = argv_of("3", output, every)
     named = ["--resume", str(checkpoints / "step-00000009")]
     assert run_ranks(train.main, 2, [*argv, *named]) == [2, 2]
     other = checkpoints / "step-00000006" / "shards" / "rank-00000.safetensors"
@@ -129,8 +149,7 @@ def test_a_full_disk_ends_a_run_and_harms_no_checkpoint(unbroken):
     folder, options, whole = unbroken
     output = folder / "full"
     train_on(2, "fsdp2", output, [*options, "--train.stop_after=6"])
-    argv = ["--engine", "fsdp2", "--output_dir", str(output), *options]
-    argv += ["--train.stop_after=8"]
+    argv = argv_of("fsdp2", output, [*options, "--train.stop_after=8"])
     assert run_ranks(run_until_the_disk_is_full, 2, argv) == [2, 2]
     assert [f.name for f in (output / "checkpoints").glob("step-*")] == ["step-00000006"]
     assert "File too large" in read_status(output)["reason"]
@@ -148,6 +167,6 @@ def test_a_checkpoint_of_the_first_format_is_left_as_it_is(tmp_path):
     old = '{"step": 2, "world_size": 1, "engine": "ddp", "files": {}, "format": 1}'
     (folder / "manifest.json").write_text(old)
     before = left_behind(output)
-    assert run_ranks(train.main, 1, ["--engine", "ddp", "--output_dir", str(output), *options]) == [2]
+    assert run_ranks(train.main, 1, argv_of("ddp", output, options)) == [2]
     assert (folder / "manifest.json").read_text() == old
     assert left_behind(output) == before
