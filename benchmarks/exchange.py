@@ -13,13 +13,11 @@ those of each pair of turns.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import statistics
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +27,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from ranks import deepspeed_engine, joined
 from refresh import SIZES, machine
 from torch import nn
 
@@ -107,36 +106,31 @@ def row(size: str, ranks: int, way: str, repeats: int, device: str) -> str:
 
 def run_rank(rank: int, ranks: int, folder: str, size: str, way: str, repeats: int, device: str) -> None:
     """Both sides in turn, on one rank; the first turn warms up."""
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
-    if device == "cuda":
-        torch.cuda.set_device(rank)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
-    backend = "nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
-    hidden, intermediate, layers, _ = SIZES[size]
-    torch.manual_seed(0)
-    everyone, exchange, itemsize = WAYS[way](Layers(hidden, intermediate, layers), device)
-    theirs, ours = Measured(), Measured()
-    for repeat in range(repeats + 1):
-        for side, work in (
-            (theirs, everyone),
-            (ours, lambda: sum(m.numel() for _, m in exchange.matrices())),
-        ):
-            dist.barrier()
-            begin = time.perf_counter()
-            with growth(side, device):
-                work()
-                if device == "cuda":
-                    torch.cuda.synchronize()
-            if repeat:
-                side.seconds.append(time.perf_counter() - begin)
-    total = sum(block.index.numel for block in exchange._blocks.values()) * itemsize
-    theirs.received, ours.received = total - total // ranks, exchange.bytes_received
-    torch.save((theirs, ours), Path(folder) / str(rank))
+    with joined(rank, ranks, folder, device):
+        hidden, intermediate, layers, _ = SIZES[size]
+        torch.manual_seed(0)
+        everyone, exchange, itemsize = WAYS[way](Layers(hidden, intermediate, layers), device)
+        theirs, ours = Measured(), Measured()
+        sides = ((theirs, everyone), (ours, lambda: sum(m.numel() for _, m in exchange.matrices())))
+        for repeat in range(repeats + 1):
+            for side, work in sides:
+                seconds = timed(side, work, device)
+                if repeat:
+                    side.seconds.append(seconds)
+        total = sum(block.index.numel for block in exchange._blocks.values()) * itemsize
+        theirs.received, ours.received = total - total // ranks, exchange.bytes_received
+        torch.save((theirs, ours), Path(folder) / str(rank))
+
+
+def timed(measured: Measured, work: Callable[[], Any], device: str) -> float:
+    """Seconds of one turn; notes by how much the process grew."""
     dist.barrier()
-    dist.destroy_process_group()
+    begin = time.perf_counter()
+    with growth(measured, device):
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+    return time.perf_counter() - begin
 
 
 @contextmanager
@@ -225,7 +219,7 @@ def gathered_parameters(model: nn.Module, device: str) -> Sides:
     """ZeRO-3 in bf16: every rank gathers a weight after the other."""
     import deepspeed  # noqa: PLC0415
 
-    _, host, weights = _zero_3(model, device)
+    host, weights = _zero_3(model, device)
 
     def everyone() -> None:
         for weight in weights:
@@ -239,27 +233,18 @@ def safe_get_full_fp32_param(model: nn.Module, device: str) -> Sides:
     """ZeRO-3 in bf16: every rank gets the fp32 master of every weight."""
     from deepspeed.utils import safe_get_full_fp32_param as full  # noqa: PLC0415
 
-    _, host, weights = _zero_3(model, device)
+    host, weights = _zero_3(model, device)
     return lambda: [full(weight).numel() for weight in weights], ours_over(model, host, torch.float32), 4
 
 
-def _zero_3(model: nn.Module, device: str) -> tuple[Any, Any, list[nn.Parameter]]:
-    import deepspeed  # noqa: PLC0415
-
+def _zero_3(model: nn.Module, device: str) -> tuple[Any, list[nn.Parameter]]:
     from alphadecay_dist.engines.zero import ZeroHost  # noqa: PLC0415
 
-    if device == "cpu":
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist.get_backend(), verbose=False)
-    config = {
-        "train_micro_batch_size_per_gpu": 1,
-        "bf16": {"enabled": True},
-        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
-        "zero_allow_untested_optimizer": True,
-    }
     optimizer = torch.optim.AdamW(param_groups(model, weight_decay=0.1), lr=0.1)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    return engine, ZeroHost(engine), list(model.parameters())
+    engine = deepspeed_engine(
+        model, optimizer, device, bf16=True, stage=3, stage3_param_persistence_threshold=0
+    )
+    return ZeroHost(engine), list(model.parameters())
 
 
 WAYS: dict[str, Callable[[nn.Module, str], Sides]] = {

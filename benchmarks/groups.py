@@ -13,12 +13,9 @@ fused.
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import statistics
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from ranks import deepspeed_engine, joined
 from refresh import machine
 from torch import Tensor, nn
 
@@ -102,27 +100,18 @@ def ratio(times: list[float], baseline: list[float]) -> float:
 
 def run_rank(rank: int, ranks: int, folder: str, engine: str, args: argparse.Namespace) -> None:
     """All three ways in turn, on one rank; the first turns warm up."""
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
-    if args.device == "cuda":
-        torch.cuda.set_device(rank)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
-    backend = "nccl" if args.device == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
-    torch.manual_seed(0)
-    x = torch.randn(args.rows, args.width, device=args.device)
-    build = under_deepspeed if engine.startswith("zero") else under_torch
-    turns = [build(engine, way, Layers(args.matrices, args.width), args.device) for way in WAYS]
-    warm_up = 3
-    seconds = torch.zeros(len(WAYS), args.repeats + warm_up, 2, dtype=torch.float64)
-    for repeat in range(args.repeats + warm_up):
-        for way in range(len(WAYS)):
-            place = (way + repeat) % len(WAYS)  # nobody is always the first after a collection of garbage
-            seconds[place, repeat] = timed(turns[place], x, args.device)
-    torch.save(seconds[:, warm_up:], Path(folder) / str(rank))
-    dist.barrier()
-    dist.destroy_process_group()
+    with joined(rank, ranks, folder, args.device):
+        torch.manual_seed(0)
+        x = torch.randn(args.rows, args.width, device=args.device)
+        build = under_deepspeed if engine.startswith("zero") else under_torch
+        turns = [build(engine, way, Layers(args.matrices, args.width), args.device) for way in WAYS]
+        warm_up = 3
+        seconds = torch.zeros(len(WAYS), args.repeats + warm_up, 2, dtype=torch.float64)
+        for repeat in range(args.repeats + warm_up):
+            for way in range(len(WAYS)):
+                place = (way + repeat) % len(WAYS)  # nobody is always the first after a collection of garbage
+                seconds[place, repeat] = timed(turns[place], x, args.device)
+        torch.save(seconds[:, warm_up:], Path(folder) / str(rank))
 
 
 Turn = tuple[Callable[[Tensor], Any], Callable[[], Any]]  # forward and backward, step
@@ -187,23 +176,14 @@ def under_torch(engine: str, way: str, model: nn.Module, device: str) -> Turn:
 
 def under_deepspeed(engine: str, way: str, model: nn.Module, device: str) -> Turn:
     """ZeRO stage 0 to 3."""
-    import deepspeed  # noqa: PLC0415
-
-    if device == "cpu":
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist.get_backend(), verbose=False)
     stage = int(engine[-1])
-    config = {
-        "train_micro_batch_size_per_gpu": 1,
-        "bf16": {"enabled": device == "cuda" and stage > 0},
-        "zero_optimization": {"stage": stage},
-    }
+    bf16 = device == "cuda" and stage > 0
     optimizer = optimizer_for(model, way, device)
-    wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    wrapped = deepspeed_engine(model, optimizer, device, bf16, stage=stage)
     decay = None
     if way != "uniform":
         decay = AlphaDecay(model, optimizer, engine=wrapped, weight_decay=BASE, interval=NEVER, apply=way)
-    dtype = torch.bfloat16 if config["bf16"]["enabled"] else torch.float32
+    dtype = torch.bfloat16 if bf16 else torch.float32
     return lambda x: wrapped.backward(wrapped(x.to(dtype))), stepper(decay, wrapped.step)
 
 

@@ -16,21 +16,18 @@ It leaves out: a killed rank (NCCL's watchdog aborts the process), what the allo
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import subprocess
 import sys
 import tempfile
-import warnings
 import zlib
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from ranks import deepspeed_engine, joined
 from torch import Tensor, nn
 
 from alphadecay_dist import AlphaDecay, UserError, param_groups
@@ -79,33 +76,21 @@ def main() -> int:
 
 def check_all(rank: int, ranks: int, folder: str, device: str, timeout: int) -> None:
     """All engines in turn, on one rank."""
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
-    if device == "cuda":
-        torch.cuda.set_device(rank)
-    dist.init_process_group(
-        "nccl" if device == "cuda" else "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=ranks,
-        timeout=timedelta(seconds=timeout),
-    )
-    expected: dict[frozenset[str], dict[str, float]] = {}  # by names: DDP comes first
-    for engine in ENGINES:
-        decays = check(rank, engine, device)
-        first = expected.setdefault(frozenset(decays), decays)
-        off = max(abs(decays[name] / first[name] - 1) for name in first)
-        assert off <= 1e-6, f"{engine}: decays off by {off:.1e}"
+    with joined(rank, ranks, folder, device, timeout):
+        expected: dict[frozenset[str], dict[str, float]] = {}  # by names: DDP comes first
+        for engine in ENGINES:
+            decays = check(rank, engine, device)
+            first = expected.setdefault(frozenset(decays), decays)
+            off = max(abs(decays[name] / first[name] - 1) for name in first)
+            assert off <= 1e-6, f"{engine}: decays off by {off:.1e}"
+            if rank == 0:
+                print(
+                    f"{engine}: matrices bit-identical, bytes and peak as foretold, decays off by {off:.1e}"
+                )
+                sys.stdout.flush()
+        check_mismatch(rank, ranks, device)
         if rank == 0:
-            print(f"{engine}: matrices bit-identical, bytes and peak as foretold, decays off by {off:.1e}")
-            sys.stdout.flush()
-    check_mismatch(rank, ranks, device)
-    if rank == 0:
-        print("another plan on one rank: refused by all", flush=True)
-    dist.barrier()
-    dist.destroy_process_group()
+            print("another plan on one rank: refused by all", flush=True)
 
 
 def check(rank: int, engine: str, device: str) -> dict[str, float]:
@@ -222,20 +207,9 @@ def _fsdp2(sizes: Callable[[int], tuple[int, ...]]) -> Callable[[nn.Module, str]
 
 def _zero(stage: int, dtype: torch.dtype | None, **options: Any) -> Callable[[nn.Module, str], Built]:
     def build(model: nn.Module, device: str) -> Built:
-        import deepspeed  # noqa: PLC0415
-
-        if device == "cpu":
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(dist.get_backend(), verbose=False)
-        config = {
-            "train_micro_batch_size_per_gpu": 1,
-            "bf16": {"enabled": True},
-            "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0, **options},
-            "zero_force_ds_cpu_optimizer": False,
-        }
         optimizer = torch.optim.AdamW(param_groups(model, weight_decay=0.1), lr=0.1)
-        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-        return model, optimizer, engine, dtype
+        zero = {"stage": stage, "stage3_param_persistence_threshold": 0, **options}
+        return model, optimizer, deepspeed_engine(model, optimizer, device, bf16=True, **zero), dtype
 
     return build
 
