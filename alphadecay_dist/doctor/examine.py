@@ -20,7 +20,7 @@ from alphadecay_dist.doctor.judge import bad_nodes, judge, judge_places
 from alphadecay_dist.doctor.judge_links import judge_links
 from alphadecay_dist.doctor.links import measured_links
 from alphadecay_dist.doctor.pairs import rounds
-from alphadecay_dist.doctor.roll_call import call_roll, unheard
+from alphadecay_dist.doctor.roll_call import call_roll, part, unheard
 from alphadecay_dist.doctor.watch import Watch
 from alphadecay_dist.engines.process_group import join, local_device, open_store
 from alphadecay_dist.errors import UserError
@@ -63,10 +63,15 @@ def examine(asked: Examination) -> bool:
     checked = _checked(asked.options)
     store = _store(asked.timeout)
     mistake = checked if isinstance(checked, str) else None
-    places = call_roll(store, measures.place_of(device, mistake), environment("WORLD_SIZE", 1), asked.timeout)
-    if isinstance(checked, str) or judge_places(places):
-        raise UserError(_refusal(places))
-    watch = Watch(store, places, environment("RANK", 0), asked.timeout)
+    rank, world_size = environment("RANK", 0), environment("WORLD_SIZE", 1)
+    try:
+        places = call_roll(store, measures.place_of(device, mistake), world_size, asked.timeout)
+        if isinstance(checked, str) or judge_places(places):
+            raise UserError(_refusal(places))
+    except UserError:
+        part(store, rank, world_size)
+        raise
+    watch = Watch(store, places, rank, asked.timeout)
     # The watch speaks first: NCCL ends a process by an abort.
     made_group = watch.step(
         "joining the process group", lambda: join(device, store, timedelta(seconds=2 * asked.timeout + 60))

@@ -93,20 +93,20 @@ def _processors(findings: Sequence[Finding]) -> list[Problem]:
 
 
 def _versions(findings: Sequence[Finding]) -> list[Problem]:
-    problems = []
-    for name in dict.fromkeys(name for finding in findings for name in finding.versions):
-        by_rank = {finding.place.rank: finding.versions.get(name) for finding in findings}
-        usual = most_common(list(by_rank.values()))
-        other = {rank: str(version) for rank, version in by_rank.items() if version != usual}
-        problems += _problems(
-            True,
-            [finding.place for finding in findings],
-            other,
-            name,
-            f"{usual}, as on {len(findings) - len(other)} ranks",
-            "install the same on every node",
-        )
-    return problems
+    names = dict.fromkeys(name for finding in findings for name in finding.versions)
+    of = {name: [finding.versions.get(name) for finding in findings] for name in names}
+    problems = [p for name, found in of.items() for p in _unlike(True, findings, name, found)]
+    return problems + _unlike(False, findings, "kernel", [finding.kernel for finding in findings])
+
+
+def _unlike(
+    bad: bool, findings: Sequence[Finding], name: str, versions: Sequence[str | None]
+) -> list[Problem]:
+    places = [finding.place for finding in findings]
+    usual = most_common(versions)
+    other = {place.rank: str(v) for place, v in zip(places, versions, strict=True) if v != usual}
+    on = f"{usual}, as on {len(findings) - len(other)} of {len(findings)} ranks"
+    return _problems(bad, places, other, name, on, "install the same on every node")
 
 
 def _clocks(findings: Sequence[Finding], limits: Limits) -> list[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from alphadecay_dist.doctor.findings import Place
 from alphadecay_dist.errors import UserError
 
-LINGER = 1.0  # seconds that rank 0 keeps the store open after the last word in it
+LINGER = 3.0  # seconds that rank 0 keeps the store open for others to read
 ROLL = "roll"
 COMPLETE = ""
 TICK = 0.2
@@ -47,9 +48,18 @@ def call_roll(store: dist.Store, mine: Place, world_size: int, seconds: float) -
     store.set(keys[mine.rank], json.dumps(asdict(mine)))
     faults = _closed(store, keys, world_size, seconds) if mine.rank == 0 else _heard(store, mine, seconds)
     if faults:
-        time.sleep(LINGER if mine.rank == 0 else 0)
         raise UserError(faults)
     return [Place(**json.loads(place)) for place in store.multi_get(keys)]
+
+
+def part(store: dist.Store, rank: int, world_size: int) -> None:
+    """Leave the store for good; rank 0, who may hold it, waits a little for those that still read."""
+    until = time.monotonic() + LINGER
+    with contextlib.suppress(dist.DistError):  # rank 0 has left
+        left = store.add("left", 1)
+        while rank == 0 and left < world_size and time.monotonic() < until:
+            time.sleep(TICK)
+            left = store.add("left", 0)
 
 
 def missing(

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar, cast
 import torch.distributed as dist
 
 from alphadecay_dist.doctor.findings import Place
-from alphadecay_dist.doctor.roll_call import LINGER, spans
+from alphadecay_dist.doctor.roll_call import part, spans
 from alphadecay_dist.training.exits import USER_ERROR
 
 T = TypeVar("T")
@@ -43,9 +43,9 @@ class Watch:
 
     def step(self, what: str, work: Callable[[], T]) -> T:
         """Do a check; when it fails, on whichever rank, all ranks end."""
-        self._store.set(f"at/{self._rank}", f"{self._number:03} {what}")
-        self._number += 1
         try:
+            self._store.set(f"at/{self._rank}", f"{self._number:03} {what}")
+            self._number += 1
             return work()
         except Exception as error:
             self._fail(f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
@@ -71,7 +71,7 @@ class Watch:
             if self._rank == 0:
                 self._watch_others(store, until)
             else:
-                self._watch_main(store, until + 5)
+                self._watch_main(store, until + 10)
         except dist.DistError:
             if not self._done.is_set():
                 _end(f"{self._who([self._rank])}: rank 0 is gone")
@@ -79,23 +79,36 @@ class Watch:
     def _watch_others(self, store: dist.Store, until: float) -> None:
         while not self._done.wait(TICK):
             if store.add(FAULTS, 0):
-                time.sleep(2 * TICK)  # others fail of the same, or of this
-                self._end_all(store, self._faults(store))
+                gone = self._gone(store)  # takes some time, in which others fail of the same, or of this
+                self._end_all(store, gone + self._faults(store))
             elif time.monotonic() > until:
-                self._end_all(store, [self._late(store)])
+                late = self._late(store)
+                self._end_all(store, [*self._gone(store), late])
 
     def _watch_main(self, store: dist.Store, until: float) -> None:
         while not self._done.wait(TICK):
+            store.add(f"beat/{self._rank}", 1)
             if store.check([OVER]):
+                part(store, self._rank, len(self._places))
                 _end()
             elif time.monotonic() > until:
                 _end(f"{self._who([self._rank])}: rank 0 does not answer")
+
+    def _gone(self, store: dist.Store) -> list[str]:
+        """Ranks whose threads do not beat: a rank that died is told of by those alone that waited for it."""
+        others = [place.rank for place in self._places if place.rank != 0]
+        before = [store.add(f"beat/{rank}", 0) for rank in others]
+        time.sleep(6 * TICK)
+        gone = [
+            rank for rank, beat in zip(others, before, strict=True) if store.add(f"beat/{rank}", 0) == beat
+        ]
+        return [f"{self._who(gone)}: ended or hangs altogether; look at its log"] if gone else []
 
     def _end_all(self, store: dist.Store, lines: Sequence[str]) -> None:
         for line in lines:
             print(f"alphadecay doctor: error: {line}", file=sys.stderr, flush=True)
         store.set(OVER, "1")
-        time.sleep(LINGER)
+        part(store, self._rank, len(self._places))
         _end()
 
     def _faults(self, store: dist.Store) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from alphadecay_dist.doctor.findings import Device, Finding, Folder, Link, Place, Processor
+from alphadecay_dist.doctor.findings import BETWEEN, WITHIN, Device, Finding, Folder, Link, Place, Processor
 from alphadecay_dist.doctor.pairs import rounds
 
 GIB = 2**30
@@ -52,12 +52,6 @@ def links(at: list[Place], slow: dict[tuple[int, int] | int | str, float]) -> li
         crossing = [node_of[a], node_of[b]] if node_of[a] != node_of[b] else []
         return min([1.0, *(slow.get(key, 1.0) for key in [(a, b), a, b, *crossing])])
 
-    return [
-        Link(
-            (min(pair), max(pair)),
-            kind,
-            {"within a node": 1e11}.get(kind, 2e10) * factor(min(pair), max(pair)),
-        )
-        for kind, pairs in rounds(at)
-        for pair in pairs
-    ]
+    usual = {WITHIN: 1e11, BETWEEN: 2e10}
+    met = [(kind, min(pair), max(pair)) for kind, pairs in rounds(at) for pair in pairs]
+    return [Link((a, b), kind, usual[kind] * factor(a, b)) for kind, a, b in met]

@@ -45,6 +45,7 @@ def test_a_bad_node_is_named_with_what_was_found(fields, what, found):
         ({"shared_memory": None}, "/dev/shm"),
         ({"folder": replace(FOLDER, locked="No locks available")}, "flock"),
         ({"device": replace(DEVICE, free=40 * GIB, identity="GPU-9")}, "GPU memory"),
+        ({"kernel": "5.15.0"}, "kernel"),
         ({"device": replace(DEVICE, name="A100", identity="GPU-9")}, "device"),
     ],
 )
@@ -72,7 +73,11 @@ def test_ranks_that_share_a_gpu_are_bad():
 
 def test_of_two_ranks_that_differ_the_first_is_what_is_expected():
     (problem,) = judge(spoiled(findings(2, 1), [1], versions={"torch": "2.12.1", "recipe": "4711"}), Limits())
-    assert (problem.nodes, problem.found, problem.expected) == (("n2",), "2.12.1", "2.13.0, as on 1 ranks")
+    assert (problem.nodes, problem.found, problem.expected) == (
+        ("n2",),
+        "2.12.1",
+        "2.13.0, as on 1 of 2 ranks",
+    )
 
 
 def test_ranks_without_a_gpu_or_with_too_few_cannot_join():
