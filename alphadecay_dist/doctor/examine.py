@@ -14,9 +14,9 @@ import torch.distributed as dist
 
 from alphadecay_dist.doctor import measures, report
 from alphadecay_dist.doctor.clock import measured_offsets
-from alphadecay_dist.doctor.findings import Finding, Limits, Link, Place, Problem
+from alphadecay_dist.doctor.findings import Device, Finding, Limits, Link, Place, Problem
 from alphadecay_dist.doctor.folder import look_at
-from alphadecay_dist.doctor.judge import bad_nodes, judge, judge_places
+from alphadecay_dist.doctor.judge import bad_nodes, judge, judge_places, judge_versions
 from alphadecay_dist.doctor.judge_links import judge_links
 from alphadecay_dist.doctor.links import measured_links
 from alphadecay_dist.doctor.pairs import rounds
@@ -62,22 +62,18 @@ def examine(asked: Examination) -> bool:
     device = local_device()
     checked = _checked(asked.options)
     store = _store(asked.timeout)
-    mistake = checked if isinstance(checked, str) else None
-    rank, world_size = environment("RANK", 0), environment("WORLD_SIZE", 1)
-    try:
-        places = call_roll(store, measures.place_of(device, mistake), world_size, asked.timeout)
-        if isinstance(checked, str) or judge_places(places):
-            raise UserError(_refusal(places))
-    except UserError:
-        part(store, rank, world_size)
-        raise
-    watch = Watch(store, places, rank, asked.timeout)
-    # The watch speaks first: NCCL ends a process by an abort.
-    made_group = watch.step(
-        "joining the process group", lambda: join(device, store, timedelta(seconds=2 * asked.timeout + 60))
-    )
+    places = _met(store, _place(device, checked), asked.timeout)
+    assert isinstance(checked, Checked)  # or else its place would have been refused
+    hints = report.problem_lines(judge_versions(places))
+    watch = Watch(store, places, environment("RANK", 0), asked.timeout, hints)
+    found = watch.step("device", lambda: measures.device_of(device))
+    # The watch is to speak before a collective's own time is up: NCCL ends the process by an abort.
+    limit = timedelta(seconds=2 * asked.timeout + 60)
+    made_group = watch.step("joining the process group", lambda: join(device, store, limit))
     ranks = Ranks(device)
-    findings, links = _measured(watch, ranks, device, checked, places)
+    watch.step("first collective", ranks.barrier)
+    links = watch.step("bandwidth", lambda: _links(ranks, places, device, asked.limits))
+    findings = _findings(watch, ranks, found, checked, places)
     problems = judge(findings, asked.limits) + judge_links(links, places, asked.limits)
     watch.step("report", lambda: ranks.from_main(lambda: _report(asked, findings, links, problems)))
     watch.step("the end", ranks.barrier)
@@ -125,6 +121,27 @@ def _store(seconds: float) -> dist.TCPStore:
         ) from None
 
 
+def _place(device: torch.device, checked: Checked | str) -> Place:
+    """This rank's place, with what it was given."""
+    if isinstance(checked, str):
+        return measures.place_of(device, measures.versions(), checked)
+    recipe = hashlib.sha256(to_yaml(checked.config).encode()).hexdigest()[:12]
+    return measures.place_of(device, {**measures.versions(), "recipe": recipe}, None)
+
+
+def _met(store: dist.TCPStore, mine: Place, seconds: float) -> list[Place]:
+    """The places of all ranks, which can be joined."""
+    world_size = environment("WORLD_SIZE", 1)
+    try:
+        places = call_roll(store, mine, world_size, seconds)
+        if judge_places(places):
+            raise UserError(_refusal(places))
+    except UserError:
+        part(store, mine.rank, world_size)
+        raise
+    return places
+
+
 def _refusal(places: Sequence[Place]) -> str:
     """Why these ranks cannot be joined."""
     mistakes = {place.mistake for place in places}
@@ -134,29 +151,33 @@ def _refusal(places: Sequence[Place]) -> str:
     return "\n".join([*report.problem_lines(problems), report.closing_line(places, problems)])
 
 
-def _measured(
-    watch: Watch, ranks: Ranks, device: torch.device, checked: Checked, places: Sequence[Place]
-) -> tuple[list[Finding], list[Link]]:
-    """All measures, of all ranks, on every rank."""
-    found = watch.step("device", lambda: measures.device_of(device))
-    versions = watch.step("versions", measures.versions)
-    recipe = {"recipe": hashlib.sha256(to_yaml(checked.config).encode()).hexdigest()[:12]}
+def _links(ranks: Ranks, places: Sequence[Place], device: torch.device, limits: Limits) -> list[Link]:
+    """All links; where one looks slow all get a second chance, for something else may have run there."""
+    links = measured_links(ranks, rounds(places), device)
+    if judge_links(links, places, limits):
+        again = measured_links(ranks, rounds(places), device)
+        return [max(both, key=lambda link: link.rate) for both in zip(links, again, strict=True)]
+    return links
+
+
+def _findings(
+    watch: Watch, ranks: Ranks, device: Device, checked: Checked, places: Sequence[Place]
+) -> list[Finding]:
+    """What each rank found beside the links, on every rank."""
     folder = watch.step(
         f"output directory {checked.folder}", lambda: look_at(checked.folder, needed_bytes(checked), ranks)
     )
     offsets = watch.step("clock", lambda: measured_offsets(ranks))
-    links = watch.step("bandwidth", lambda: measured_links(ranks, rounds(places), device))
     mine = Finding(
         place=places[ranks.rank],
-        device=found,
+        device=device,
         processor=measures.processor_of(),
-        versions={**versions, **recipe},
         kernel=measures.kernel(),
-        shared_memory=measures.shared_memory(),
+        shared_memory=watch.step("/dev/shm", measures.shared_memory),
         folder=folder,
         clock=offsets[ranks.rank],
     )
-    return watch.step("collecting findings", lambda: ranks.gather(mine)), links
+    return watch.step("collecting findings", lambda: ranks.gather(mine))
 
 
 def _report(

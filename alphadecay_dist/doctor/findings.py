@@ -20,6 +20,7 @@ class Place:
         local_ranks: on its node, as the launcher says.
         device: ``cuda`` or ``cpu``.
         gpus: that this rank sees.
+        versions: by name; all ranks must have the same.
         mistake: what is wrong with what this rank was given; None where nothing is.
     """
 
@@ -30,6 +31,7 @@ class Place:
     local_ranks: int
     device: str
     gpus: int
+    versions: Mapping[str, str | None]
     mistake: str | None = None
 
 
@@ -42,7 +44,7 @@ class Device:
         identity: no other device has it; None for a processor, which ranks share.
         total: bytes of memory.
         free: bytes of memory.
-        fault: what went wrong when it multiplied two matrices; None where the product was right.
+        fault: what is wrong with a product of matrices that it made; None where it is right.
     """
 
     name: str
@@ -89,7 +91,6 @@ class Finding:
         place: where it runs.
         device: what computes.
         processor: its cores.
-        versions: by name; all ranks must have the same.
         kernel: of the operating system; may differ.
         shared_memory: free bytes in /dev/shm; None where there is none.
         folder: the output directory.
@@ -99,7 +100,6 @@ class Finding:
     place: Place
     device: Device
     processor: Processor
-    versions: Mapping[str, str | None]
     kernel: str
     shared_memory: int | None
     folder: Folder

@@ -29,12 +29,21 @@ def judge_places(places: Sequence[Place]) -> list[Problem]:
     return problems + _problems(True, places, beyond, "GPU", "a GPU for each local rank", advice)
 
 
+def judge_versions(places: Sequence[Place]) -> list[Problem]:
+    """What is not the same on all ranks."""
+    names = dict.fromkeys(name for place in places for name in place.versions)
+    found = {name: [place.versions.get(name) for place in places] for name in names}
+    return [problem for name, own in found.items() for problem in _unlike(True, places, name, own)]
+
+
 def judge(findings: Sequence[Finding], limits: Limits) -> list[Problem]:
     """What is wrong beside the links; see :func:`alphadecay_dist.doctor.judge_links.judge_links`."""
+    places = [finding.place for finding in findings]
     return [
         *_devices(findings, limits),
         *_processors(findings),
-        *_versions(findings),
+        *judge_versions([finding.place for finding in findings]),
+        *_unlike(False, places, "kernel", [finding.kernel for finding in findings]),
         *_clocks(findings, limits),
         *_folders(findings),
         *_shared_memory(findings, limits),
@@ -92,20 +101,10 @@ def _processors(findings: Sequence[Finding]) -> list[Problem]:
     return _problems(False, places, crowded, "threads", "at most a thread a core", advice)
 
 
-def _versions(findings: Sequence[Finding]) -> list[Problem]:
-    names = dict.fromkeys(name for finding in findings for name in finding.versions)
-    of = {name: [finding.versions.get(name) for finding in findings] for name in names}
-    problems = [p for name, found in of.items() for p in _unlike(True, findings, name, found)]
-    return problems + _unlike(False, findings, "kernel", [finding.kernel for finding in findings])
-
-
-def _unlike(
-    bad: bool, findings: Sequence[Finding], name: str, versions: Sequence[str | None]
-) -> list[Problem]:
-    places = [finding.place for finding in findings]
+def _unlike(bad: bool, places: Sequence[Place], name: str, versions: Sequence[str | None]) -> list[Problem]:
     usual = most_common(versions)
     other = {place.rank: str(v) for place, v in zip(places, versions, strict=True) if v != usual}
-    on = f"{usual}, as on {len(findings) - len(other)} of {len(findings)} ranks"
+    on = f"{usual}, as on {len(places) - len(other)} of {len(places)} ranks"
     return _problems(bad, places, other, name, on, "install the same on every node")
 
 

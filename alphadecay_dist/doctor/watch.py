@@ -31,10 +31,14 @@ class Watch:
         places: of all ranks.
         rank: this one.
         seconds: that all checks may take.
+        hints: what may be the cause when a check fails.
     """
 
-    def __init__(self, store: dist.TCPStore, places: Sequence[Place], rank: int, seconds: float) -> None:
+    def __init__(
+        self, store: dist.TCPStore, places: Sequence[Place], rank: int, seconds: float, hints: Sequence[str]
+    ) -> None:
         self._store, self._places, self._rank, self._seconds = store, places, rank, seconds
+        self._hints = hints
         self._number = 0
         self._done = threading.Event()
         beside = cast(Any, store).clone()  # torch documents it, and leaves it out of its stubs
@@ -105,7 +109,7 @@ class Watch:
         return [f"{self._who(gone)}: ended or hangs altogether; look at its log"] if gone else []
 
     def _end_all(self, store: dist.Store, lines: Sequence[str]) -> None:
-        for line in lines:
+        for line in [*lines, *self._hints]:
             print(f"alphadecay doctor: error: {line}", file=sys.stderr, flush=True)
         store.set(OVER, "1")
         part(store, self._rank, len(self._places))

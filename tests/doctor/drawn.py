@@ -8,12 +8,13 @@ from alphadecay_dist.doctor.findings import BETWEEN, WITHIN, Device, Finding, Fo
 from alphadecay_dist.doctor.pairs import rounds
 
 GIB = 2**30
+VERSIONS = {"torch": "2.13.0", "recipe": "4711"}
 
 
 def places(nodes: int, ranks: int, device: str = "cuda") -> list[Place]:
     """So many ranks on each of n1, n2, ..., each a machine of its own."""
     return [
-        Place(node * ranks + local, f"n{node + 1}", f"boot {node}", local, ranks, device, ranks)
+        Place(node * ranks + local, f"n{node + 1}", f"boot {node}", local, ranks, device, ranks, VERSIONS)
         for node in range(nodes)
         for local in range(ranks)
     ]
@@ -26,7 +27,6 @@ def findings(nodes: int, ranks: int) -> list[Finding]:
             place=place,
             device=Device("H100", f"GPU-{place.rank}", 80 * GIB, 79 * GIB, None),
             processor=Processor(tuple(range(4 * ranks)), 4),
-            versions={"torch": "2.13.0", "recipe": "4711"},
             kernel="6.1.0",
             shared_memory=8 * GIB,
             folder=Folder("/shared/runs", None, True, None, 500 * GIB, 45 * GIB),
@@ -39,6 +39,12 @@ def findings(nodes: int, ranks: int) -> list[Finding]:
 def spoiled(healthy: list[Finding], ranks: list[int], **fields: object) -> list[Finding]:
     """The findings, with other fields at some ranks."""
     return [replace(f, **fields) if f.place.rank in ranks else f for f in healthy]
+
+
+def unlike(healthy: list[Finding], rank: int, **versions: str) -> list[Finding]:
+    """The findings, with other versions at a rank."""
+    place = healthy[rank].place
+    return spoiled(healthy, [rank], place=replace(place, versions={**VERSIONS, **versions}))
 
 
 def links(at: list[Place], slow: dict[tuple[int, int] | int | str, float]) -> list[Link]:

@@ -115,7 +115,16 @@ def test_a_rank_that_does_not_come_is_named_in_time(tmp_path, absent):
 
 
 def hanging_check():
-    measures.versions = lambda: time.sleep(1000)
+    measures.shared_memory = lambda: time.sleep(1000)
+
+
+def failing_device():
+    def broken(_):
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+
+    versions = measures.versions()
+    measures.versions = lambda: versions | {"CUDA driver": "535.1"}
+    measures.device_of = broken
 
 
 def failing_check():
@@ -128,7 +137,8 @@ def failing_check():
 @pytest.mark.parametrize(
     ("spoil", "line"),
     [
-        (hanging_check, "not done within 4 s: rank 1 on n1 at 'versions'"),
+        (hanging_check, "not done within 4 s: rank 1 on n1 at '/dev/shm'"),
+        (failing_device, "rank 1 on n1: device: RuntimeError: CUDA error: uncorrectable ECC error"),
         (failing_check, "rank 1 on n1: bandwidth: RuntimeError: connection reset"),
     ],
 )
@@ -136,11 +146,12 @@ def test_a_check_that_hangs_or_fails_on_one_rank_ends_all(tmp_path, spoil, line)
     done = doctor(tmp_path, 3, "--timeout=4", spoils={1: spoil}, nodes=True)
     assert set(done.codes.values()) == {2}, done.printed
     assert line in done.printed[0]
+    assert ("n1 (rank 1): CUDA driver: found 535.1" in done.printed[0]) == (spoil is failing_device)
     assert done.seconds < 30
 
 
 def dies():
-    measures.versions = lambda: os._exit(9)
+    measures.shared_memory = lambda: os._exit(9)
 
 
 def test_a_rank_that_dies_in_a_check_is_named(tmp_path):

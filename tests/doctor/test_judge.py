@@ -8,7 +8,7 @@ import pytest
 
 from alphadecay_dist.doctor.findings import Limits
 from alphadecay_dist.doctor.judge import bad_nodes, judge, judge_places
-from tests.doctor.drawn import GIB, findings, places, spoiled
+from tests.doctor.drawn import GIB, findings, places, spoiled, unlike
 
 HEALTHY = findings(3, 2)
 DEVICE, FOLDER = HEALTHY[0].device, HEALTHY[0].folder
@@ -22,19 +22,28 @@ def test_healthy_nodes_have_no_problem():
 @pytest.mark.parametrize(
     ("fields", "what", "found"),
     [
-        ({"versions": {"torch": "2.12.1", "recipe": "4711"}}, "torch", "2.12.1"),
-        ({"versions": {"torch": "2.13.0"}}, "recipe", "None"),
         ({"clock": (-75.0, 0.002)}, "clock", "-75 s"),
         ({"folder": replace(FOLDER, free=44 * GIB)}, "disk", "44 GiB free"),
         ({"folder": replace(FOLDER, shared=False)}, "output directory", "another /shared/runs"),
         ({"folder": replace(FOLDER, fault="Read-only file system")}, "output directory", "Read-only"),
-        ({"device": replace(DEVICE, fault="CUDA error", identity="GPU-9")}, "compute", "CUDA error"),
+        (
+            {"device": replace(DEVICE, fault="9 of 65536 elements are wrong", identity="GPU-9")},
+            "compute",
+            "9 of 65536",
+        ),
     ],
 )
 def test_a_bad_node_is_named_with_what_was_found(fields, what, found):
     (problem,) = judge(spoiled(HEALTHY, [2], **fields), Limits())
     assert (problem.bad, problem.nodes, problem.ranks, problem.what) == (True, ("n2",), (2,), what)
     assert found in problem.found
+
+
+@pytest.mark.parametrize(("name", "expected"), [("torch", "2.13.0"), ("recipe", "4711"), ("NCCL", None)])
+def test_a_node_with_another_version_is_named(name, expected):
+    (problem,) = judge(unlike(HEALTHY, 3, **{name: "2.12.1"}), Limits())
+    assert (problem.bad, problem.nodes, problem.ranks, problem.what) == (True, ("n2",), (3,), name)
+    assert (problem.found, problem.expected) == ("2.12.1", f"{expected}, as on 5 of 6 ranks")
 
 
 @pytest.mark.parametrize(
@@ -72,7 +81,7 @@ def test_ranks_that_share_a_gpu_are_bad():
 
 
 def test_of_two_ranks_that_differ_the_first_is_what_is_expected():
-    (problem,) = judge(spoiled(findings(2, 1), [1], versions={"torch": "2.12.1", "recipe": "4711"}), Limits())
+    (problem,) = judge(unlike(findings(2, 1), 1, torch="2.12.1"), Limits())
     assert (problem.nodes, problem.found, problem.expected) == (
         ("n2",),
         "2.12.1",

@@ -33,24 +33,14 @@ def test_a_wrong_product_is_a_fault(monkeypatch):
         return right(tensor).index_fill(1, torch.tensor([7]), -1.0)
 
     monkeypatch.setattr(torch.Tensor, "cpu", wrong)
-    assert measures.compute_fault(device) == "256 of 65536 elements of a product are wrong"
-
-
-def test_a_device_that_fails_is_a_fault(monkeypatch):
-    def broken(tensor):
-        raise RuntimeError("CUDA error: uncorrectable ECC error encountered\nhints")
-
-    monkeypatch.setattr(torch.Tensor, "cpu", broken)
-    assert (
-        measures.compute_fault(torch.device("cpu")) == "CUDA error: uncorrectable ECC error encountered hints"
-    )
+    assert measures.compute_fault(device) == "256 of 65536 elements are wrong"
 
 
 def test_a_place_is_by_the_launchers_variables(monkeypatch):
     for name, value in {"RANK": 5, "LOCAL_RANK": 1, "LOCAL_SIZE": 4, "SLURMD_NODENAME": "n2"}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    found = measures.place_of(torch.device("cpu"), None)
+    found = measures.place_of(torch.device("cpu"), {"torch": "2.13.0"}, None)
     assert (found.rank, found.node, found.local_rank, found.local_ranks) == (5, "n2", 1, 4)
     assert found.machine == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 

@@ -10,7 +10,7 @@ from alphadecay_dist.doctor.judge_links import judge_links
 from alphadecay_dist.doctor.report import closing_line, problem_lines, table, write_json
 from alphadecay_dist.doctor.roll_call import missing, spans
 from alphadecay_dist.errors import UserError
-from tests.doctor.drawn import findings, links, places, spoiled
+from tests.doctor.drawn import findings, links, places, spoiled, unlike
 
 HEALTHY, AT = findings(2, 4), places(2, 4)
 LINKS = links(AT, {})
@@ -30,8 +30,7 @@ def test_ranks_that_are_alike_are_one_line_a_node_and_columns_are_aligned():
 
 
 def test_what_is_wrong_stands_in_the_table_and_below_it():
-    bad = spoiled(HEALTHY, [5], versions={"torch": "2.12.1", "recipe": "4711"})
-    bad = spoiled(bad, [0, 1, 2, 3], shared_memory=2**20)
+    bad = spoiled(unlike(HEALTHY, 5, torch="2.12.1"), [0, 1, 2, 3], shared_memory=2**20)
     problems = judge(bad, Limits())
     assert [line.split()[-1] for line in table(bad, LINKS, problems).splitlines()] == [
         "state",
