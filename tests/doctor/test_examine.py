@@ -105,7 +105,7 @@ def test_a_rank_that_does_not_come_is_named_in_time(tmp_path, absent):
     done = doctor(tmp_path, 2, "--timeout=3", absent=(absent,))
     ((rank, code),) = done.codes.items()
     assert code == 2
-    assert done.seconds < 15
+    assert done.seconds < 40
     told = {
         1: "1 of 2 ranks did not come within 3 s: 1; on n0, where other ranks came",
         0: "rank 1 on n0 found no rank 0 at 127.0.0.1",
@@ -137,17 +137,17 @@ def failing_check():
 @pytest.mark.parametrize(
     ("spoil", "line"),
     [
-        (hanging_check, "not done within 4 s: rank 1 on n1 at '/dev/shm'"),
+        (hanging_check, "not done within 10 s: rank 1 on n1 at '/dev/shm'"),
         (failing_device, "rank 1 on n1: device: RuntimeError: CUDA error: uncorrectable ECC error"),
         (failing_check, "rank 1 on n1: bandwidth: RuntimeError: connection reset"),
     ],
 )
 def test_a_check_that_hangs_or_fails_on_one_rank_ends_all(tmp_path, spoil, line):
-    done = doctor(tmp_path, 3, "--timeout=4", spoils={1: spoil}, nodes=True)
+    done = doctor(tmp_path, 3, "--timeout=10", spoils={1: spoil}, nodes=True)
     assert set(done.codes.values()) == {2}, done.printed
     assert line in done.printed[0]
     assert ("n1 (rank 1): CUDA driver: found 535.1" in done.printed[0]) == (spoil is failing_device)
-    assert done.seconds < 30
+    assert done.seconds < 60
 
 
 def dies():
@@ -155,13 +155,13 @@ def dies():
 
 
 def test_a_rank_that_dies_in_a_check_is_named(tmp_path):
-    done = doctor(tmp_path, 2, "--timeout=4", spoils={1: dies}, nodes=True)
+    done = doctor(tmp_path, 2, "--timeout=30", spoils={1: dies}, nodes=True)
     assert done.codes == {0: 2, 1: 9}, done.printed
     assert "rank 1 on n1: ended or hangs altogether" in done.printed[0].splitlines()[0]
 
 
 def test_when_rank_0_dies_the_others_say_so_themselves(tmp_path):
-    done = doctor(tmp_path, 2, "--timeout=4", spoils={0: dies}, nodes=True)
+    done = doctor(tmp_path, 2, "--timeout=30", spoils={0: dies}, nodes=True)
     assert done.codes == {0: 9, 1: 2}, done.printed
     assert "rank 1 on n1" in done.printed[1]
 
