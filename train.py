@@ -19,6 +19,7 @@ from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.check import Options
 from alphadecay_dist.training.exits import exit_code_of
 from alphadecay_dist.training.launcher import end_with_launcher
+from alphadecay_dist.training.options import add_options, options_of
 from alphadecay_dist.training.preemption import StopRequests
 from alphadecay_dist.training.ranks import limit_threads
 from alphadecay_dist.training.run import run
@@ -32,28 +33,12 @@ def parse(argv: list[str]) -> Options:
         allow_abbrev=False,
         exit_on_error=False,
     )
-    parser.add_argument("--recipe", default="demo", help="a name or a YAML file (default: demo)")
-    parser.add_argument("--deepspeed", metavar="JSON", help="train under DeepSpeed with this config")
-    parser.add_argument("--engine", choices=("fsdp2", "ddp"), help="without --deepspeed (default: fsdp2)")
-    parser.add_argument("--output_dir", help="default: runs/<recipe name>")
-    parser.add_argument("--resume", default="auto", help="auto (default), none, or a checkpoint directory")
-    parser.add_argument("--overwrite", action="store_true", help="with --resume none: remove the old run")
-    parser.add_argument("--init_from", metavar="DIR", help="start from a HF checkpoint's weights")
-    parser.add_argument(
-        "--dry_run", action="store_true", help="print config, plan and first batch, then stop"
-    )
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # added by the deepspeed launcher
+    add_options(parser)
     try:
         args, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise UserError(f"{error}; see --help") from None
-    for option in rest:
-        if not option.startswith("--") or "." not in option.partition("=")[0]:
-            raise UserError(
-                f"{option!r}: unknown option; fields of a recipe are --section.key=value, see --help"
-            )
-    del args.local_rank
-    return Options(overrides=tuple(option.removeprefix("--") for option in rest), **vars(args))
+    return options_of(args, rest)
 
 
 def main(argv: list[str]) -> int:

@@ -13,6 +13,8 @@ import torch
 
 from alphadecay_dist import spectrum as spectra
 from alphadecay_dist.decay import SHAPES
+from alphadecay_dist.doctor.examine import Examination, examine
+from alphadecay_dist.doctor.findings import Limits
 from alphadecay_dist.engines.foretold import MASTERS, SHARDINGS, Sharding
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.plan import forecast, job_of, read_machine, this_machine
@@ -20,9 +22,13 @@ from alphadecay_dist.report import plot_run, plot_spectrum
 from alphadecay_dist.settings import CHOOSABLE_FITS, NORMALIZE, Settings
 from alphadecay_dist.spectral import METRICS, Windows
 from alphadecay_dist.training.config import load_config
+from alphadecay_dist.training.exits import USER_ERROR, exit_code_of
+from alphadecay_dist.training.launcher import end_with_launcher
 from alphadecay_dist.training.model import read_model_config
+from alphadecay_dist.training.options import add_options, options_of
 from alphadecay_dist.training.prepare import prepare
 from alphadecay_dist.training.prepared import SPLITS, Manifest, verify
+from alphadecay_dist.training.ranks import limit_threads
 from alphadecay_dist.weight_files import open_weights
 
 PUBLISHED = Settings(weight_decay=0.1, interval=500, min_ratio=2 / 3, max_ratio=5.0)
@@ -31,22 +37,23 @@ PUBLISHED = Settings(weight_decay=0.1, interval=500, min_ratio=2 / 3, max_ratio=
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand; a user's mistake is one line and exit code 2."""
     parser = argparse.ArgumentParser(prog="alphadecay", description="Tools around AlphaDecay.")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # added by the deepspeed launcher
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_report(commands)
     _add_spectrum(commands)
     _add_plan(commands)
     _add_data(commands)
+    _add_doctor(commands)
     args, rest = parser.parse_known_args(argv)
-    if args.command == _prepare:
-        args.overrides = [option.removeprefix("--") for option in rest]
+    if args.command in (_prepare, _doctor):
+        args.rest = rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        args.command(args)
+        return args.command(args) or 0
     except UserError as error:
         print(f"alphadecay: error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -120,6 +127,40 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     verify.set_defaults(command=_verify)
 
 
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="check every rank, node and link before training",
+        epilog="Started on every rank by the launcher of train.py, with its options; 0: well, 2: not.",
+        allow_abbrev=False,
+    )
+    add_options(doctor)
+    limits = Limits()
+    doctor.add_argument(
+        "--timeout",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="to wait for all ranks, and for all checks (120)",
+    )
+    doctor.add_argument("--json", type=Path, metavar="FILE", help="write all findings to this file")
+    doctor.add_argument(
+        "--link_fraction",
+        type=float,
+        default=limits.link_fraction,
+        help="a link below this part of the median is bad (%(default)s)",
+    )
+    for name in ("clock_warn", "clock_bad"):
+        doctor.add_argument(
+            f"--{name}",
+            type=float,
+            default=getattr(limits, name),
+            metavar="S",
+            help="offset from rank 0's clock (%(default)s)",
+        )
+    doctor.set_defaults(command=_doctor)
+
+
 def _report(args: argparse.Namespace) -> None:
     picture = args.out or args.run / "report.png"
     plot_run(args.run, picture)
@@ -167,7 +208,7 @@ def _plan(args: argparse.Namespace) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    config = load_config(args.recipe, args.overrides)
+    config = load_config(args.recipe, [option.removeprefix("--") for option in args.rest])
     vocabulary = read_model_config(config.model.name, config.train.seq_len).vocab_size
     _describe(args.output, prepare(config, vocabulary, args.output))
     print(f"train from it: --data.prepared={args.output}")
@@ -175,6 +216,19 @@ def _prepare(args: argparse.Namespace) -> None:
 
 def _verify(args: argparse.Namespace) -> None:
     _describe(args.folder, verify(args.folder))
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    end_with_launcher()
+    limit_threads()
+    well: list[bool] = []
+
+    def work() -> None:
+        limits = Limits(args.link_fraction, args.clock_warn, args.clock_bad)
+        asked = Examination(options_of(args, args.rest), limits, args.timeout, args.json)
+        well.append(examine(asked))
+
+    return exit_code_of(work, "alphadecay doctor") or (0 if well[0] else USER_ERROR)
 
 
 def _describe(folder: Path, manifest: Manifest) -> None:
@@ -188,3 +242,7 @@ def _given(args: argparse.Namespace, names: dict[str, str]) -> dict[str, Any]:
     """The options that were given, by the names that fields have for them."""
     found = {field: getattr(args, option) for option, field in names.items()}
     return {field: value for field, value in found.items() if value is not None}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

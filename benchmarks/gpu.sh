@@ -24,6 +24,7 @@ model=(--recipe llama_1b "--model.name=$settings/llama_1b.json" --tokenizer.mode
 launch=(torchrun --nproc_per_node "$gpus" benchmarks/throughput.py --repeats 2)
 
 nvidia-smi --query-gpu=name,memory.total --format=csv,noheader
+run torchrun --nproc_per_node "$gpus" --no-python alphadecay doctor --output_dir "$settings/run"
 for sizes in "256 64" "2048 8"; do
   read -r length micro <<< "$sizes"
   shape=("--train.seq_len=$length" "--train.micro_batch=$micro" "--train.global_batch=$((micro * 4 * gpus))")

@@ -15,8 +15,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["tests.preload"])
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.preload"])
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 300) -> list[Any]:
@@ -38,8 +38,8 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
         store = Path(folder) / "store"
         ranks = []
         for rank in range(world_size):
-            reader, writer = _FORKS.Pipe(duplex=False)
-            process = _FORKS.Process(
+            reader, writer = FORKS.Pipe(duplex=False)
+            process = FORKS.Process(
                 target=_rank_main, args=(writer, str(store), rank, world_size, function, args)
             )
             process.start()

@@ -16,22 +16,22 @@ class Preempted(Exception):  # noqa: N818 (it is no error)
     """The run was asked to stop, and has; the text is the reason. The same command goes on with it."""
 
 
-def exit_code_of(work: Callable[[], None]) -> int:
+def exit_code_of(work: Callable[[], None], program: str = "train.py") -> int:
     """Run; what ends it early is said on rank 0. Other errors are left to raise, with their tracebacks."""
     try:
         work()
     except Preempted as stop:
-        return _say(f"stopped early: {stop}; the same command goes on", PREEMPTED)
+        return _say(program, f"stopped early: {stop}; the same command goes on", PREEMPTED)
     except UserError as error:
-        return _say(f"error: {error}", USER_ERROR)
+        return _say(program, f"error: {error}", USER_ERROR)
     except RunError as error:
-        return _say(f"failed: {error}", FAILURE)
+        return _say(program, f"failed: {error}", FAILURE)
     return 0
 
 
-def _say(line: str, code: int) -> int:
+def _say(program: str, line: str, code: int) -> int:
     if os.environ.get("RANK", "0") == "0":
-        print(f"train.py: {line}", file=sys.stderr, flush=True)
+        print(f"{program}: {line}", file=sys.stderr, flush=True)
     else:
         time.sleep(2)  # a launcher kills the others at the first exit: let rank 0 speak first
     return code
