@@ -105,12 +105,6 @@ def _checked(options: Options) -> Checked | str:
 
 
 def _store(seconds: float) -> dist.TCPStore:
-    if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        raise UserError(
-            f"RANK: not set in one of {os.environ['SLURM_STEP_NUM_TASKS']} tasks of a SLURM step, "
-            "expected RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as train.py needs them; "
-            "export them in each task, see docs/doctor.md"
-        )
     try:
         return open_store(timedelta(seconds=seconds))
     except (OSError, dist.DistError) as error:

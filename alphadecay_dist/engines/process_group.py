@@ -11,6 +11,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from alphadecay_dist.errors import UserError
+
 
 def local_device() -> torch.device:
     """This rank's GPU, or the CPU where there is none."""
@@ -26,6 +28,7 @@ def open_store(timeout: timedelta) -> dist.TCPStore:
 
     Raises:
         OSError: the host did not answer within ``timeout``.
+        UserError: this is one of several tasks of SLURM, and no launcher's.
     """
     _alone_without_launcher()
     agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
@@ -54,6 +57,9 @@ def join(device: torch.device, store: dist.Store | None = None, timeout: timedel
 
     Returns:
         Whether it had to be made: whoever made it is to end it.
+
+    Raises:
+        UserError: this is one of several tasks of SLURM, and no launcher's.
     """
     _alone_without_launcher()
     # FSDP2 and DeepSpeed still call collectives by their old names.
@@ -72,6 +78,12 @@ def join(device: torch.device, store: dist.Store | None = None, timeout: timedel
 
 
 def _alone_without_launcher() -> None:
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if "RANK" not in os.environ and tasks != "1":  # each would train a run of its own
+        raise UserError(
+            f"RANK: not set in one of {tasks} tasks of a SLURM step, expected RANK, LOCAL_RANK, WORLD_SIZE, "
+            "MASTER_ADDR and MASTER_PORT; export them in each task, as slurm/rank.sh does"
+        )
     if "RANK" not in os.environ:
         alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}
         os.environ |= {key: str(value) for key, value in alone.items()}
