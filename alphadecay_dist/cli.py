@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from alphadecay_dist.report import plot_run, plot_spectrum
 from alphadecay_dist.settings import CHOOSABLE_FITS, NORMALIZE, Settings
 from alphadecay_dist.spectral import METRICS, Windows
 from alphadecay_dist.training.config import load_config
+from alphadecay_dist.training.export import Trained, export_hf, export_universal, trained
 from alphadecay_dist.training.model import read_model_config
 from alphadecay_dist.training.prepare import prepare
 from alphadecay_dist.training.prepared import SPLITS, Manifest, verify
@@ -36,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_spectrum(commands)
     _add_plan(commands)
     _add_data(commands)
+    _add_export(commands)
     args, rest = parser.parse_known_args(argv)
     if args.command == _prepare:
         args.overrides = [option.removeprefix("--") for option in rest]
@@ -120,6 +123,29 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     verify.set_defaults(command=_verify)
 
 
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    export = commands.add_parser("export", help="a run's weights in the formats of others")
+    export.add_argument(
+        "path", type=Path, help="a run, of which the newest checkpoint is taken, or a checkpoint"
+    )
+    export.add_argument(
+        "--to",
+        choices=list(EXPORTS),
+        required=True,
+        help="hf: weights, config and tokenizer "
+        "for transformers; deepspeed: its universal checkpoint, optimizer state included",
+    )
+    export.add_argument("--output", type=Path, required=True, metavar="DIR", help="where to; new or empty")
+    export.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="hf: of the weights (default: float32, the masters)",
+    )
+    export.add_argument("--model", metavar="JSON", help="hf: the model's config, where the run's own is gone")
+    export.set_defaults(command=_export)
+
+
 def _report(args: argparse.Namespace) -> None:
     picture = args.out or args.run / "report.png"
     plot_run(args.run, picture)
@@ -175,6 +201,18 @@ def _prepare(args: argparse.Namespace) -> None:
 
 def _verify(args: argparse.Namespace) -> None:
     _describe(args.folder, verify(args.folder))
+
+
+def _export(args: argparse.Namespace) -> None:
+    found = trained(args.path)
+    EXPORTS[args.to](found, args)
+    print(f"{args.output}: {found.checkpoint.folder}, update {found.checkpoint.manifest.step}")
+
+
+EXPORTS: dict[str, Callable[[Trained, argparse.Namespace], None]] = {
+    "hf": lambda found, args: export_hf(found, args.output, getattr(torch, args.dtype), args.model),
+    "deepspeed": lambda found, args: export_universal(found, args.output),
+}
 
 
 def _describe(folder: Path, manifest: Manifest) -> None:

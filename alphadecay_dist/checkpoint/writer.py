@@ -28,6 +28,7 @@ from alphadecay_dist.errors import UserError
 
 T = TypeVar("T")
 
+CHECKPOINTS = "checkpoints"  # the folder of a run that holds them
 LATEST = "latest"
 STATE = "state.json"
 STEPS = "step-*"

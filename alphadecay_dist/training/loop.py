@@ -41,7 +41,7 @@ from alphadecay_dist.training.prefetch import Prefetched
 from alphadecay_dist.training.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.schedule import learning_rate
-from alphadecay_dist.training.start import CHECKPOINTS, newest_whole
+from alphadecay_dist.training.start import newest_whole
 from alphadecay_dist.training.throughput import Utilization
 
 ASK_EVERY = 8  # micro-batches of an evaluation between questions whether to stop
@@ -226,7 +226,7 @@ class Trainer:
 
     def _roll_back(self, what: str) -> None:
         """Go back to the last checkpoint, but on with the data: the bad update's are not taken again."""
-        checkpoint = newest_whole(self._folder / CHECKPOINTS, self._ranks)
+        checkpoint = newest_whole(self._folder / writer.CHECKPOINTS, self._ranks)
         if checkpoint is None:
             raise RunError(f"{what}; there is no checkpoint yet to go back to: see --checkpoint.every")
         self._last_refresh = None
@@ -312,7 +312,7 @@ class Trainer:
             "decay": self._decay.state_dict() if self._decay is not None else None,
         }
         writer.save(
-            self._folder / CHECKPOINTS,
+            self._folder / writer.CHECKPOINTS,
             self.progress.step,
             engine_state=self._engine.state(),
             layout=self._engine.layout,

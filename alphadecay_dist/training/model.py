@@ -154,8 +154,13 @@ def fill(model: nn.Module, value_of: Callable[[str], Tensor], dtype: torch.dtype
     """
     for name, parameter in model.named_parameters():
         assign(parameter, value_of(name).to(dtype))
+    fill_tables(model)
+
+
+def fill_tables(model: nn.Module) -> None:
+    """Give the rotary embeddings their tables, which late storage lacks and zero.Init makes in bf16."""
     for module in model.modules():
-        if isinstance(module, LlamaRotaryEmbedding):  # tables, which late storage lacks
+        if isinstance(module, LlamaRotaryEmbedding):
             tables = dict(LlamaRotaryEmbedding(module.config).named_buffers())
             for name, buffer in module.named_buffers():
                 buffer.copy_(tables[name])
