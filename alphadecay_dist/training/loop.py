@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from alphadecay_dist.checkpoint import restore, writer
+from alphadecay_dist.checkpoint import restore
 from alphadecay_dist.checkpoint.reader import Checkpoint
+from alphadecay_dist.checkpoint.writer import CHECKPOINTS
 from alphadecay_dist.controller import AlphaDecay
 from alphadecay_dist.engines.training import Training
 from alphadecay_dist.errors import RunError, UserError
@@ -40,6 +41,7 @@ from alphadecay_dist.training.preemption import StopRequests
 from alphadecay_dist.training.prefetch import Prefetched
 from alphadecay_dist.training.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
+from alphadecay_dist.training.saving import Saver
 from alphadecay_dist.training.schedule import learning_rate
 from alphadecay_dist.training.start import newest_whole
 from alphadecay_dist.training.throughput import Utilization
@@ -100,7 +102,7 @@ class Trainer:
         self._stop: str | None = None  # why all ranks stop, once they have agreed to
         self._bad = BadUpdates(config.train.on_nonfinite, config.train.max_skips)
         self._evaluation_owed = True
-        self._saved_at: int | None = None
+        self._saver = Saver(config.checkpoint, folder / CHECKPOINTS, engine, ranks)
         self.progress = Progress()
         self.perplexities: list[float] = []
         self._last_refresh: Refresh | None = None
@@ -120,7 +122,7 @@ class Trainer:
         if self._decay is not None and state["decay"] is not None:
             self._decay.load_state_dict(state["decay"])
         self.progress = Progress(checkpoint.manifest.step, state["tokens"])
-        self._saved_at = self.progress.step
+        self._saver.saved_at = self.progress.step
         return state
 
     def run(self) -> bool:
@@ -226,7 +228,7 @@ class Trainer:
 
     def _roll_back(self, what: str) -> None:
         """Go back to the last checkpoint, but on with the data: the bad update's are not taken again."""
-        checkpoint = newest_whole(self._folder / writer.CHECKPOINTS, self._ranks)
+        checkpoint = newest_whole(self._folder / CHECKPOINTS, self._ranks)
         if checkpoint is None:
             raise RunError(f"{what}; there is no checkpoint yet to go back to: see --checkpoint.every")
         self._last_refresh = None
@@ -293,17 +295,18 @@ class Trainer:
 
     def _save_once(self) -> None:
         """Save, unless this update's checkpoint is there; and hear who was asked to stop meanwhile."""
-        if self._saved_at == self.progress.step:
+        if self._saver.saved_at == self.progress.step:
             return
         self._bad.saved()
-        self._save()
+        self._saver.save(self.progress.step, self._state())
         self._stop = self._stop or self._requests.agree(self._ranks)
 
-    def _save(self) -> None:
+    def _state(self) -> dict[str, Any]:
+        """What a resume needs beside weights and optimizer; collective."""
         lanes: dict[str, Any] = {}
         for states in self._ranks.gather(self._data.state()):
             lanes.update(states)
-        state = {
+        return {
             "config": dataclasses.asdict(self._config),
             "tokens": self.progress.tokens,
             "lanes": lanes,
@@ -311,16 +314,6 @@ class Trainer:
             "bad_updates": self._bad.state(),
             "decay": self._decay.state_dict() if self._decay is not None else None,
         }
-        writer.save(
-            self._folder / writer.CHECKPOINTS,
-            self.progress.step,
-            engine_state=self._engine.state(),
-            layout=self._engine.layout,
-            state=state,
-            ranks=self._ranks,
-            keep=self._config.checkpoint.keep,
-        )
-        self._saved_at = self.progress.step
 
     def _log(self, name: str, record: dict[str, Any], wandb: bool = True) -> None:
         """A line in a file of the output directory, and in wandb under the file's name."""
