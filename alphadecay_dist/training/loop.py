@@ -145,6 +145,7 @@ class Trainer:
                 self._evaluate_if_owed(bar)
                 if self._stop or step == end or _due(step, self._config.checkpoint.every):
                     self._save_once()
+            self._saver.finish()
         if self._stop and (self.progress.step < end or self._evaluation_owed):
             raise Preempted(self._stop)
         return self.progress.step >= steps
@@ -159,8 +160,9 @@ class Trainer:
         # The engine takes the mean over ranks: times their number, it is the sum over all tokens' losses.
         scale = (self._ranks.world_size / targets[0]).float()
         total = self._engine.gradients(self._losses(batches), scale)
-        sums = self._ranks.sum_on_device(total, float(self._requests.reason is not None))
-        loss, asked, tokens = torch.cat([sums, targets]).tolist()  # the one wait for the device
+        flags = float(self._requests.reason is not None), float(self._saver.written)
+        sums = self._ranks.sum_on_device(total, *flags)
+        loss, asked, written, tokens = torch.cat([sums, targets]).tolist()  # the one wait for the device
         applied = self._engine.step(self._step_decay)
         seconds = time.perf_counter() - begin
         if asked:
@@ -187,6 +189,8 @@ class Trainer:
             consumed = [digest for each in self._ranks.gather(digests(batches)) for digest in each]
             self._log(SEQUENCES, {"step": step, "sequences": consumed}, wandb=False)
         self._log_refresh()
+        if written == self._ranks.world_size:
+            self._saver.finish()
         self._evaluation_owed = step == self._config.train.steps or _due(step, self._config.eval.every)
         bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s", False)
         bar.update()
@@ -211,11 +215,13 @@ class Trainer:
             self._data.load(before)  # the ranks that have the update give it back
             if self.progress.step:
                 self._save_once()
+                self._saver.finish()
             raise RuntimeError(f"update {step}: {failures[0]}")
         return batches, summed[:1].clamp_min(1)
 
     def _not_applied(self, what: str, bar: Any) -> bool:
         """Count an update that is not finite; returns whether the run went back to a checkpoint for it."""
+        self._saver.finish()  # this may be the end, or a way back to that checkpoint
         self._bad.count(what)
         back = self._config.train.on_nonfinite == ROLLBACK
         if back:

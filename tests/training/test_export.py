@@ -22,14 +22,18 @@ from tests.training.runs import SIZES, final_weights, tiny_options, train_on
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
-def run(request, tmp_path_factory):
+def trained_run(folder, tied):
     """A run of three updates, and its options."""
-    folder = tmp_path_factory.mktemp("export")
     options = tiny_options(folder, train__steps=3, data__pack=True)
-    (folder / "tiny.json").write_text(json.dumps(SIZES | {"tie_word_embeddings": request.param}))
+    (folder / "tiny.json").write_text(json.dumps(SIZES | {"tie_word_embeddings": tied}))
     train_on(1, "ddp", folder / "run", options)
     return folder / "run", options
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of three updates, and its options."""
+    return trained_run(tmp_path_factory.mktemp("export"), tied=False)
 
 
 def exported(run, output, *options):
@@ -48,17 +52,27 @@ def trained_logits(run, ids):
         return torch.nn.functional.linear(built.model(input_ids=ids).last_hidden_state, built.lm_head.weight)
 
 
-def test_transformers_loads_the_trained_model_and_its_tokenizer(run, tmp_path):
-    folder = exported(run[0], tmp_path / "hf")
+def check_loads(run, folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     assert loaded.dtype == torch.float32
     ids = tokenizer(["It was the best of times,"], return_tensors="pt").input_ids
     with torch.no_grad():
-        assert torch.equal(loaded(ids).logits, trained_logits(run[0], ids))
+        assert torch.equal(loaded(ids).logits, trained_logits(run, ids))
     written = loaded.generate(ids, max_new_tokens=5, do_sample=False)
     assert written.shape[1] > ids.shape[1]
     assert loaded.generation_config.eos_token_id == tokenizer.eos_token_id == 1
+
+
+def test_transformers_loads_the_trained_model_and_its_tokenizer(run, tmp_path):
+    check_loads(run[0], exported(run[0], tmp_path / "hf"))
+
+
+def test_a_head_that_is_the_embedding_stays_so(tmp_path):
+    tied, _ = trained_run(tmp_path, tied=True)
+    folder = exported(tied, tmp_path / "hf")
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    check_loads(tied, folder)
 
 
 def test_several_files_and_bf16(run, tmp_path, monkeypatch):
