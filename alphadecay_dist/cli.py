@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from alphadecay_dist.spectral import METRICS, Windows
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.exits import USER_ERROR, exit_code_of
 from alphadecay_dist.training.launcher import end_with_launcher
+from alphadecay_dist.training.export import Trained, export_hf, export_universal, trained
 from alphadecay_dist.training.model import read_model_config
 from alphadecay_dist.training.options import add_options, options_of
 from alphadecay_dist.training.prepare import prepare
@@ -44,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_plan(commands)
     _add_data(commands)
     _add_doctor(commands)
+    _add_export(commands)
     args, rest = parser.parse_known_args(argv)
     if args.command in (_prepare, _doctor):
         args.rest = rest
@@ -161,6 +164,29 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     doctor.set_defaults(command=_doctor)
 
 
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    export = commands.add_parser("export", help="a run's weights in the formats of others")
+    export.add_argument(
+        "path", type=Path, help="a run, of which the newest checkpoint is taken, or a checkpoint"
+    )
+    export.add_argument(
+        "--to",
+        choices=list(EXPORTS),
+        required=True,
+        help="hf: weights, config and tokenizer "
+        "for transformers; deepspeed: its universal checkpoint, optimizer state included",
+    )
+    export.add_argument("--output", type=Path, required=True, metavar="DIR", help="where to; new or empty")
+    export.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="hf: of the weights (default: float32, the masters)",
+    )
+    export.add_argument("--model", metavar="JSON", help="hf: the model's config, where the run's own is gone")
+    export.set_defaults(command=_export)
+
+
 def _report(args: argparse.Namespace) -> None:
     picture = args.out or args.run / "report.png"
     plot_run(args.run, picture)
@@ -229,6 +255,18 @@ def _doctor(args: argparse.Namespace) -> int:
         well.append(examine(asked))
 
     return exit_code_of(work, "alphadecay doctor") or (0 if well[0] else USER_ERROR)
+
+
+def _export(args: argparse.Namespace) -> None:
+    found = trained(args.path)
+    EXPORTS[args.to](found, args)
+    print(f"{args.output}: {found.checkpoint.folder}, update {found.checkpoint.manifest.step}")
+
+
+EXPORTS: dict[str, Callable[[Trained, argparse.Namespace], None]] = {
+    "hf": lambda found, args: export_hf(found, args.output, getattr(torch, args.dtype), args.model),
+    "deepspeed": lambda found, args: export_universal(found, args.output),
+}
 
 
 def _describe(folder: Path, manifest: Manifest) -> None:

@@ -314,6 +314,7 @@ class AlphaDecay:
         for name in self._alphas:
             self._alphas[name] = modules[name]["alpha"]
             self._decays[name] = modules[name]["weight_decay"]
+        self._host.loaded()
         self._write()
 
     def _write(self) -> None:

@@ -13,14 +13,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from alphadecay_dist.checkpoint.reader import Checkpoint, newest, read
-from alphadecay_dist.checkpoint.restore import StoredWeight, stored_weights
-from alphadecay_dist.checkpoint.writer import LATEST, STATE
+from alphadecay_dist.checkpoint.reader import Checkpoint, find
+from alphadecay_dist.checkpoint.restore import StoredWhole, stored_weights
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.settings import Settings
 from alphadecay_dist.sharding.fused import Heads
 from alphadecay_dist.training.config import config_from_dict
-from alphadecay_dist.training.start import CHECKPOINTS
 
 
 class StoredTensor(Protocol):
@@ -65,7 +63,7 @@ def open_weights(path: Path) -> StoredWeights:
     Raises:
         UserError: none of these is there, or it cannot be read.
     """
-    checkpoint = _checkpoint_in(path)
+    checkpoint = find(path)
     if checkpoint is not None:
         return _from_checkpoint(checkpoint)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
@@ -101,7 +99,7 @@ class _InCheckpoint:
 
     name: str
     shape: tuple[int, ...]
-    weight: StoredWeight
+    weight: StoredWhole
     dtype: torch.dtype
 
     def units(self) -> Iterator[tuple[str, Tensor]]:
@@ -127,25 +125,6 @@ def _heads(config: Path) -> Heads | None:
         return Heads.of(json.loads(config.read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError):
         return None
-
-
-def _checkpoint_in(path: Path) -> Checkpoint | None:
-    """The checkpoint at a path: of a run or a directory of checkpoints the newest; None if it is neither."""
-    root = next((folder for folder in (path, path / CHECKPOINTS) if (folder / LATEST).is_file()), None)
-    if root is None:
-        return _intact(path) if (path / STATE).is_file() else None
-    checkpoint = newest(root)
-    if checkpoint is None:
-        raise UserError(f"{root}: found no whole checkpoint")
-    return checkpoint
-
-
-def _intact(folder: Path) -> Checkpoint:
-    checkpoint = read(folder)
-    faults = checkpoint.faults()
-    if faults:
-        raise UserError(f"{faults[0]}; give another checkpoint, or the run for its newest whole one")
-    return checkpoint
 
 
 def _from_checkpoint(checkpoint: Checkpoint) -> StoredWeights:

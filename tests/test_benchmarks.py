@@ -72,3 +72,14 @@ def test_throughput_is_told_for_both_policies(tmp_path):
     assert [cells(line)[0] for line in lines[1:3]] == ["uniform", "alphadecay"]
     assert all(float(cells(line)[2].replace(",", "")) > 0 for line in lines[1:3])
     assert "of a window of 500 updates" in lines[4]
+
+
+@pytest.mark.slow
+def test_saving_is_timed_both_ways(tmp_path):
+    options = tiny_options(tmp_path, train__steps=6, checkpoint__every=2)
+    command = [sys.executable, str(BENCHMARKS / "saving.py"), "--repeats", "1", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [cells(line) for line in done.stdout.splitlines()[-2:]]
+    assert [row[:2] for row in rows] == [["false", "2"], ["true", "2"]]
+    assert all(float(row[3]) > 0 for row in rows)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alphadecay_dist.checkpoint.manifest import Manifest, OtherFormatError, read_manifest, stored_file
-from alphadecay_dist.checkpoint.writer import LATEST, STATE, STEPS
+from alphadecay_dist.checkpoint.writer import CHECKPOINTS, LATEST, STATE, STEPS
 from alphadecay_dist.errors import UserError
 
 ALTERED = "does not have the content that was written (CRC-32)"
@@ -97,6 +97,33 @@ def read(folder: Path) -> Checkpoint:
         raise
     except ValueError as error:
         raise UserError(f"{error}; give the directory of a whole checkpoint") from None
+
+
+def find(path: Path) -> Checkpoint | None:
+    """The checkpoint at a path, its files compared with their checksums; None where there is neither.
+
+    Args:
+        path: the directory of a run or of its checkpoints, of which the newest whole one is taken, or that
+            of one checkpoint.
+
+    Raises:
+        UserError: a run without a whole checkpoint, or a checkpoint that is not whole.
+    """
+    root = next((folder for folder in (path, path / CHECKPOINTS) if (folder / LATEST).is_file()), None)
+    if root is None:
+        return _intact(path) if (path / STATE).is_file() else None
+    checkpoint = newest(root)
+    if checkpoint is None:
+        raise UserError(f"{root}: found no whole checkpoint")
+    return checkpoint
+
+
+def _intact(folder: Path) -> Checkpoint:
+    checkpoint = read(folder)
+    faults = checkpoint.faults()
+    if faults:
+        raise UserError(f"{faults[0]}; give another checkpoint, or the run for its newest whole one")
+    return checkpoint
 
 
 def _opened(folder: Path) -> Checkpoint:

@@ -36,8 +36,8 @@ def load(checkpoint: Checkpoint, state: EngineState, ranks: Ranks) -> None:
 
 
 @dataclass(frozen=True)
-class StoredWeight:
-    """A weight of a checkpoint that is put together when it is asked for."""
+class StoredWhole:
+    """A tensor of a checkpoint that is put together when it is asked for."""
 
     folder: Path
     entry: TensorEntry
@@ -48,17 +48,24 @@ class StoredWeight:
         return torch.Size(self.entry.shape)
 
     def contiguous(self) -> Tensor:
-        """The weight, fp32."""
-        values = torch.empty(self.shape.numel())
-        whole = Part(self.entry.name, WEIGHT, self.entry.shape, Flat(0, values.numel()), values)
-        fill([whole], self.folder, {(WEIGHT, self.entry.name): self.entry})
+        """The tensor, fp32."""
+        values, kind, name = torch.empty(self.shape.numel()), self.entry.kind, self.entry.name
+        whole = Part(name, kind, self.entry.shape, Flat(0, values.numel()), values)
+        fill([whole], self.folder, {(kind, name): self.entry})
         return values.view(self.shape)
 
 
-def stored_weights(checkpoint: Checkpoint) -> dict[str, StoredWeight]:
+def stored_weights(checkpoint: Checkpoint) -> dict[str, StoredWhole]:
     """The fp32 weights of a checkpoint by name, in the model's order."""
-    tensors = checkpoint.manifest.tensors
-    return {t.name: StoredWeight(checkpoint.folder, t) for t in tensors if t.kind == WEIGHT}
+    return {name: kinds[WEIGHT] for name, kinds in stored_tensors(checkpoint).items()}
+
+
+def stored_tensors(checkpoint: Checkpoint) -> dict[str, dict[str, StoredWhole]]:
+    """The weights of a checkpoint and what its optimizer keeps of them: by name, then by kind."""
+    found: dict[str, dict[str, StoredWhole]] = {}
+    for entry in checkpoint.manifest.tensors:  # weights first, in the model's order
+        found.setdefault(entry.name, {})[entry.kind] = StoredWhole(checkpoint.folder, entry)
+    return found
 
 
 def fill(parts: Iterable[Part], folder: Path, tensors: Mapping[tuple[str, str], TensorEntry]) -> None:

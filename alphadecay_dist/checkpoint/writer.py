@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from safetensors import SafetensorError
+from torch import Tensor
 
 from alphadecay_dist.checkpoint.manifest import (
     MANIFEST,
@@ -23,11 +25,12 @@ from alphadecay_dist.checkpoint.manifest import (
 )
 from alphadecay_dist.checkpoint.random_state import random_state
 from alphadecay_dist.checkpoint.shards import SHARDS, Shard, joined, write_shard
-from alphadecay_dist.engines.state import EngineState
+from alphadecay_dist.engines.state import EngineState, Part, Scalars
 from alphadecay_dist.errors import UserError
 
 T = TypeVar("T")
 
+CHECKPOINTS = "checkpoints"  # the folder of a run that holds them
 LATEST = "latest"
 STATE = "state.json"
 STEPS = "step-*"
@@ -87,19 +90,70 @@ def save(
     Raises:
         UserError: it cannot be written; what there was of it is removed, and other checkpoints are untouched.
     """
+    parts, states = engine_state.parts(), random_state()
+    saving = begin(root, step, engine_state=engine_state, layout=layout, state=state, ranks=ranks)
+    return saving.complete(lambda: saving.write(parts, states), keep)
+
+
+def begin(
+    root: Path,
+    step: int,
+    *,
+    engine_state: EngineState,
+    layout: str,
+    state: dict[str, Any],
+    ranks: Ranks,
+) -> Saving:
+    """Make a new directory for a checkpoint, to be filled and completed; collective. As :func:`save`."""
     folder = step_folder(root, step)
     with _removed_on_failure(folder, ranks):
         ranks.from_main(lambda: _told(folder, lambda: _make(folder)))
-        parts = engine_state.parts()
-        shard = ranks.together(
-            lambda: _told(folder, lambda: write_shard(folder, ranks.rank, parts, random_state()))
-        )
-        shards = ranks.gather(shard)
-        ranks.from_main(
-            lambda: _told(folder, lambda: _complete(folder, step, shards, engine_state, layout, state))
-        )
-    ranks.from_main(lambda: _prune(folder, keep))
-    return folder
+    common = _Common(step, layout, json.dumps(state), engine_state.scalars(), list(engine_state.shapes))
+    return Saving(folder, common, ranks)
+
+
+@dataclass(frozen=True)
+class _Common:
+    """What a checkpoint holds beside the ranks' tensors; ``state`` as JSON."""
+
+    step: int
+    layout: str
+    state: str
+    scalars: Scalars
+    names: list[str]
+
+
+@dataclass(frozen=True)
+class Saving:
+    """A checkpoint that is being saved."""
+
+    folder: Path
+    common: _Common
+    ranks: Ranks
+
+    def write(self, parts: Iterable[Part], states: Mapping[str, Tensor]) -> Shard:
+        """Write this rank's file, in any thread.
+
+        Args:
+            parts: of weights and optimizer.
+            states: of this rank's random generators.
+        """
+        return write_shard(self.folder, self.ranks.rank, parts, states)
+
+    def complete(self, shard: Callable[[], Shard], keep: int) -> Path:
+        """Make it whole, once all ranks have their files on disk; collective. As :func:`save`.
+
+        Args:
+            shard: gives what this rank wrote, or raises what stood against it.
+            keep: whole checkpoints to keep.
+        """
+        with _removed_on_failure(self.folder, self.ranks):
+            shards = self.ranks.gather(self.ranks.together(lambda: _told(self.folder, shard)))
+            self.ranks.from_main(
+                lambda: _told(self.folder, lambda: _complete(self.folder, shards, self.common))
+            )
+        self.ranks.from_main(lambda: _prune(self.folder, keep))
+        return self.folder
 
 
 def name_latest(folder: Path) -> None:
@@ -113,26 +167,19 @@ def _make(folder: Path) -> None:
     (folder / SHARDS).mkdir(parents=True)
 
 
-def _complete(
-    folder: Path,
-    step: int,
-    shards: Sequence[Shard],
-    engine_state: EngineState,
-    layout: str,
-    state: dict[str, Any],
-) -> None:
+def _complete(folder: Path, shards: Sequence[Shard], common: _Common) -> None:
     """Make a directory with all ranks' files a whole checkpoint."""
-    (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+    (folder / STATE).write_text(common.state, encoding="utf-8")
     flush(folder / STATE)
     files = {shard.file: shard.stored for shard in shards} | {STATE: stored_file(folder / STATE)}
     manifest = Manifest(
-        step=step,
+        step=common.step,
         world_size=len(shards),
-        engine=layout,
+        engine=common.layout,
         versions=_versions(),
         files=files,
-        scalars=engine_state.scalars(),
-        tensors=joined(shards, list(engine_state.shapes)),
+        scalars=common.scalars,
+        tensors=joined(shards, common.names),
     )
     flush(folder / SHARDS)
     write_atomically(folder / MANIFEST, to_text(manifest))

@@ -48,6 +48,10 @@ class Host(Protocol):
         """
         ...
 
+    def loaded(self) -> None:
+        """Put right what a load of the optimizer left wrong."""
+        ...
+
     def at_boundary(self) -> bool:
         """Whether the next engine step updates the weights."""
         ...

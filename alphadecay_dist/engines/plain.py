@@ -55,6 +55,9 @@ class PlainHost:
         """The group's own parameters, of which a module may hold another tensor."""
         return parameters_of(group)
 
+    def loaded(self) -> None:
+        """Nothing: torch's own loading leaves nothing wrong."""
+
     def at_boundary(self) -> bool:
         """Always: without an engine the caller steps the controller once an update."""
         return True

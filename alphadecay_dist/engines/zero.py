@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from alphadecay_dist.engines import zero_config
 from alphadecay_dist.engines.replicated import replicated_sources
+from alphadecay_dist.engines.state import scalar_tensor
 from alphadecay_dist.engines.updated import fragments_of, parameters_of, partitions_of
 from alphadecay_dist.engines.versions import require
 from alphadecay_dist.errors import UserError
@@ -138,6 +139,17 @@ class ZeroHost:
         if stage == 3:
             return partitions_of(group, parameters)
         return fragments_of(parameters) if stage else parameters_of(group)
+
+    def loaded(self) -> None:
+        """Give each flat partition a step counter of its own.
+
+        A universal checkpoint's load at stage 3 leaves one tensor for all of them, which the update of each
+        would count on.
+        """
+        group = self.optimizer.param_groups[0]
+        for flat, state in self.optimizer.state.items():
+            if isinstance(state.get("step"), Tensor):
+                state["step"] = scalar_tensor(float(state["step"]), flat, group)
 
     def at_boundary(self) -> bool:
         """Whether the next ``engine.step()`` updates the weights."""

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from alphadecay_dist.checkpoint import restore, writer
+from alphadecay_dist.checkpoint import restore
 from alphadecay_dist.checkpoint.reader import Checkpoint
+from alphadecay_dist.checkpoint.writer import CHECKPOINTS
 from alphadecay_dist.controller import AlphaDecay
 from alphadecay_dist.engines.training import Training
 from alphadecay_dist.errors import RunError, UserError
@@ -40,8 +41,9 @@ from alphadecay_dist.training.preemption import StopRequests
 from alphadecay_dist.training.prefetch import Prefetched
 from alphadecay_dist.training.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
+from alphadecay_dist.training.saving import Saver
 from alphadecay_dist.training.schedule import learning_rate
-from alphadecay_dist.training.start import CHECKPOINTS, newest_whole
+from alphadecay_dist.training.start import newest_whole
 from alphadecay_dist.training.throughput import Utilization
 
 ASK_EVERY = 8  # micro-batches of an evaluation between questions whether to stop
@@ -100,7 +102,7 @@ class Trainer:
         self._stop: str | None = None  # why all ranks stop, once they have agreed to
         self._bad = BadUpdates(config.train.on_nonfinite, config.train.max_skips)
         self._evaluation_owed = True
-        self._saved_at: int | None = None
+        self._saver = Saver(config.checkpoint, folder / CHECKPOINTS, engine, ranks)
         self.progress = Progress()
         self.perplexities: list[float] = []
         self._last_refresh: Refresh | None = None
@@ -120,7 +122,7 @@ class Trainer:
         if self._decay is not None and state["decay"] is not None:
             self._decay.load_state_dict(state["decay"])
         self.progress = Progress(checkpoint.manifest.step, state["tokens"])
-        self._saved_at = self.progress.step
+        self._saver.saved_at = self.progress.step
         return state
 
     def run(self) -> bool:
@@ -143,6 +145,7 @@ class Trainer:
                 self._evaluate_if_owed(bar)
                 if self._stop or step == end or _due(step, self._config.checkpoint.every):
                     self._save_once()
+            self._saver.finish()
         if self._stop and (self.progress.step < end or self._evaluation_owed):
             raise Preempted(self._stop)
         return self.progress.step >= steps
@@ -157,8 +160,9 @@ class Trainer:
         # The engine takes the mean over ranks: times their number, it is the sum over all tokens' losses.
         scale = (self._ranks.world_size / targets[0]).float()
         total = self._engine.gradients(self._losses(batches), scale)
-        sums = self._ranks.sum_on_device(total, float(self._requests.reason is not None))
-        loss, asked, tokens = torch.cat([sums, targets]).tolist()  # the one wait for the device
+        flags = float(self._requests.reason is not None), float(self._saver.written)
+        sums = self._ranks.sum_on_device(total, *flags)
+        loss, asked, written, tokens = torch.cat([sums, targets]).tolist()  # the one wait for the device
         applied = self._engine.step(self._step_decay)
         seconds = time.perf_counter() - begin
         if asked:
@@ -185,6 +189,8 @@ class Trainer:
             consumed = [digest for each in self._ranks.gather(digests(batches)) for digest in each]
             self._log(SEQUENCES, {"step": step, "sequences": consumed}, wandb=False)
         self._log_refresh()
+        if written == self._ranks.world_size:
+            self._saver.finish()
         self._evaluation_owed = step == self._config.train.steps or _due(step, self._config.eval.every)
         bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s", False)
         bar.update()
@@ -209,11 +215,13 @@ class Trainer:
             self._data.load(before)  # the ranks that have the update give it back
             if self.progress.step:
                 self._save_once()
+                self._saver.finish()
             raise RuntimeError(f"update {step}: {failures[0]}")
         return batches, summed[:1].clamp_min(1)
 
     def _not_applied(self, what: str, bar: Any) -> bool:
         """Count an update that is not finite; returns whether the run went back to a checkpoint for it."""
+        self._saver.finish()  # this may be the end, or a way back to that checkpoint
         self._bad.count(what)
         back = self._config.train.on_nonfinite == ROLLBACK
         if back:
@@ -293,17 +301,18 @@ class Trainer:
 
     def _save_once(self) -> None:
         """Save, unless this update's checkpoint is there; and hear who was asked to stop meanwhile."""
-        if self._saved_at == self.progress.step:
+        if self._saver.saved_at == self.progress.step:
             return
         self._bad.saved()
-        self._save()
+        self._saver.save(self.progress.step, self._state())
         self._stop = self._stop or self._requests.agree(self._ranks)
 
-    def _save(self) -> None:
+    def _state(self) -> dict[str, Any]:
+        """What a resume needs beside weights and optimizer; collective."""
         lanes: dict[str, Any] = {}
         for states in self._ranks.gather(self._data.state()):
             lanes.update(states)
-        state = {
+        return {
             "config": dataclasses.asdict(self._config),
             "tokens": self.progress.tokens,
             "lanes": lanes,
@@ -311,16 +320,6 @@ class Trainer:
             "bad_updates": self._bad.state(),
             "decay": self._decay.state_dict() if self._decay is not None else None,
         }
-        writer.save(
-            self._folder / CHECKPOINTS,
-            self.progress.step,
-            engine_state=self._engine.state(),
-            layout=self._engine.layout,
-            state=state,
-            ranks=self._ranks,
-            keep=self._config.checkpoint.keep,
-        )
-        self._saved_at = self.progress.step
 
     def _log(self, name: str, record: dict[str, Any], wandb: bool = True) -> None:
         """A line in a file of the output directory, and in wandb under the file's name."""

@@ -154,11 +154,20 @@ def fill(model: nn.Module, value_of: Callable[[str], Tensor], dtype: torch.dtype
     """
     for name, parameter in model.named_parameters():
         assign(parameter, value_of(name).to(dtype))
+    fill_tables(model)
+
+
+def fill_tables(model: nn.Module) -> None:
+    """Give the rotary embeddings their fp32 tables, which late storage lacks.
+
+    zero.Init makes them in the type of compute. Frequencies in bf16 turn far positions by radians too much
+    or too little: the model would be another than the one that other engines, or transformers, compute.
+    """
     for module in model.modules():
-        if isinstance(module, LlamaRotaryEmbedding):  # tables, which late storage lacks
+        if isinstance(module, LlamaRotaryEmbedding):
             tables = dict(LlamaRotaryEmbedding(module.config).named_buffers())
-            for name, buffer in module.named_buffers():
-                buffer.copy_(tables[name])
+            for name, buffer in list(module.named_buffers()):
+                module.register_buffer(name, tables[name].to(buffer.device), persistent=False)
 
 
 def random_values(shapes: LlamaForCausalLM, seed: int) -> Callable[[str], Tensor]:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from alphadecay_dist.checkpoint.writer import name_latest
+from alphadecay_dist.checkpoint.writer import CHECKPOINTS, name_latest
 from alphadecay_dist.controller import AlphaDecay
 from alphadecay_dist.engines.training import Training, training_for
 from alphadecay_dist.errors import RunError, UserError
@@ -132,7 +132,7 @@ def _prepare_folder(checked: Checked, begin: start.Start, tokenizer: Tokenizer, 
     if not kept.is_file() or kept.read_bytes() != tokenizer.proto:  # on a full disk nothing is lost
         kept.write_bytes(tokenizer.proto)
     files.keep_until(begin.step, begin.evaluated)
-    if begin.checkpoint is not None and begin.checkpoint.folder.parent == checked.folder / start.CHECKPOINTS:
+    if begin.checkpoint is not None and begin.checkpoint.folder.parent == checked.folder / CHECKPOINTS:
         name_latest(begin.checkpoint.folder)  # of several, the one that the run goes on from
     files.status("running", begin.step)
 

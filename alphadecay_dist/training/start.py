@@ -10,14 +10,13 @@ from typing import Any
 
 from alphadecay_dist.checkpoint.manifest import MANIFEST
 from alphadecay_dist.checkpoint.reader import Checkpoint, read, search
+from alphadecay_dist.checkpoint.writer import CHECKPOINTS
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.groups import GROUPS
 from alphadecay_dist.training.config import config_from_dict, flat
 from alphadecay_dist.training.metrics import DECAY, EVAL, METRICS, SEQUENCES, STATUS, read_status
 from alphadecay_dist.training.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
-
-CHECKPOINTS = "checkpoints"
 
 # What a resume may not change: the rest of the run would not follow from the part that is done.
 FIXED = (

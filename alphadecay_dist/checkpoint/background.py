@@ -1,0 +1,66 @@
+"""Save a checkpoint beside training: a copy in host memory, which a thread brings to the disk."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from alphadecay_dist.checkpoint import writer
+from alphadecay_dist.checkpoint.random_state import random_state
+from alphadecay_dist.checkpoint.shards import Shard
+from alphadecay_dist.engines.state import EngineState, Part
+
+
+class BackgroundSave:
+    """A checkpoint that is written beside training, and made whole by :meth:`complete`.
+
+    Training waits while the copy is made, in as much host memory as this rank's file has bytes. The thread
+    takes part in no collective.
+
+    Args:
+        root, step, engine_state, layout, state, ranks: as for :func:`writer.save`; collective.
+
+    Raises:
+        UserError: the directory cannot be made.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        step: int,
+        *,
+        engine_state: EngineState,
+        layout: str,
+        state: dict[str, Any],
+        ranks: writer.Ranks,
+    ) -> None:
+        parts = ranks.together(lambda: [_copied(part) for part in engine_state.parts() if part.saved])
+        states = random_state()
+        self._saving = writer.begin(
+            root, step, engine_state=engine_state, layout=layout, state=state, ranks=ranks
+        )
+        self._shard: Future[Shard] = Future()
+        # A daemon: a process that fails does not wait for it.
+        threading.Thread(target=self._write, args=(parts, states), name="checkpoint", daemon=True).start()
+
+    @property
+    def written(self) -> bool:
+        """Whether this rank's file is on disk, or has failed to get there."""
+        return self._shard.done()
+
+    def complete(self, keep: int) -> None:
+        """Wait for all ranks' files and make the checkpoint whole; collective. See :func:`writer.save`."""
+        self._saving.complete(self._shard.result, keep)
+
+    def _write(self, parts: list[Part], states: dict[str, Any]) -> None:
+        try:
+            self._shard.set_result(self._saving.write(parts, states))
+        except BaseException as error:  # raised where the result is asked for
+            self._shard.set_exception(error)
+
+
+def _copied(part: Part) -> Part:
+    return replace(part, values=part.values.to("cpu", copy=True))
