@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import multiprocessing
 import os
 import pickle
@@ -9,7 +11,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -35,30 +38,67 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
         AssertionError: a rank raised, died or hung; with the tracebacks of all that raised.
     """
     with tempfile.TemporaryDirectory() as folder:
-        store = Path(folder) / "store"
-        ranks = []
+        try:
+            with started(Path(folder), function, world_size, *args) as ranks:
+                return _collect(ranks, time.monotonic() + timeout)
+        except AssertionError as error:
+            printed = (Path(folder) / "output.0").read_text(errors="replace")
+            raise AssertionError(f"{error}\nrank 0 printed:\n{printed[-4000:]}") from None
+
+
+@dataclass
+class Rank:
+    """A forked rank.
+
+    Attributes:
+        process: which exits with 0 when it has told its outcome; killed, with the signal's number below 0.
+        reader: gives that outcome.
+    """
+
+    process: Any
+    reader: Connection
+
+    @functools.cached_property
+    def outcome(self) -> tuple[bool, Any]:
+        """Whether the function returned, and what; else the traceback, or how the process died. It waits."""
+        try:
+            return pickle.loads(self.reader.recv_bytes())
+        except EOFError:
+            self.process.join(5)
+            return False, f"died with exit code {self.process.exitcode}"
+
+
+@contextlib.contextmanager
+def started(folder: Path, function: Callable[..., Any], world_size: int, *args: Any) -> Iterator[list[Rank]]:
+    """Ranks that call ``function(*args)``, for a test that plays their launcher; none is left at the end.
+
+    Args:
+        folder: an empty one, for the rendezvous and for what they print: ``output.0`` and so on.
+        function: see :func:`run_ranks`.
+        world_size: number of ranks.
+        args: of the function.
+    """
+    ranks = []
+    try:
         for rank in range(world_size):
             reader, writer = FORKS.Pipe(duplex=False)
             process = FORKS.Process(
-                target=_rank_main, args=(writer, str(store), rank, world_size, function, args)
+                target=_rank_main, args=(writer, folder, rank, world_size, function, args)
             )
             process.start()
             writer.close()
-            ranks.append((process, reader))
-        try:
-            return _collect(ranks, time.monotonic() + timeout)
-        except AssertionError as error:
-            printed = Path(f"{store}.output.0").read_text(errors="replace")
-            raise AssertionError(f"{error}\nrank 0 printed:\n{printed[-4000:]}") from None
-        finally:
-            for process, _ in ranks:
-                process.kill()
-                process.join()
+            ranks.append(Rank(process, reader))
+        yield ranks
+    finally:
+        for own in ranks:
+            own.process.kill()
+            own.process.join()
+            own.reader.close()
 
 
-def _collect(ranks: list[tuple[Any, Connection]], deadline: float) -> list[Any]:
+def _collect(ranks: list[Rank], deadline: float) -> list[Any]:
     outcomes: dict[int, Any] = {}
-    open_readers = {reader: rank for rank, (_, reader) in enumerate(ranks)}
+    open_readers = {own.reader: rank for rank, own in enumerate(ranks)}
     failed_at = None
     while open_readers:
         # Once a rank has failed the others may hang in a collective: they get 5 s to report as well.
@@ -68,11 +108,7 @@ def _collect(ranks: list[tuple[Any, Connection]], deadline: float) -> list[Any]:
             break
         for reader in ready:
             rank = open_readers.pop(reader)
-            try:
-                outcomes[rank] = pickle.loads(reader.recv_bytes())
-            except EOFError:
-                ranks[rank][0].join(5)
-                outcomes[rank] = (False, f"died with exit code {ranks[rank][0].exitcode}")
+            outcomes[rank] = ranks[rank].outcome
             if not outcomes[rank][0]:
                 failed_at = failed_at or time.monotonic()
     faults = [f"rank {rank}: {text}" for rank, (fine, text) in sorted(outcomes.items()) if not fine]
@@ -82,7 +118,7 @@ def _collect(ranks: list[tuple[Any, Connection]], deadline: float) -> list[Any]:
 
 
 def _rank_main(
-    writer: Connection, store: str, rank: int, world_size: int, function: Callable[..., Any], args: Any
+    writer: Connection, folder: Path, rank: int, world_size: int, function: Callable[..., Any], args: Any
 ) -> None:
     import torch
     import torch.distributed as dist
@@ -97,13 +133,13 @@ def _rank_main(
         MASTER_PORT="0",
     )
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    output = os.open(f"{store}.output.{rank}", os.O_WRONLY | os.O_CREAT)
+    output = os.open(folder / f"output.{rank}", os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)
     try:
         dist.init_process_group(
             "gloo",
-            init_method=f"file://{store}",
+            init_method=f"file://{folder}/store",
             rank=rank,
             world_size=world_size,
             timeout=timedelta(seconds=120),

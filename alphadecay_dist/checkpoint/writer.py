@@ -215,10 +215,11 @@ def _remove(folder: Path) -> None:
 
 @contextmanager
 def _removed_on_failure(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Remove what is not whole; where a rank died while rank 0 wrote the manifest, all of it is there."""
     try:
         yield
     except Exception:
-        if ranks.rank == 0:
+        if ranks.rank == 0 and not _is_whole(folder):
             _remove(folder)
         raise
 

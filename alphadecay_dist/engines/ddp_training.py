@@ -37,7 +37,9 @@ class DDPTraining(TorchTraining):
 
     def _wrap(self, model: nn.Module) -> nn.Module:
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        _settle_buckets(wrapped)
+        return wrapped
 
     def _micro_batch(self, last: bool) -> AbstractContextManager[Any]:
         return contextlib.nullcontext() if last else self._module.no_sync()
@@ -45,3 +47,16 @@ class DDPTraining(TorchTraining):
     def _computing(self) -> AbstractContextManager[Any]:
         low = self.config.dtype == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=low)
+
+
+def _settle_buckets(wrapped: DistributedDataParallel) -> None:
+    """Let DDP choose its buckets by a backward that counts for nothing. Collective.
+
+    It chooses them anew after its first backward, and on 3 ranks or more a gradient's sum depends on its
+    place there: the first update after a resume would not be the unbroken run's.
+    """
+    model: Any = wrapped.module
+    model.forward = lambda: sum(parameter.sum() for parameter in model.parameters())
+    wrapped().backward()
+    del model.forward
+    wrapped.zero_grad()

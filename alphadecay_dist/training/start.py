@@ -139,11 +139,13 @@ def decide(folder: Path, config: Config, resume: str, overwrite: bool, damaged: 
 
 
 def clear(folder: Path) -> None:
-    """Remove a run's own files; what else lies in the directory stays."""
-    for name in ("config.yaml", STATUS, METRICS, EVAL, DECAY, SEQUENCES, "tokenizer.model"):
-        (folder / name).unlink(missing_ok=True)
-    (folder / "wandb_id").unlink(missing_ok=True)
+    """Remove a run's own files; what else lies in the directory stays.
+
+    The status goes last: while it is there a start that finds no checkpoint clears the rest.
+    """
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    for name in ("config.yaml", METRICS, EVAL, DECAY, SEQUENCES, "tokenizer.model", "wandb_id", STATUS):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _nothing_to_lose(folder: Path, skipped: tuple[str, ...]) -> None:

@@ -293,6 +293,31 @@ def test_the_newest_whole_ones_are_kept(tmp_path):
     assert newest(tmp_path).folder.name == "step-00000005", "which latest names"
 
 
+def test_a_whole_checkpoint_stays_where_a_rank_dies_before_it_hears_of_it(tmp_path):
+    """Rank 0 has written the manifest and `latest` when telling the others of it fails."""
+    save(tmp_path, step=1)
+
+    def work(ranks):
+        from_main, calls = ranks.from_main, []
+
+        def broken_off(work):
+            calls.append(from_main(work))
+            if len(calls) == 2:
+                raise RuntimeError("connection closed by peer")
+            return calls[-1]
+
+        ranks.from_main = broken_off
+        state = state_of("flat", 0, 1)
+        state.put(VALUES, NUMBERS)
+        writer.save(tmp_path, 2, engine_state=state, layout="flat", state={}, ranks=ranks, keep=1)
+
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        on_ranks(1, work)
+    assert (tmp_path / "latest").read_text() == "step-00000002\n"
+    assert newest(tmp_path).manifest.step == 2
+    assert read(tmp_path / "step-00000001").manifest.step == 1
+
+
 def test_a_step_is_saved_anew_over_what_a_killed_save_left(tmp_path):
     folder = save(tmp_path, 3)
     (folder / MANIFEST).unlink()

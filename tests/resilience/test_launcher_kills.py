@@ -1,0 +1,65 @@
+"""Kills through the real launchers: of a rank, or of the launcher; the same command goes on each time."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from alphadecay_dist.training.metrics import STATUS, read_status
+from tests.resilience.kills import begin_of, differences
+from tests.resilience.launchers import RANKS, launched, processes_of, ranks_of, updates, wait_until
+from tests.resilience.launching import holders
+from tests.training.runs import ROOT, tiny_options, train_on
+
+pytestmark = pytest.mark.slow
+
+EVERY, STEPS = 5, 100
+
+
+@pytest.mark.parametrize(
+    ("launcher", "engine"),
+    [("deepspeed", "2"), ("deepspeed", "3"), ("torchrun", "fsdp2"), ("python", "fsdp2")],
+)
+def test_three_kills_through_a_launcher_and_the_run_is_the_unbroken_one(tmp_path, launcher, engine):
+    options = tiny_options(
+        tmp_path,
+        train__steps=STEPS,
+        checkpoint__every=EVERY,
+        checkpoint__keep=2,
+        eval__tokens=500,
+        logging__sequences=True,
+    )
+    own = ["--deepspeed", str(ROOT / "ds_configs" / f"zero{engine}.json")] if launcher == "deepspeed" else []
+    output = tmp_path / "run"
+    dice = random.Random(f"{launcher}/{engine}")
+    victims = ["the launcher", "a rank", dice.choice(["the launcher", "a rank"])]
+    for victim in dice.sample(victims, len(victims)):
+        begin = begin_of(output)
+        with launched(launcher, output, [*own, *options]) as process:
+            done = killed_in_mid_run(process, output, victim, dice)
+        assert begin <= done < STEPS
+        assert 0 <= done - begin_of(output) <= EVERY, f"{victim} killed after update {done}"
+    with launched(launcher, output, [*own, *options]) as process:
+        assert process.wait(120) == 0, (tmp_path / "printed").read_text()
+    train_on(RANKS[launcher], engine, tmp_path / "whole", options)
+    assert differences(tmp_path / "whole", output) == []
+
+
+def killed_in_mid_run(process, output, victim, dice):
+    """Kill a process of a run some time after its first update; returns the last update that it made."""
+    status = output / STATUS
+    before = status.stat().st_mtime_ns if status.is_file() else 0
+    wait_until(lambda: status.is_file() and status.stat().st_mtime_ns > before, 120)
+    wait_until(lambda: updates(output) > read_status(output)["step"], 120)
+    time.sleep(dice.uniform(0, 1))
+    own = process.pid if victim == "the launcher" else dice.choice(sorted(ranks_of(output)))
+    assert process.poll() is None, "it ended before it was killed"
+    os.kill(own, signal.SIGKILL)
+    process.wait(60)
+    wait_until(lambda: not processes_of(output), 60)
+    assert not holders(output)
+    return updates(output)
