@@ -14,7 +14,8 @@ import pytest
 
 from alphadecay_dist.checkpoint.reader import newest
 from alphadecay_dist.training.metrics import METRICS, read_lines, read_status
-from tests.training.runs import ROOT, free_port, tiny_options, train_on
+from tests.ports import free_port
+from tests.training.runs import ROOT, tiny_options, train_on
 
 pytestmark = pytest.mark.slow
 
