@@ -23,6 +23,7 @@ from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.model import read_model_config
 from alphadecay_dist.training.prepare import prepare
 from alphadecay_dist.training.prepared import SPLITS, Manifest, verify
+from alphadecay_dist.training.table import cell_of, read_table, show
 from alphadecay_dist.weight_files import open_weights
 
 PUBLISHED = Settings(weight_decay=0.1, interval=500, min_ratio=2 / 3, max_ratio=5.0)
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_spectrum(commands)
     _add_plan(commands)
     _add_data(commands)
+    _add_table(commands)
     args, rest = parser.parse_known_args(argv)
     if args.command == _prepare:
         args.overrides = [option.removeprefix("--") for option in rest]
@@ -120,6 +122,15 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     verify.set_defaults(command=_verify)
 
 
+def _add_table(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    table = commands.add_parser("table", help="a table of runs: how far its cells are, and its job array")
+    table.add_argument("table", help="a YAML file such as slurm/table.yaml")
+    shown = table.add_mutually_exclusive_group()
+    shown.add_argument("--array", action="store_true", help="print the numbers of its cells, as 0-23")
+    shown.add_argument("--cell", type=int, metavar="N", help="print a cell's options for train.py, as JSON")
+    table.set_defaults(command=_table)
+
+
 def _report(args: argparse.Namespace) -> None:
     picture = args.out or args.run / "report.png"
     plot_run(args.run, picture)
@@ -177,6 +188,14 @@ def _verify(args: argparse.Namespace) -> None:
     _describe(args.folder, verify(args.folder))
 
 
+def _table(args: argparse.Namespace) -> None:
+    if args.cell is not None:
+        print(json.dumps(cell_of(args.table, args.cell).arguments()))
+        return
+    cells = read_table(args.table)
+    print(f"0-{len(cells) - 1}" if args.array else show(cells))
+
+
 def _describe(folder: Path, manifest: Manifest) -> None:
     for split in SPLITS:
         shards = manifest.shards(split)
@@ -188,3 +207,7 @@ def _given(args: argparse.Namespace, names: dict[str, str]) -> dict[str, Any]:
     """The options that were given, by the names that fields have for them."""
     found = {field: getattr(args, option) for option, field in names.items()}
     return {field: value for field, value in found.items() if value is not None}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
