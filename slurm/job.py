@@ -145,11 +145,12 @@ def field(text: str, name: str) -> str:
 
 def origin(folder: Path) -> str:
     """What the start finds in the output directory; whether a checkpoint is whole is the trainer's to see."""
-    latest = folder / "checkpoints" / "latest"
-    if not latest.exists():
+    checkpoints = folder / "checkpoints"
+    try:
+        latest = (checkpoints / "latest").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
         return f"from the beginning in {folder}"
-    status = read_status(folder)
-    return f"from {latest.resolve()}" + (f" ({status['state']})" if status else "")
+    return f"from {checkpoints / latest}"
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:

@@ -26,32 +26,19 @@ class Job:
         self.id = f"{array}_{task}" if array else environment["SLURM_JOB_ID"]
         self.cell = task
         self.restarts = int(environment.get("SLURM_RESTART_COUNT", "0"))
+        if not environment["REQUEUE_LIMIT"].isdigit():
+            raise Mistake(f"REQUEUE_LIMIT={environment['REQUEUE_LIMIT']}: expected a number of requeues")
         self.limit = int(environment["REQUEUE_LIMIT"])
         self.nodes = int(environment["SLURM_JOB_NUM_NODES"])
         self.hosts = environment["SLURM_JOB_NODELIST"]
-        self.local_ranks = self._gpus() or int(environment.get("SLURM_NTASKS_PER_NODE", "1"))
-        self.cores = int(environment["SLURM_CPUS_ON_NODE"]) // self.local_ranks
-        if not self.cores:
-            raise Mistake(
-                f"{self.local_ranks} ranks on {environment['SLURM_CPUS_ON_NODE']} CPUs of a node, expected a "
-                "CPU a rank: give --cpus-per-gpu (SBATCH_CPUS_PER_GPU in slurm/cluster.env)"
-            )
+        gpus = int(environment["SLURM_GPUS_PER_NODE"].rpartition(":")[2])  # "a100:8" names the kind as well
+        self.local_ranks = gpus or int(environment.get("SLURM_NTASKS_PER_NODE", "1"))
+        self.cores = max(1, int(environment["SLURM_CPUS_ON_NODE"]) // self.local_ranks)
         name = environment["SLURM_JOB_NAME"].removesuffix(".sbatch")
         self.logs = Path(environment["LOGS"]) / f"{name}-{self.id}"
         self.port = environment.get("MASTER_PORT") or str(
             FIRST_PORT + int(environment["SLURM_JOB_ID"]) % PORTS
         )
-
-    def _gpus(self) -> int:
-        """GPUs of a node. SLURM deals ``--gpus`` out as it likes, and the ranks need as many on each node."""
-        total = self.environment.get("SLURM_GPUS")
-        a_node = self.environment.get("SLURM_GPUS_PER_NODE") or self.environment.get(
-            "SLURM_GPUS_ON_NODE", "0"
-        )
-        gpus = int(a_node.rpartition(":")[2])  # "a100:8" names the kind as well
-        if total and int(total.rpartition(":")[2]) != gpus * self.nodes:
-            raise Mistake(f"--gpus={total} on {self.nodes} nodes, expected --nodes and --gpus-per-node")
-        return gpus
 
     def rank_variables(self, address: str) -> dict[str, str]:
         """What every task inherits; slurm/rank.sh adds what differs from task to task."""

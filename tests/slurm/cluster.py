@@ -1,7 +1,7 @@
 """A SLURM of two nodes on this machine, in a directory of its own.
 
-Two slurmd, a slurmctld and a munged run as children of this process and end with it. Each node claims 4 CPUs
-and 4 GPUs that are none. By hand: ``python -m tests.slurm.cluster`` starts one and prints what to export.
+Two slurmd, a slurmctld and a munged run as children of this process and end with it. Each node claims 32
+CPUs, and 8 GPUs that are none. By hand, ``python -m tests.slurm.cluster`` starts one and says what to export.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -62,13 +63,10 @@ PartitionName=debug Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTi
 PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
 NODE = (
-    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 SocketsPerBoard=1 "
-    "CoresPerSocket=4 ThreadsPerCore=1 RealMemory=8000 Gres=gpu:4 State=UNKNOWN"
+    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=32 SocketsPerBoard=1 "
+    "CoresPerSocket=32 ThreadsPerCore=1 RealMemory=8000 Gres=gpu:8 State=UNKNOWN"
 )
-# SLURM wants a device a GPU, and only names it.
-GPUS = "".join(
-    f"NodeName=n[1-2] Name=gpu File=/dev/{device}\n" for device in ("null", "zero", "full", "random")
-)
+GPUS = "NodeName=n[1-2] Name=gpu File={folder}/gpu[0-7]\n"
 
 
 def why_not() -> str | None:
@@ -89,7 +87,11 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))},
+            **{
+                key: value
+                for key, value in os.environ.items()
+                if not key.startswith(("SLURM_", "SBATCH_", "CLUSTER_ENV"))
+            },
             "SLURM_CONF": str(folder / "slurm.conf"),
             "PATH": f"{Path(sys.executable).parent}:{_path()}",
         }
@@ -107,7 +109,9 @@ class Cluster:
                 folder=self.folder, host=host, port=free_port(), user=getpass.getuser(), nodes=nodes
             )
         )
-        (self.folder / "gres.conf").write_text(GPUS)
+        (self.folder / "gres.conf").write_text(GPUS.format(folder=self.folder))
+        for number in range(8):  # SLURM wants a device a GPU, and only names it: these are /dev/null
+            os.mknod(self.folder / f"gpu{number}", stat.S_IFCHR | 0o666, os.makedev(1, 3))
         (self.folder / "munge.key").write_bytes(os.urandom(128))
         (self.folder / "munge.key").chmod(0o600)
         names = {"--socket": "socket", "--key-file": "key", "--pid-file": "pid", "--log-file": "log"}

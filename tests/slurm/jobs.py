@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 from alphadecay_dist.training.metrics import METRICS, read_lines
@@ -35,11 +36,18 @@ class Job:
         **settings: str,
     ) -> None:
         self.cluster, self.folder = cluster, folder
-        words = ["sbatch", "--parsable", f"--output={folder}/job-%j.out", *options]
+        number = "%A_%a" if script == "table" else "%j"
+        words = ["sbatch", "--parsable", f"--output={folder}/job-{number}.out", *options]
         command = [*words, f"slurm/{script}.sbatch", *arguments]
         # One thread, as the forked ranks have that these runs are compared with.
         own = {"OMP_NUM_THREADS": "1", "LOGS": str(folder / "logs"), "HF_HUB_OFFLINE": "1", **settings}
         self.id = cluster.run(*command, cwd=ROOT, **own).strip()
+
+    def task(self, number: int) -> Job:
+        """A task of this array."""
+        task = copy.copy(self)
+        task.id = f"{self.id}_{number}"
+        return task
 
     @property
     def state(self) -> str:
@@ -69,7 +77,7 @@ class Job:
 
     def printed(self) -> str:
         """The job's own log, and the ends of its ranks'."""
-        logs = [path.read_text()[-3000:] for path in sorted(self.folder.glob("logs/*/*.log"))]
+        logs = [path.read_text()[-3000:] for path in sorted(self.folder.glob(f"logs/*-{self.id}*/*.log"))]
         return "\n".join([self.log(), *logs])
 
     def log(self) -> str:

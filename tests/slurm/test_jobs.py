@@ -36,3 +36,73 @@ def test_zero2_on_two_nodes_comes_back_from_signals_and_requeues(tmp_path, clust
     assert third.endswith("finished at update 200: done")
     assert [line.count(f"from {output}/checkpoints/") for line in job.lines("rendezvous")] == [0, 1, 1]
     assert losses(left_behind(output)) == losses(train_on(2, "2", tmp_path / "unbroken", options))
+
+
+def test_fsdp2_comes_back_after_a_node_has_died(tmp_path, cluster):
+    """The node with rank 1 dies; SLURM requeues the job, which waits until the node is there again."""
+    output = tmp_path / "run"
+    options = tiny_options(tmp_path, train__steps=100, checkpoint__every=20)
+    job = Job(cluster, tmp_path, TWO_NODES, ["--output_dir", str(output), *options])
+    job.until(lambda: updates(output) >= 25)
+    cluster.fail_node("n2")
+    job.until(lambda: job.state == "PENDING")
+    assert "DUE TO NODE FAILURE" in job.log()
+    cluster.start_node("n2")
+    assert job.over() == "COMPLETED", job.printed()
+    assert [f"from {output}/checkpoints/step-" in line for line in job.lines("rendezvous")] == [False, True]
+    assert losses(left_behind(output)) == losses(train_on(2, "fsdp2", tmp_path / "unbroken", options))
+
+
+def test_a_preempted_job_comes_back_until_it_is_cancelled(tmp_path, cluster):
+    """A job of a partition before its own takes the nodes: SLURM sends SIGTERM alone, to the tasks alone."""
+    output = tmp_path / "run"
+    job = Job(
+        cluster,
+        tmp_path,
+        TWO_NODES,
+        ["--output_dir", str(output), *tiny_options(tmp_path, train__steps=100000)],
+    )
+    job.until(lambda: updates(output) >= 3)
+    urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"]
+    cluster.run("sbatch", *urgent, "--wrap", "true")
+    job.until(lambda: len(job.lines("rendezvous")) == 2)
+    (end,) = job.lines("ended")
+    assert "preempted" in end
+    assert "SIGTERM" in end
+    before = updates(output)
+    job.until(lambda: updates(output) > before + 3)
+    job.signal()
+    assert job.over() == "CANCELLED"
+    job.until(lambda: len(job.lines("ended")) == 2)
+    assert job.lines("ended")[1].endswith("cancelled, or requeued by SLURM: left to it")
+    assert job.facts()["Restarts"] == "1"
+
+
+def test_at_the_time_limit_up_to_the_requeue_limit(tmp_path, cluster):
+    """SLURM's signal before the limit; a second sbatch goes on, on one node."""
+    output = tmp_path / "run"
+    arguments = ["--output_dir", str(output), *tiny_options(tmp_path, train__steps=100000)]
+    limit = ("--time=1", "--signal=B:USR2@1")
+    job = Job(cluster, tmp_path, (*TWO_NODES, *limit), arguments, REQUEUE_LIMIT="0")
+    assert job.over() == "FAILED"
+    assert job.facts()["ExitCode"] == "75:0"
+    (end,) = job.lines("ended")
+    assert "(SIGUSR2): not requeued: REQUEUE_LIMIT=0 is reached" in end
+    stop = updates(output) + 5
+    one_node = ("--gpus-per-node=2",)
+    job = Job(cluster, tmp_path, one_node, [*arguments, f"--train.stop_after={stop}"])
+    assert job.over() == "COMPLETED", job.printed()
+    assert f"from {output}/checkpoints/step-" in job.lines("rendezvous")[0]
+    assert [line["step"] for line in left_behind(output)["metrics"]] == list(range(1, stop + 1))
+
+
+def test_what_cannot_succeed_ends_in_seconds_and_for_good(tmp_path, cluster):
+    arguments = ["--output_dir", str(tmp_path / "run"), *tiny_options(tmp_path), "--train.step=3"]
+    recipe = Job(cluster, tmp_path, TWO_NODES, arguments)
+    settings = Job(cluster, tmp_path, (), [], CONTAINER="pyxis")
+    assert (settings.over(20), recipe.over(60)) == ("FAILED", "FAILED")
+    for job in (recipe, settings):
+        assert (job.facts()["ExitCode"], job.facts()["Restarts"]) == ("2:0", "0")
+    assert "not requeued: it would fail again" in recipe.log()
+    assert "train.py: error: unknown key train.step; did you mean" in recipe.log()
+    assert "CONTAINER=pyxis without CONTAINER_IMAGE" in settings.log()
