@@ -56,16 +56,20 @@ def finish(job: Job, code: int, status: dict[str, Any] | None, seconds: float) -
             wait_for_slurm(job)
         end = End(code, status, job_state(job), job.restarts, job.limit, silent)
     again, why = decide(end)
-    told_by_run = f", {status['state']} at update {status['step']}" if status else ""
-    reason = f" ({status['reason']})" if status and status["reason"] else ""
-    say(job, f"ended after {seconds:.0f} s with {code}{told_by_run}{reason}: {why}")
-    if code not in (0, STOPPED):
-        say(job, f"rank 0's last line: {last_line(job.logs / 'rank-0000.log')}")
+    say(job, f"ended after {seconds:.0f} s with {code}{_words(job, code, status)}: {why}")
     if again:
         done = subprocess.run(["scontrol", "requeue", job.id], check=False)
         if done.returncode:
             say(job, "SLURM did not take it back; the same sbatch goes on")
     return code
+
+
+def _words(job: Job, code: int, status: dict[str, Any] | None) -> str:
+    """What the run says of its end: its status, or where it has not come so far rank 0's last line."""
+    if status is not None:
+        reason = f" ({status['reason']})" if status["reason"] else ""
+        return f", {status['state']} at update {status['step']}{reason}"
+    return "" if code in (0, STOPPED) else f" ({last_line(job.logs / 'rank-0000.log')})"
 
 
 class Asked:
@@ -110,7 +114,7 @@ def silent_node(job: Job) -> str | None:
         )
     except subprocess.TimeoutExpired:
         return f"nothing within {PROBE} s"
-    return " ".join(done.stderr.split()) if done.returncode else None
+    return done.stderr.partition("\n")[0] if done.returncode else None
 
 
 def wait_for_slurm(job: Job) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
+from tests.slurm.cluster import wait_until
 from tests.slurm.jobs import TWO_NODES, Job, updates
-from tests.training.runs import left_behind, tiny_options, train_on
+from tests.training.runs import ROOT, left_behind, tiny_options, train_on
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +22,7 @@ def losses(run):
 def test_zero2_on_two_nodes_comes_back_from_signals_and_requeues(tmp_path, cluster):
     """SIGUSR2 to the tasks, then ``scontrol requeue``; the losses are the unbroken run's, bit for bit."""
     output = tmp_path / "run"
-    options = tiny_options(tmp_path, train__steps=200, checkpoint__every=20)
+    options = tiny_options(tmp_path, train__steps=120, checkpoint__every=20)
     job = Job(cluster, tmp_path, TWO_NODES, [*ZERO2, "--output_dir", str(output), *options])
     job.until(lambda: updates(output) >= 3)
     job.signal("--signal=USR2")
@@ -33,7 +36,7 @@ def test_zero2_on_two_nodes_comes_back_from_signals_and_requeues(tmp_path, clust
     assert "SIGUSR2" in first
     assert "back into the queue, 1 of" in first
     assert "left to it" in second
-    assert third.endswith("finished at update 200: done")
+    assert third.endswith("finished at update 120: done")
     assert [line.count(f"from {output}/checkpoints/") for line in job.lines("rendezvous")] == [0, 1, 1]
     assert losses(left_behind(output)) == losses(train_on(2, "2", tmp_path / "unbroken", options))
 
@@ -104,5 +107,26 @@ def test_what_cannot_succeed_ends_in_seconds_and_for_good(tmp_path, cluster):
     for job in (recipe, settings):
         assert (job.facts()["ExitCode"], job.facts()["Restarts"]) == ("2:0", "0")
     assert "not requeued: it would fail again" in recipe.log()
-    assert "train.py: error: unknown key train.step; did you mean" in recipe.log()
+    assert "with 2 (train.py: error: unknown key train.step; did you mean 'steps'?" in recipe.log()
     assert "CONTAINER=pyxis without CONTAINER_IMAGE" in settings.log()
+
+
+def test_a_dead_node_is_told_from_a_failure_of_the_run(tmp_path, cluster):
+    """What slurm/job.py asks before it calls a failed run failed: does every node of the job still answer?"""
+    code = (
+        "import os, sys; sys.path.insert(0, 'slurm'); from job import silent_node; from launch import Job; "
+        "print('found', silent_node(Job(dict(os.environ))))"
+    )
+    ask = f'{sys.executable} -c "{code}"'
+    variables = {"LOGS": "logs", "REQUEUE_LIMIT": "1", "CPU_BIND": "none", "TRAIN_OPTIONS": ""}
+    wrap = f"{ask}; touch {tmp_path}/asked; while [ ! -e {tmp_path}/dead ]; do sleep 0.1; done; {ask}"
+    words = ["sbatch", "--parsable", f"--output={tmp_path}/out", *TWO_NODES, "--no-requeue"]
+    cluster.run(*words, "--wrap", wrap, cwd=ROOT, **variables)
+    wait_until((tmp_path / "asked").exists, 60)
+    cluster.fail_node("n2")
+    (tmp_path / "dead").touch()
+    wait_until(lambda: (tmp_path / "out").read_text().count("found") == 2, 60)
+    cluster.start_node("n2")
+    answers = [line for line in (tmp_path / "out").read_text().splitlines() if line.startswith("found")]
+    assert answers[0] == "found None"
+    assert "failed on node n2" in answers[1]

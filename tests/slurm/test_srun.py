@@ -39,9 +39,7 @@ def started(cluster, output, options):
         process.wait()
 
 
-@pytest.mark.parametrize(
-    ("to", "number"), [("srun", signal.SIGUSR2), ("its tasks", signal.SIGTERM), ("its tasks", signal.SIGINT)]
-)
+@pytest.mark.parametrize(("to", "number"), [("srun", signal.SIGUSR2), ("its tasks", signal.SIGTERM)])
 def test_a_signal_that_reaches_the_tasks_saves_and_ends_all(tmp_path, cluster, to, number):
     output = tmp_path / f"run-{number.name}"
     with started(cluster, output, tiny_options(tmp_path, train__steps=100000)) as process:
