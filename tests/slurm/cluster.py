@@ -95,7 +95,14 @@ class Cluster:
             "SLURM_CONF": str(folder / "slurm.conf"),
             "PATH": f"{Path(sys.executable).parent}:{_path()}",
         }
+        self._configuration = self.environment["SLURM_CONF"]
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self._reaper = subprocess.Popen(
+            [sys.executable, "-m", "tests.slurm.cluster", self._configuration],
+            cwd=Path(__file__).parents[2],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
 
     def start(self) -> None:
         """Start all daemons, and wait until both nodes take jobs."""
@@ -131,21 +138,21 @@ class Cluster:
         """Let a node die at once: its slurmd, the daemons of its steps, then their tasks."""
         self._daemons[node].kill()
         self._daemons[node].wait()
-        tasks = [process for process in self._processes() if _variable(process, "SLURMD_NODENAME") == node]
+        tasks = [
+            process
+            for process in _processes(self._configuration)
+            if _variable(process, "SLURMD_NODENAME") == node
+        ]
         parents = {_parent(task) for task in tasks} - set(tasks)
         for process in [*parents, *tasks]:
             _kill(process)
 
     def stop(self) -> None:
-        """End all: jobs, daemons, and what they left."""
-        with contextlib.suppress(subprocess.TimeoutExpired, AssertionError):
-            self.run("scancel", "--user", getpass.getuser(), "--signal=KILL", "--full")
-            self.run("scancel", "--user", getpass.getuser())
+        """End the daemons, and all that they have started."""
         for daemon in reversed(self._daemons.values()):
             daemon.kill()
             daemon.wait()
-        for process in self._processes():
-            _kill(process)
+        self._reaper.communicate()
 
     def run(self, *command: object, cwd: Path | None = None, **variables: str) -> str:
         """A command of SLURM: its output.
@@ -184,27 +191,29 @@ class Cluster:
                 start_new_session=True,
             )
 
-    def _processes(self) -> list[int]:
-        """All processes that this cluster started: they have its configuration in their environment."""
-        return [
-            int(path.name)
-            for path in Path("/proc").glob("[0-9]*")
-            if int(path.name) != os.getpid()
-            and _variable(int(path.name), "SLURM_CONF") == self.environment["SLURM_CONF"]
-        ]
+
+def reap(configuration: str) -> None:
+    """Wait until nobody holds the other end of stdin, then end all that a cluster has started.
+
+    Its daemons end with their parent, however that ends; the tasks of its jobs would not.
+    """
+    sys.stdin.read()
+    while left := _processes(configuration):
+        for process in left:
+            _kill(process)
+        time.sleep(0.1)
+    shutil.rmtree(Path(configuration).parent, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def running() -> Iterator[Cluster]:
-    """A cluster; nothing of it is left at the end, but for its logs where the work failed."""
-    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
-    cluster = Cluster(folder)
+    """A cluster; nothing of it is left at the end."""
+    cluster = Cluster(Path(tempfile.mkdtemp(prefix="slurm-")))
     try:
         cluster.start()
         yield cluster
     finally:
         cluster.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_until(condition: Callable[[], object], seconds: float) -> None:
@@ -217,6 +226,12 @@ def wait_until(condition: Callable[[], object], seconds: float) -> None:
     while not condition():
         assert time.monotonic() < end, f"not within {seconds} s"
         time.sleep(0.2)
+
+
+def _processes(configuration: str) -> list[int]:
+    """All processes of a cluster: they have its configuration's path in their environment."""
+    found = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return [process for process in found if _variable(process, "SLURM_CONF") == configuration]
 
 
 def _path() -> str:
@@ -243,8 +258,16 @@ def _kill(process: int) -> None:
         os.kill(process, signal.SIGKILL)
 
 
-if __name__ == "__main__":
-    with running() as started:
+def _until_interrupted() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    with running() as started, contextlib.suppress(KeyboardInterrupt):
         print(f"export SLURM_CONF={started.environment['SLURM_CONF']}", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.pause()
+        signal.pause()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        reap(sys.argv[1])
+    else:
+        _until_interrupted()

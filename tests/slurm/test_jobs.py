@@ -20,12 +20,12 @@ def losses(run):
 
 
 def test_zero2_on_two_nodes_comes_back_from_signals_and_requeues(tmp_path, cluster):
-    """SIGUSR2 to the tasks, then ``scontrol requeue``; the losses are the unbroken run's, bit for bit."""
+    """SIGUSR2 as before a time limit, then ``scontrol requeue``; the losses are the unbroken run's."""
     output = tmp_path / "run"
     options = tiny_options(tmp_path, train__steps=120, checkpoint__every=20)
     job = Job(cluster, tmp_path, TWO_NODES, [*ZERO2, "--output_dir", str(output), *options])
     job.until(lambda: updates(output) >= 3)
-    job.signal("--signal=USR2")
+    job.signal("--signal=USR2", "--batch")
     job.until(lambda: len(job.lines("rendezvous")) == 2)
     before = updates(output)
     job.until(lambda: updates(output) >= before + 3)
@@ -82,18 +82,24 @@ def test_a_preempted_job_comes_back_until_it_is_cancelled(tmp_path, cluster):
 
 
 def test_at_the_time_limit_up_to_the_requeue_limit(tmp_path, cluster):
-    """SLURM's signal before the limit; a second sbatch goes on, on one node."""
+    """A limit of which SLURM tells by SIGTERM alone; a second sbatch goes on, on two ranks."""
     output = tmp_path / "run"
     arguments = ["--output_dir", str(output), *tiny_options(tmp_path, train__steps=100000)]
-    limit = ("--time=1", "--signal=B:USR2@1")
-    job = Job(cluster, tmp_path, (*TWO_NODES, *limit), arguments, REQUEUE_LIMIT="0")
+    limit = ("--time=1", "--signal=B:URG@1")  # nobody listens to that one
+    job = Job(cluster, tmp_path, limit, arguments, REQUEUE_LIMIT="1")
+    job.until(lambda: len(job.lines("rendezvous")) == 2, 200)
+    assert "DUE TO TIME LIMIT" in job.log()
+    before = updates(output)
+    job.until(lambda: updates(output) > before + 3)
+    job.signal("--signal=USR2")
     assert job.over() == "FAILED"
     assert job.facts()["ExitCode"] == "75:0"
-    (end,) = job.lines("ended")
-    assert "(SIGUSR2): not requeued: REQUEUE_LIMIT=0 is reached" in end
+    first, second = job.lines("ended")
+    assert "(SIGTERM): back into the queue, 1 of at most 1 times" in first
+    assert "(SIGUSR2): not requeued: REQUEUE_LIMIT=1 is reached" in second
     stop = updates(output) + 5
-    one_node = ("--gpus-per-node=2",)
-    job = Job(cluster, tmp_path, one_node, [*arguments, f"--train.stop_after={stop}"])
+    two_ranks = ("--gpus-per-node=2",)
+    job = Job(cluster, tmp_path, two_ranks, [*arguments, f"--train.stop_after={stop}"])
     assert job.over() == "COMPLETED", job.printed()
     assert f"from {output}/checkpoints/step-" in job.lines("rendezvous")[0]
     assert [line["step"] for line in left_behind(output)["metrics"]] == list(range(1, stop + 1))
@@ -101,7 +107,7 @@ def test_at_the_time_limit_up_to_the_requeue_limit(tmp_path, cluster):
 
 def test_what_cannot_succeed_ends_in_seconds_and_for_good(tmp_path, cluster):
     arguments = ["--output_dir", str(tmp_path / "run"), *tiny_options(tmp_path), "--train.step=3"]
-    recipe = Job(cluster, tmp_path, TWO_NODES, arguments)
+    recipe = Job(cluster, tmp_path, (), arguments)
     settings = Job(cluster, tmp_path, (), [], CONTAINER="pyxis")
     assert (settings.over(20), recipe.over(60)) == ("FAILED", "FAILED")
     for job in (recipe, settings):
