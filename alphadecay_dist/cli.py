@@ -24,13 +24,14 @@ from alphadecay_dist.settings import CHOOSABLE_FITS, NORMALIZE, Settings
 from alphadecay_dist.spectral import METRICS, Windows
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.exits import USER_ERROR, exit_code_of
-from alphadecay_dist.training.launcher import end_with_launcher
 from alphadecay_dist.training.export import Trained, export_hf, export_universal, trained
+from alphadecay_dist.training.launcher import end_with_launcher
 from alphadecay_dist.training.model import read_model_config
 from alphadecay_dist.training.options import add_options, options_of
 from alphadecay_dist.training.prepare import prepare
 from alphadecay_dist.training.prepared import SPLITS, Manifest, verify
 from alphadecay_dist.training.ranks import limit_threads
+from alphadecay_dist.training.table import cell_of, read_table, show
 from alphadecay_dist.weight_files import open_weights
 
 PUBLISHED = Settings(weight_decay=0.1, interval=500, min_ratio=2 / 3, max_ratio=5.0)
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_data(commands)
     _add_doctor(commands)
     _add_export(commands)
+    _add_table(commands)
     args, rest = parser.parse_known_args(argv)
     if args.command in (_prepare, _doctor):
         args.rest = rest
@@ -187,6 +189,15 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     export.set_defaults(command=_export)
 
 
+def _add_table(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    table = commands.add_parser("table", help="a table of runs: how far its cells are, and its job array")
+    table.add_argument("table", help="a YAML file such as slurm/table.yaml")
+    shown = table.add_mutually_exclusive_group()
+    shown.add_argument("--array", action="store_true", help="print the numbers of its cells, as 0-23")
+    shown.add_argument("--cell", type=int, metavar="N", help="print a cell's options for train.py, as JSON")
+    table.set_defaults(command=_table)
+
+
 def _report(args: argparse.Namespace) -> None:
     picture = args.out or args.run / "report.png"
     plot_run(args.run, picture)
@@ -267,6 +278,14 @@ EXPORTS: dict[str, Callable[[Trained, argparse.Namespace], None]] = {
     "hf": lambda found, args: export_hf(found, args.output, getattr(torch, args.dtype), args.model),
     "deepspeed": lambda found, args: export_universal(found, args.output),
 }
+
+
+def _table(args: argparse.Namespace) -> None:
+    if args.cell is not None:
+        print(json.dumps(cell_of(args.table, args.cell).arguments()))
+        return
+    cells = read_table(args.table)
+    print(f"0-{len(cells) - 1}" if args.array else show(cells))
 
 
 def _describe(folder: Path, manifest: Manifest) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.multirank import FORKS
-from tests.training.runs import free_port
+from tests.ports import free_port
 
 Spoil = Callable[[], None]
 

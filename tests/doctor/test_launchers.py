@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.training.runs import free_port, launch
+from tests.ports import free_port
+from tests.training.runs import launch
 
 pytestmark = pytest.mark.slow
 

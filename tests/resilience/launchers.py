@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 from alphadecay_dist.training.metrics import METRICS, read_lines
-from tests.training.runs import ROOT, free_port
+from tests.ports import free_port
+from tests.training.runs import ROOT
 
 RANKS = {"python": 1, "torchrun": 2, "deepspeed": 2}
 

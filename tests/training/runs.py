@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -80,13 +79,6 @@ def tiny_options(folder: Path, **overrides: Any) -> list[str]:
 def _tokenizer() -> bytes:
     corpus, _ = open_corpora(DataConfig())
     return train_tokenizer((text for _, text in corpus.rows(0, 0)), SIZES["vocab_size"]).proto
-
-
-def free_port() -> int:
-    """A TCP port for a launcher's rendezvous."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def launch(*command: object) -> tuple[int, str]:

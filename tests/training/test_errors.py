@@ -13,7 +13,8 @@ import train
 from alphadecay_dist import cli
 from alphadecay_dist.training.tokenizer import train_tokenizer
 from tests.multirank import run_ranks
-from tests.training.runs import ROOT, SIZES, free_port, launch, tiny_options
+from tests.ports import free_port
+from tests.training.runs import ROOT, SIZES, launch, tiny_options
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,8 @@ from transformers import LlamaForCausalLM
 
 from alphadecay_dist.spectral import analyze
 from alphadecay_dist.training import model as models
-from tests.training.runs import free_port, launch, left_behind, tiny_options, train_on
+from tests.ports import free_port
+from tests.training.runs import launch, left_behind, tiny_options, train_on
 
 pytestmark = pytest.mark.slow
 
