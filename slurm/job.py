@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     try:
         job = Job(dict(os.environ))
         options, folder = with_output(trainer_options(job, arguments))
-        command = job.launch(["train.py", *options])
+        commands = [job.launch(program + options) for program in programs(job)]
         job.logs.mkdir(parents=True, exist_ok=True)
     except (Mistake, OSError) as error:
         print(f"slurm/job.py: error: {error}", file=sys.stderr)
@@ -38,9 +38,16 @@ def main(arguments: list[str]) -> int:
     shape = f"{job.nodes} x {job.local_ranks} ranks on {job.hosts}, {job.cores} cores a rank"
     say(job, f"{shape}, rendezvous {address}:{job.port}, {origin(folder)}; logs: {job.logs}")
     before, began = written(folder), time.monotonic()
-    code = asked.run(command, job.rank_variables(address))
+    variables = job.rank_variables(address)
+    code = next(filter(None, (asked.run(command, variables) for command in commands)), 0)
     seconds = time.monotonic() - began
     return finish(job, code, read_status(folder) if written(folder) != before else None, seconds)
+
+
+def programs(job: Job) -> list[list[str]]:
+    """What the ranks run one after the other, as long as all goes well; both take the trainer's options."""
+    check = ["-m", "alphadecay_dist.cli", "doctor", f"--timeout={job.doctor}"]
+    return [check, ["train.py"]] if job.doctor else [["train.py"]]
 
 
 def finish(job: Job, code: int, status: dict[str, Any] | None, seconds: float) -> int:

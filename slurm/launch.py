@@ -29,6 +29,9 @@ class Job:
         if not environment["REQUEUE_LIMIT"].isdigit():
             raise Mistake(f"REQUEUE_LIMIT={environment['REQUEUE_LIMIT']}: expected a number of requeues")
         self.limit = int(environment["REQUEUE_LIMIT"])
+        if not environment["DOCTOR"].isdigit():
+            raise Mistake(f"DOCTOR={environment['DOCTOR']}: expected seconds, or 0 for no check")
+        self.doctor = int(environment["DOCTOR"])
         self.nodes = int(environment["SLURM_JOB_NUM_NODES"])
         self.hosts = environment["SLURM_JOB_NODELIST"]
         gpus = int(environment["SLURM_GPUS_PER_NODE"].rpartition(":")[2])  # "a100:8" names the kind as well

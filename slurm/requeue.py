@@ -38,8 +38,8 @@ class End:
 
     @property
     def failed(self) -> bool:
-        """Whether the run ended by itself for a reason that is not known."""
-        return self.code not in (0, MISTAKE) and not self.stopped and not ended_by_others(self.state)
+        """Whether the run, or the check before it, ended by itself and not well."""
+        return self.code != 0 and not self.stopped and not ended_by_others(self.state)
 
 
 def decide(end: End) -> tuple[bool, str]:
@@ -48,10 +48,11 @@ def decide(end: End) -> tuple[bool, str]:
         return False, "done"
     if ended_by_others(end.state):
         return False, "cancelled, or requeued by SLURM: left to it"
-    if end.code == MISTAKE and not end.stopped:
-        return False, "not requeued: it would fail again"
     if end.failed and not end.silent:
-        return False, "not requeued: mend what failed, and the same sbatch goes on"
+        mend = (
+            "it would fail again" if end.code == MISTAKE else "mend what failed, and the same sbatch goes on"
+        )
+        return False, f"not requeued: {mend}"
     if end.restarts >= end.limit:
         return False, f"not requeued: REQUEUE_LIMIT={end.limit} is reached; the same sbatch goes on"
     return True, f"back into the queue, {end.restarts + 1} of at most {end.limit} times"

@@ -39,8 +39,9 @@ class Job:
         number = "%A_%a" if script == "table" else "%j"
         words = ["sbatch", "--parsable", f"--output={folder}/job-{number}.out", *options]
         command = [*words, f"slurm/{script}.sbatch", *arguments]
-        # One thread, as the forked ranks have that these runs are compared with.
-        own = {"OMP_NUM_THREADS": "1", "LOGS": str(folder / "logs"), "HF_HUB_OFFLINE": "1", **settings}
+        # One thread, as the forked ranks have that these runs are compared with; no check of healthy nodes.
+        own = {"OMP_NUM_THREADS": "1", "DOCTOR": "0", "LOGS": str(folder / "logs"), "HF_HUB_OFFLINE": "1"}
+        own |= settings
         self.id = cluster.run(*command, cwd=ROOT, **own).strip()
 
     def task(self, number: int) -> Job:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -23,8 +24,9 @@ def test_zero2_on_two_nodes_comes_back_from_signals_and_requeues(tmp_path, clust
     """SIGUSR2 as before a time limit, then ``scontrol requeue``; the losses are the unbroken run's."""
     output = tmp_path / "run"
     options = tiny_options(tmp_path, train__steps=120, checkpoint__every=20)
-    job = Job(cluster, tmp_path, TWO_NODES, [*ZERO2, "--output_dir", str(output), *options])
+    job = Job(cluster, tmp_path, TWO_NODES, [*ZERO2, "--output_dir", str(output), *options], DOCTOR="60")
     job.until(lambda: updates(output) >= 3)
+    assert "all 2 ranks on 2 nodes are well" in job.printed()
     job.signal("--signal=USR2", "--batch")
     job.until(lambda: len(job.lines("rendezvous")) == 2)
     before = updates(output)
@@ -117,6 +119,22 @@ def test_what_cannot_succeed_ends_in_seconds_and_for_good(tmp_path, cluster):
     assert "CONTAINER=pyxis without CONTAINER_IMAGE" in settings.log()
 
 
+def test_a_node_that_is_not_well_is_named_before_any_training(tmp_path, cluster):
+    """On n2 nothing starts; SLURM itself finds nothing wrong with it."""
+    broken = tmp_path / "bin" / "python"
+    broken.parent.mkdir()
+    broken.write_text(f'#!/bin/sh\n[ "$SLURMD_NODENAME" = n2 ] && exit 1\nexec {sys.executable} "$@"\n')
+    broken.chmod(0o755)
+    path = f"{broken.parent}:{os.environ['PATH']}"
+    arguments = ["--output_dir", str(tmp_path / "run"), *tiny_options(tmp_path)]
+    job = Job(cluster, tmp_path, TWO_NODES, arguments, DOCTOR="20", PATH=path)
+    assert job.over() == "FAILED"
+    (end,) = job.lines("ended")
+    assert "1 of 2 ranks did not come within 20 s: 1; no rank came from n2" in end
+    assert "not requeued" in end
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_dead_node_is_told_from_a_failure_of_the_run(tmp_path, cluster):
     """What slurm/job.py asks before it calls a failed run failed: does every node of the job still answer?"""
     code = (
@@ -124,7 +142,7 @@ def test_a_dead_node_is_told_from_a_failure_of_the_run(tmp_path, cluster):
         "print('found', silent_node(Job(dict(os.environ))))"
     )
     ask = f'{sys.executable} -c "{code}"'
-    variables = {"LOGS": "logs", "REQUEUE_LIMIT": "1", "CPU_BIND": "none", "TRAIN_OPTIONS": ""}
+    variables = {"LOGS": "logs", "REQUEUE_LIMIT": "1", "CPU_BIND": "none", "TRAIN_OPTIONS": "", "DOCTOR": "0"}
     wrap = f"{ask}; touch {tmp_path}/asked; while [ ! -e {tmp_path}/dead ]; do sleep 0.1; done; {ask}"
     words = ["sbatch", "--parsable", f"--output={tmp_path}/out", *TWO_NODES, "--no-requeue"]
     cluster.run(*words, "--wrap", wrap, cwd=ROOT, **variables)

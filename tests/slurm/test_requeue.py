@@ -27,6 +27,7 @@ ENVIRONMENT = {
     "CONTAINER_IMAGE": "",
     "CONTAINER_MOUNTS": "",
     "TRAIN_OPTIONS": "",
+    "DOCTOR": "120",
 }
 RUNNING = {"JobState": "RUNNING", "Reason": "None", "PreemptTime": "None"}
 ENDING = {"JobState": "COMPLETING", "Reason": "None", "PreemptTime": ""}
@@ -77,6 +78,17 @@ def test_what_a_job_does_at_its_end(parts, code, told, state, again, why):
 def test_a_failure_beside_a_silent_node_is_the_nodes(parts):
     end = parts["requeue"].End(1, status(1, "failed"), RUNNING, 3, 5, silent="n2: Unable to contact slurmd")
     assert parts["requeue"].decide(end)[0]
+
+
+def test_so_is_a_check_that_misses_its_ranks(parts):
+    end = parts["requeue"].End(2, None, RUNNING, 3, 5, silent="n2: Unable to contact slurmd")
+    assert parts["requeue"].decide(end)[0]
+
+
+@pytest.mark.parametrize(("seconds", "programs"), [("0", ["train.py"]), ("90", ["-m", "train.py"])])
+def test_ranks_are_checked_before_they_train(parts, seconds, programs):
+    job = parts["launch"].Job({**ENVIRONMENT, "DOCTOR": seconds})
+    assert [program[0] for program in parts["job"].programs(job)] == programs
 
 
 def test_a_job_comes_back_a_limited_number_of_times(parts):
