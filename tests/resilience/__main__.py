@@ -41,7 +41,8 @@ def _line(result: Result) -> str:
     setup = result.setup
     kills = "; ".join(f"{kill.fault} ({kill.redone} redone)" for kill in result.kills)
     end = "PROBLEM: " + "; ".join(result.problems) if result.problems else "as the unbroken run"
-    return f"{setup.engine}, {setup.ranks} ranks, {setup.dtype}, lag {setup.lag}: {kills}: {end}"
+    beside = ", saved beside training" if setup.background else ""
+    return f"{setup.engine}, {setup.ranks} ranks, {setup.dtype}, lag {setup.lag}{beside}: {kills}: {end}"
 
 
 def _commit() -> str:

@@ -28,6 +28,12 @@ class Setup:
     lag: int
     every: int
     keep: int
+    background: bool = False
+
+    @property
+    def most_redone(self) -> int:
+        """Updates that a kill may cost: beside training, one checkpoint is whole before the next begins."""
+        return 2 * self.every if self.background else self.every
 
     def argv(self, inputs: Path, output: Path) -> list[str]:
         """The trainer's options: refreshes, evaluations and checkpoints at updates of their own."""
@@ -37,6 +43,7 @@ class Setup:
             train__dtype=self.dtype,
             checkpoint__every=self.every,
             checkpoint__keep=self.keep,
+            checkpoint__background=self.background,
             eval__every=7,
             eval__tokens=1000,
             decay__interval=6,
@@ -56,6 +63,7 @@ def draw_setup(dice: random.Random, engine: str) -> Setup:
         lag=dice.choice([0, 0, 4]),
         every=dice.choice([4, 5, 8]),
         keep=dice.choice([1, 2]),
+        background=dice.choice([False, False, True]),
     )
 
 

@@ -135,7 +135,9 @@ class Campaign:
             begin = begin_of(result.folder / "run")
             if result.kills:
                 result.kills[-1].redone = done - begin
-                assert done - begin <= result.setup.every, f"{done} updates were made, {begin} are saved"
+                assert done - begin <= result.setup.most_redone, (
+                    f"{done} updates were made, {begin} are saved"
+                )
             fault = next(faults, None)
             start = result.folder / f"start-{len(result.kills):02d}"
             ended = self._start(result, fault, start, patience=dice.choice([30.0, 0.0]))  # torchrun has none

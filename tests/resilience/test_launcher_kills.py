@@ -17,7 +17,7 @@ from tests.training.runs import ROOT, tiny_options, train_on
 
 pytestmark = pytest.mark.slow
 
-EVERY, STEPS = 5, 100
+EVERY, STEPS = 5, 70
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_three_kills_through_a_launcher_and_the_run_is_the_unbroken_one(tmp_path
         assert begin <= done < STEPS
         assert 0 <= done - begin_of(output) <= EVERY, f"{victim} killed after update {done}"
     with launched(launcher, output, [*own, *options]) as process:
-        assert process.wait(120) == 0, (tmp_path / "printed").read_text()
+        assert process.wait(300) == 0, (tmp_path / "printed").read_text()
     train_on(RANKS[launcher], engine, tmp_path / "whole", options)
     assert differences(tmp_path / "whole", output) == []
 
@@ -55,11 +55,10 @@ def killed_in_mid_run(process, output, victim, dice):
     before = status.stat().st_mtime_ns if status.is_file() else 0
     wait_until(lambda: status.is_file() and status.stat().st_mtime_ns > before, 120)
     wait_until(lambda: updates(output) > read_status(output)["step"], 120)
-    time.sleep(dice.uniform(0, 1))
+    time.sleep(dice.uniform(0, 0.6))
     own = process.pid if victim == "the launcher" else dice.choice(sorted(ranks_of(output)))
     assert process.poll() is None, "it ended before it was killed"
     os.kill(own, signal.SIGKILL)
     process.wait(60)
-    wait_until(lambda: not processes_of(output), 60)
-    assert not holders(output)
+    wait_until(lambda: not processes_of(output) and not holders(output), 60)
     return updates(output)
