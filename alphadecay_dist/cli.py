@@ -75,6 +75,9 @@ def _add_spectrum(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         epilog="Without options the rule is that of the run that saved the weights, else the published one.",
     )
     spectrum.add_argument("path", type=Path, help="a safetensors file, a HF directory, a run or a checkpoint")
+    spectrum.add_argument(
+        "--trust", action="store_true", help="open pickles (.bin, .pt): you know their maker"
+    )
     spectrum.add_argument("--metric", choices=list(METRICS), help="what decides (default: alpha)")
     spectrum.add_argument("--fit", choices=CHOOSABLE_FITS, help="estimator of alpha (default: hill)")
     spectrum.add_argument("--xmin_pos", type=float, help="hill begins at N / this (default: 2)")
@@ -205,7 +208,7 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _spectrum(args: argparse.Namespace) -> None:
-    weights = open_weights(args.path)
+    weights = open_weights(args.path, args.trust)
     rows = spectra.spectrum(weights, _settings(args, weights.settings or PUBLISHED))
     print(weights.path)
     print(spectra.table(rows))

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from alphadecay_dist.decay import weight_decay_of
+from alphadecay_dist.decay_state import DecayState
 from alphadecay_dist.engines import Host, host_for
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.lagged import Beside, Pending, device_of
@@ -263,17 +264,10 @@ class AlphaDecay:
         pending = self._pending
         if pending is not None:
             self._settle(pending)
-        modules = {
-            name: {"alpha": self._alphas[name], "weight_decay": self._decays[name]} for name in self._alphas
-        }
-        state = {
-            "step": self._updates,
-            "refreshed_at": self._refreshed_at,
-            "settings": self.settings.as_dict(),
-            "pending": pending and pending.as_dict(),
-            "modules": modules,
-        }
-        return {STATE_KEY: json.dumps(state)}
+        state = DecayState(
+            self._updates, self._refreshed_at, self.settings.as_dict(), pending, self._alphas, self._decays
+        )
+        return {STATE_KEY: json.dumps(state.as_dict())}
 
     def load_state_dict(self, state: Mapping[str, str]) -> None:
         """Take up a state and write its decays into the groups; call it after every load of the optimizer.
@@ -285,35 +279,36 @@ class AlphaDecay:
         Collective.
 
         Raises:
-            UserError: the state is another model's, or ranks were given different ones.
+            UserError: the state is another model's, or none, or ranks were given different ones.
         """
         with together(self._host.group):
-            if STATE_KEY not in state:
+            if not isinstance(state, Mapping) or STATE_KEY not in state:
                 raise UserError(f"AlphaDecay state: has no {STATE_KEY!r}; give what state_dict() returned")
-            loaded = json.loads(state[STATE_KEY])
-            modules = loaded["modules"]
-            if set(modules) != set(self._alphas):
-                odd = sorted(set(modules) ^ set(self._alphas))
+            try:
+                loaded = DecayState.of(state[STATE_KEY])
+            except ValueError as error:
+                raise UserError(f"AlphaDecay state: {error}; give what state_dict() returned") from None
+            if loaded.alphas.keys() != self._alphas.keys():
+                odd = sorted(loaded.alphas.keys() ^ self._alphas.keys())
                 raise UserError(
-                    f"AlphaDecay state: {len(modules)} modules saved, {len(self._alphas)} tuned here; "
+                    f"AlphaDecay state: {len(loaded.alphas)} modules saved, {len(self._alphas)} tuned here; "
                     f"{odd[0]!r} is in one alone: load the state of the same model"
                 )
         require_equal(
             "AlphaDecay state: the ranks were given different ones",
-            json.dumps(loaded, indent=0).splitlines(),
+            json.dumps(loaded.as_dict(), indent=0).splitlines(),
             self._host.group,
             "load the same state on every rank",
             kind=UserError,
         )
         self._drop()
-        pending = loaded.get("pending")  # states of before there was a lag have none
-        if pending is not None and self.settings.measured_as(loaded["settings"]):
-            self._pending = Pending.of(pending)
-        self._updates = loaded["step"]
-        self._refreshed_at = loaded["refreshed_at"]
+        if loaded.pending is not None and self.settings.measured_as(loaded.settings):
+            self._pending = loaded.pending
+        self._updates = loaded.step
+        self._refreshed_at = loaded.refreshed_at
         for name in self._alphas:
-            self._alphas[name] = modules[name]["alpha"]
-            self._decays[name] = modules[name]["weight_decay"]
+            self._alphas[name] = loaded.alphas[name]
+            self._decays[name] = loaded.decays[name]
         self._host.loaded()
         self._write()
 

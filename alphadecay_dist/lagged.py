@@ -233,9 +233,3 @@ class Pending:
             "bytes_received": list(self.bytes_received),
             "found": {part: [f.alpha, f.value, f.status, f.owner] for part, f in self.found.items()},
         }
-
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Pending:
-        """From :meth:`as_dict`."""
-        found = {part: Found(*numbers) for part, numbers in data["found"].items()}
-        return cls(data["step"], data["write_at"], tuple(data["bytes_received"]), found=found)

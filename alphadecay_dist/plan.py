@@ -248,9 +248,11 @@ def _from_hf(path: Path) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415  (slow to load)
 
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):  # a kernel that the config names would be fetched, and is not needed
+            return AutoModelForCausalLM.from_config(
+                config, attn_implementation="eager", trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--config {path}: transformers cannot build a model of it: {reason}") from None

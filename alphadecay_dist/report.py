@@ -24,9 +24,24 @@ def plot_run(folder: Path, picture: Path) -> None:
     """
     if not (folder / DECAY).is_file() or not (folder / METRICS).is_file():
         raise UserError(f"{folder}: found no {DECAY} and {METRICS}, expected the output directory of a run")
-    refreshes = read_lines(folder / DECAY)
-    if not refreshes:
+    series = [
+        read_lines(folder / name) if (folder / name).is_file() else [] for name in (DECAY, METRICS, EVAL)
+    ]
+    if not series[0]:
         raise UserError(f"{folder}: {DECAY} has no refresh yet")
+    try:
+        figure = _drawn(*series)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"{folder}: a line of its files is not what a run writes: {type(error).__name__} {error}; give "
+            "the output directory of a run"
+        ) from None
+    figure.savefig(picture, dpi=110)
+
+
+def _drawn(
+    refreshes: list[dict[str, Any]], metrics: list[dict[str, Any]], evaluations: list[dict[str, Any]]
+) -> Any:
     figure, colours = _figure()
     left, middle, right = figure.subplots(1, 3)
     steps = [refresh["step"] for refresh in refreshes]
@@ -37,21 +52,18 @@ def plot_run(folder: Path, picture: Path) -> None:
     left.set(title="mean alpha by module type", xlabel="update", ylabel="alpha")
     middle.set(title="mean weight decay by module type", xlabel="update", ylabel="weight decay")
     middle.legend(fontsize="small", ncols=2)
-    metrics = read_lines(folder / METRICS)
-    right.plot([m["step"] for m in metrics], [m["loss"] for m in metrics], color="0.6", label="training")
-    evaluations = read_lines(folder / EVAL)
-    right.plot(
-        [e["step"] for e in evaluations],
-        [e["loss"] for e in evaluations],
-        "o-",
-        color="k",
-        label="validation",
-    )
+    losses = {
+        "training": (metrics, {"color": "0.6"}),
+        "validation": (evaluations, {"color": "k", "marker": "o"}),
+    }
+    for label, (lines, look) in losses.items():
+        values = [_mean([line["loss"]]) for line in lines]
+        right.plot([line["step"] for line in lines], values, label=label, **look)
     right.set(title="loss", xlabel="update", ylabel="nats per token")
     right.legend(fontsize="small")
     for axis in (left, middle, right):
         axis.grid(alpha=0.3)
-    figure.savefig(picture, dpi=110)
+    return figure
 
 
 def plot_spectrum(rows: Sequence[Row], picture: Path) -> None:

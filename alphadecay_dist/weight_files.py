@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from alphadecay_dist.checkpoint.foreign import foreign_tensors
 from alphadecay_dist.checkpoint.reader import Checkpoint, find
 from alphadecay_dist.checkpoint.restore import StoredWhole, stored_weights
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.settings import Settings
 from alphadecay_dist.sharding.fused import Heads
-from alphadecay_dist.training.config import config_from_dict
+from alphadecay_dist.training.saved import saved_state
 
 
 class StoredTensor(Protocol):
@@ -53,12 +53,14 @@ class StoredWeights:
     settings: Settings | None = None
 
 
-def open_weights(path: Path) -> StoredWeights:
-    """Find the weights in a safetensors file, a directory with such files, or one of our checkpoints.
+def open_weights(path: Path, trust: bool = False) -> StoredWeights:
+    """Find the weights in a file, a directory with such files, or one of our checkpoints.
 
     Args:
-        path: a safetensors file; a HF checkpoint's directory, whose config.json tells the numbers of heads;
-            the directory of one checkpoint; or that of a run, whose newest whole checkpoint is taken.
+        path: a safetensors file, or a pickle by torch.save; a HF checkpoint's directory, whose config.json
+            tells the numbers of heads; the directory of one checkpoint; or that of a run, whose newest whole
+            checkpoint is taken.
+        trust: whether pickles may be opened.
 
     Raises:
         UserError: none of these is there, or it cannot be read.
@@ -66,31 +68,12 @@ def open_weights(path: Path) -> StoredWeights:
     checkpoint = find(path)
     if checkpoint is not None:
         return _from_checkpoint(checkpoint)
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
+    tensors = foreign_tensors(path, trust, "--trust")
+    if not tensors:
         raise UserError(
             f"{path}: found no safetensors file, expected one, a directory with some, a run or a checkpoint"
         )
-    tensors = [tensor for file in files for tensor in _tensors_in(file)]
-    return StoredWeights(path, sorted(tensors, key=_natural), _heads(files[0].parent / "config.json"))
-
-
-@dataclass(frozen=True)
-class _InFile:
-    """A tensor of a safetensors file."""
-
-    file: Path
-    name: str
-    shape: tuple[int, ...]
-
-    def units(self) -> Iterator[tuple[str, Tensor]]:
-        with safe_open(self.file, framework="pt") as tensors:
-            if len(self.shape) != 3:
-                yield self.name, tensors.get_tensor(self.name)
-                return
-            stack = tensors.get_slice(self.name)
-            for number in range(self.shape[0]):
-                yield f"{self.name}.{number}", stack[number]
+    return StoredWeights(path, sorted(tensors, key=_natural), _heads(tensors[0].file.parent / "config.json"))
 
 
 @dataclass(frozen=True)
@@ -106,15 +89,6 @@ class _InCheckpoint:
         yield self.name, self.weight.contiguous().to(self.dtype)
 
 
-def _tensors_in(file: Path) -> Iterator[_InFile]:
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (no dict)
-                yield _InFile(file, name, tuple(tensors.get_slice(name).get_shape()))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from None
-
-
 def _natural(tensor: StoredTensor) -> list[tuple[int, str]]:
     """Sorts layer 2 before layer 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", tensor.name)]
@@ -128,7 +102,7 @@ def _heads(config: Path) -> Heads | None:
 
 
 def _from_checkpoint(checkpoint: Checkpoint) -> StoredWeights:
-    config = config_from_dict(checkpoint.state()["config"])
+    config = saved_state(checkpoint).config
     dtype = getattr(torch, config.train.dtype)
     tensors: list[StoredTensor] = [
         _InCheckpoint(name, tuple(weight.shape), weight, dtype)

@@ -113,6 +113,48 @@ def test_a_state_survives_groups_that_a_load_replaced():
     assert decays_in(optimizer) == decays
 
 
+def changed_state(decay, change):
+    state = json.loads(decay.state_dict()["alphadecay"])
+    change(state)
+    return {"alphadecay": json.dumps(state)}
+
+
+NAME = "layers.3.up"
+NO_STATES = {
+    "no JSON": (lambda _: {"alphadecay": "{"}, "give what state_dict"),
+    "nested": (lambda _: {"alphadecay": "[" * 100_000}, "is no JSON"),
+    "a list": (lambda _: {"alphadecay": "[]"}, "as modules, expected a dict"),
+    "a step in words": (lambda d: changed_state(d, lambda s: s.update(step="3")), "as step"),
+    "a negative decay": (
+        lambda d: changed_state(d, lambda s: s["modules"][NAME].update(weight_decay=-1.0)),
+        "weight_decay of layers.3.up",
+    ),
+    "NaN": (
+        lambda d: changed_state(d, lambda s: s["modules"][NAME].update(weight_decay=math.nan)),
+        "has nan as weight_decay",
+    ),
+    "no decay": (
+        lambda d: changed_state(d, lambda s: s["modules"][NAME].clear()),
+        "has None as weight_decay",
+    ),
+    "pending elsewhere": (
+        lambda d: changed_state(d, lambda s: s.update(pending={"found": {}})),
+        "other modules",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_STATES)
+def test_what_is_no_state_is_one_line_and_changes_nothing(name):
+    _, _, decay = setup()
+    decay.refresh()
+    before = decay.state_dict()
+    make, words = NO_STATES[name]
+    with pytest.raises(UserError, match=f"^AlphaDecay state: .*{words}"):
+        decay.load_state_dict(make(decay))
+    assert decay.state_dict() == before
+
+
 def test_a_state_of_another_model_is_refused_and_changes_nothing():
     _, optimizer, decay = setup()
     _, _, other = setup(shapes=TUNABLE[:3])

@@ -24,7 +24,7 @@ class BackgroundSave:
         root, step, engine_state, layout, state, ranks: as for :func:`writer.save`; collective.
 
     Raises:
-        UserError: the directory cannot be made.
+        RunError: the directory cannot be made.
     """
 
     def __init__(

@@ -6,12 +6,14 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.errors import UserError, shown
+from alphadecay_dist.fields import count, counted, get, items
 from alphadecay_dist.sharding.layout import Flat, Grid
 
 MANIFEST = "manifest.json"
@@ -116,7 +118,7 @@ def from_text(text: str) -> Manifest:
     if checksum != _checksum(data) and (checksum is not None or version == FORMAT):
         raise ValueError("does not have the content that was written")
     if not isinstance(version, int):
-        raise ValueError(f"has {version!r:.80} as format, expected {FORMAT}")
+        raise ValueError(f"has {shown(version)} as format, expected {FORMAT}")
     if version != FORMAT:
         raise OtherFormatError(
             f"format {version}, expected {FORMAT}: another version of alphadecay_dist wrote it; go on with "
@@ -141,13 +143,22 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: {MANIFEST} {error}") from None
     for name, stored in manifest.files.items():
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if leads_out(folder, name):
             raise ValueError(f"{folder}: {name} leads out of the checkpoint")
-        found = path.stat().st_size if path.is_file() else None
+        found = size_of(folder / name)
         if found != stored.bytes:
             raise ValueError(f"{folder}: {name} has {found} bytes, expected {stored.bytes}")
     return manifest
+
+
+def leads_out(folder: Path, name: str) -> bool:
+    """Whether a path in a directory is outside of it, links followed."""
+    return not Path(os.path.realpath(folder / name)).is_relative_to(os.path.realpath(folder))
+
+
+def size_of(path: Path) -> int | None:
+    """A file's size in bytes; None where there is none, whatever is in its place."""
+    return os.path.getsize(path) if os.path.isfile(path) else None
 
 
 def stored_file(path: Path) -> StoredFile:
@@ -162,9 +173,14 @@ def stored_file(path: Path) -> StoredFile:
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file by new text: a reader sees the old or the new whole, also after a crash."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    flush(partial)
-    os.replace(partial, path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        flush(partial)
+        os.replace(partial, path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()  # a full disk has better use for its place
+        raise
     flush(path.parent)
 
 
@@ -189,53 +205,53 @@ def _index_data(index: Flat | Grid) -> dict[str, Any]:
 
 def _manifest(data: Mapping[str, Any]) -> Manifest:
     files = {
-        _inner_path(name): StoredFile(_number(stored, "bytes"), _number(stored, "crc32"))
-        for name, stored in _get(data, "files", dict).items()
+        _inner_path(name): StoredFile(count(stored, "bytes"), count(stored, "crc32"))
+        for name, stored in get(data, "files", dict).items()
     }
-    numbers = _get(data, "scalars", dict)
+    numbers = get(data, "scalars", dict)
     return Manifest(
-        step=_number(data, "step"),
-        world_size=_number(data, "world_size"),
-        engine=_get(data, "engine", str),
-        versions=dict(_items(data, "versions", str)),
+        step=count(data, "step"),
+        world_size=count(data, "world_size"),
+        engine=get(data, "engine", str),
+        versions=dict(items(data, "versions", str)),
         files=files,
-        scalars={key: dict(_items(numbers, key, float)) for key in numbers},
-        tensors=tuple(_tensor(entry, files) for entry in _get(data, "tensors", list)),
+        scalars={key: dict(items(numbers, key, float)) for key in numbers},
+        tensors=tuple(_tensor(entry, files) for entry in get(data, "tensors", list)),
     )
 
 
 def _tensor(data: Any, files: Mapping[str, StoredFile]) -> TensorEntry:
-    name, kind = _get(data, "name", str), _get(data, "kind", str)
-    shape = tuple(_counted(size, f"{name}: shape") for size in _get(data, "shape", list))
-    pieces = tuple(_piece(entry, name, shape) for entry in _get(data, "pieces", list))
+    name, kind = get(data, "name", str), get(data, "kind", str)
+    shape = tuple(counted(size, f"{name}: shape") for size in get(data, "shape", list))
+    pieces = tuple(_piece(entry, name, shape) for entry in get(data, "pieces", list))
     for piece in pieces:
         if piece.file not in files:
-            raise ValueError(f"{name}: is in the file {piece.file!r:.80}, which is not among the files")
+            raise ValueError(f"{name}: is in the file {shown(piece.file)}, which is not among the files")
     held = sum(piece.index.numel for piece in pieces)
     if held != math.prod(shape):
         raise ValueError(f"{name}: its pieces have {held} elements, expected {math.prod(shape)}")
-    return TensorEntry(name, kind, shape, _get(data, "dtype", str), pieces)
+    return TensorEntry(name, kind, shape, get(data, "dtype", str), pieces)
 
 
 def _piece(data: Any, name: str, shape: tuple[int, ...]) -> StoredPiece:
-    file, key = _get(data, "file", str), _get(data, "key", str)
+    file, key = get(data, "file", str), get(data, "key", str)
     if "flat" in data:
         return StoredPiece(file, key, _range(data["flat"], math.prod(shape), name))
-    grid = _get(data, "grid", list)
+    grid = get(data, "grid", list)
     if len(grid) != len(shape):
         raise ValueError(f"{name}: a piece has {len(grid)} dimensions, expected {len(shape)}")
     ranges = []
     for own, size in zip(grid, shape, strict=True):
         if not isinstance(own, list):
-            raise ValueError(f"{name}: a piece has {own!r:.80}, expected a list of ranges")
+            raise ValueError(f"{name}: a piece has {shown(own)}, expected a list of ranges")
         ranges.append(tuple(_range(part, size, name) for part in own))
     return StoredPiece(file, key, Grid(tuple(ranges)))
 
 
 def _range(data: Any, size: int, name: str) -> Flat:
     if not isinstance(data, list) or len(data) != 2:
-        raise ValueError(f"{name}: a piece has {data!r:.80}, expected [start, stop)")
-    start, stop = (_counted(bound, f"{name}: a piece") for bound in data)
+        raise ValueError(f"{name}: a piece has {shown(data)}, expected [start, stop)")
+    start, stop = (counted(bound, f"{name}: a piece") for bound in data)
     if not start < stop <= size:
         raise ValueError(f"{name}: a piece has [{start}, {stop}), expected a part of [0, {size})")
     return Flat(start, stop)
@@ -245,30 +261,5 @@ def _inner_path(name: str) -> str:
     """A relative path that does not lead out of the directory that it is relative to."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
-        raise ValueError(f"names the file {name!r:.80}, which is not in the checkpoint")
+        raise ValueError(f"names the file {shown(name)}, which is not in the checkpoint")
     return name
-
-
-def _get(data: Any, key: str, kind: type) -> Any:
-    if not isinstance(data, dict) or not isinstance(data.get(key), kind):
-        found = data.get(key) if isinstance(data, dict) else data
-        raise ValueError(f"has {found!r:.80} as {key}, expected a {kind.__name__}")
-    return data[key]
-
-
-def _number(data: Any, key: str) -> int:
-    return _counted(_get(data, key, int), key)
-
-
-def _counted(value: Any, key: str) -> int:
-    if type(value) is not int or value < 0:  # true is an int to Python
-        raise ValueError(f"has {value!r:.80} as {key}, expected a number")
-    return value
-
-
-def _items(data: Any, key: str, kind: type) -> Sequence[tuple[str, Any]]:
-    found = _get(data, key, dict)
-    for value in found.values():
-        if not isinstance(value, kind):
-            raise ValueError(f"has {value!r:.80} in {key}, expected a {kind.__name__}")
-    return list(found.items())

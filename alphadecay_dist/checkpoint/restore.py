@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from alphadecay_dist.checkpoint.manifest import Manifest, StoredPiece, TensorEntry
+from alphadecay_dist.checkpoint.manifest import StoredPiece, TensorEntry
 from alphadecay_dist.checkpoint.random_state import PREFIX, set_random_state
 from alphadecay_dist.checkpoint.reader import Checkpoint
 from alphadecay_dist.checkpoint.shards import file_of
@@ -33,6 +34,31 @@ def load(checkpoint: Checkpoint, state: EngineState, ranks: Ranks) -> None:
     state.publish(checkpoint.manifest.step)
     if checkpoint.manifest.world_size == ranks.world_size:
         ranks.together(lambda: _load_random(checkpoint.folder / file_of(ranks.rank)))
+
+
+def require_model(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse another model's checkpoint.
+
+    Args:
+        checkpoint: to be loaded.
+        shapes: of the model's parameters by name.
+
+    Raises:
+        UserError: the first weight that differs.
+    """
+    saved = {tensor.name: tensor.shape for tensor in checkpoint.manifest.tensors if tensor.kind == WEIGHT}
+    odd = sorted(saved.keys() ^ shapes.keys())
+    if odd:
+        raise UserError(
+            f"{checkpoint.folder}: has {len(saved)} weights, the model {len(shapes)}, and {odd[0]!r} is in "
+            "one alone; give the checkpoint of the same model"
+        )
+    for name, shape in shapes.items():
+        if saved[name] != tuple(shape):
+            raise UserError(
+                f"{checkpoint.folder}: has {saved[name]} as the {WEIGHT} of {name}, expected {tuple(shape)}; "
+                "give the checkpoint of the same model"
+            )
 
 
 @dataclass(frozen=True)
@@ -111,6 +137,8 @@ def _read_file(path: Path, pairs: Iterable[tuple[StoredPiece, Part]]) -> list[tu
         with safe_open(path, framework="pt") as stored:
             for piece, part in pairs:
                 values = stored.get_slice(piece.key)
+                if math.prod(values.get_shape()) != piece.index.numel:
+                    raise ValueError(f"{piece.key} has the shape {values.get_shape()}")
                 for box in common(piece.index, part.index, part.shape):
                     found = read(values.__getitem__, box.source, box.box)
                     view_of(part.values, box.target, box.box).copy_(found)
@@ -122,7 +150,7 @@ def _read_file(path: Path, pairs: Iterable[tuple[StoredPiece, Part]]) -> list[tu
 
 def _load_parts(checkpoint: Checkpoint, state: EngineState) -> None:
     manifest = checkpoint.manifest
-    _same_model(checkpoint.folder, manifest, state)
+    require_model(checkpoint, state.shapes)
     kinds: dict[str, list[str]] = {}
     for tensor in manifest.tensors:
         if tensor.kind != WEIGHT:
@@ -133,17 +161,10 @@ def _load_parts(checkpoint: Checkpoint, state: EngineState) -> None:
     )
 
 
-def _same_model(folder: Path, manifest: Manifest, state: EngineState) -> None:
-    saved = {tensor.name for tensor in manifest.tensors if tensor.kind == WEIGHT}
-    odd = sorted(saved ^ set(state.shapes))
-    if odd:
-        raise UserError(
-            f"{folder}: has {len(saved)} weights, the model {len(state.shapes)}, and {odd[0]!r} is in one "
-            "alone; give the checkpoint of the same model"
-        )
-
-
 def _load_random(path: Path) -> None:
-    with safe_open(path, framework="pt") as stored:
-        keys = [key for key in stored.keys() if key.startswith(PREFIX)]  # noqa: SIM118  (no dict)
-        set_random_state({key: stored.get_tensor(key) for key in keys})
+    try:
+        with safe_open(path, framework="pt") as stored:
+            keys = [key for key in stored.keys() if key.startswith(PREFIX)]  # noqa: SIM118  (no dict)
+            set_random_state({key: stored.get_tensor(key) for key in keys})
+    except Exception as error:  # the generators refuse a state in a dozen ways
+        raise UserError(f"{path}: has no states of random generators: {error}") from None

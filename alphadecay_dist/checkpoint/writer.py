@@ -26,7 +26,7 @@ from alphadecay_dist.checkpoint.manifest import (
 from alphadecay_dist.checkpoint.random_state import random_state
 from alphadecay_dist.checkpoint.shards import SHARDS, Shard, joined, write_shard
 from alphadecay_dist.engines.state import EngineState, Part, Scalars
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.errors import RunError
 
 T = TypeVar("T")
 
@@ -88,7 +88,7 @@ def save(
         The checkpoint's directory.
 
     Raises:
-        UserError: it cannot be written; what there was of it is removed, and other checkpoints are untouched.
+        RunError: it cannot be written; what there was of it is removed, and other checkpoints are untouched.
     """
     parts, states = engine_state.parts(), random_state()
     saving = begin(root, step, engine_state=engine_state, layout=layout, state=state, ranks=ranks)
@@ -225,12 +225,12 @@ def _removed_on_failure(folder: Path, ranks: Ranks) -> Iterator[None]:
 
 
 def _told(folder: Path, work: Callable[[], T]) -> T:
-    """Do some work; a file system that refuses it is the user's to mend."""
+    """Do some work; a file system that refuses it ends the run in one line."""
     try:
         return work()
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(
+        raise RunError(
             f"{folder}: the checkpoint cannot be written: {reason}; mend that and start again: older "
             "checkpoints are as they were"
         ) from None

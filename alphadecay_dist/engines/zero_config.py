@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.errors import UserError, shown
 
 AUTO = "auto"
 
@@ -164,8 +164,10 @@ def _refuse_offload(zero: Mapping[str, Any]) -> None:
     """Refuse what takes masters or optimizer state out of the reach of checkpoints."""
     for section in ("offload_optimizer", "offload_param"):
         options = zero.get(section)
-        if not isinstance(options, dict):
+        if options is None:
             continue
+        if not isinstance(options, dict):
+            raise UserError(f"DeepSpeed config: {section} is {shown(options)}, expected an object")
         if options.get("device") == "nvme":
             raise UserError(
                 f"DeepSpeed config: {section}.device is 'nvme', expected 'cpu' or 'none': checkpoints are "

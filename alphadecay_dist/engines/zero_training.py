@@ -1,4 +1,4 @@
-"""How the trainer How the trainer builds and steps DeepSpeed.."""
+"""How the trainer builds and steps DeepSpeed."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ class ZeroTraining:
         """
         try:
             deepspeed.DeepSpeedConfig(self.config)
-        except (ValueError, AssertionError) as error:
+        except Exception as error:  # of a value of the wrong type it says what it happens to stumble over
             reason = " ".join(str(error).split()).partition(" [type=")[0]
-            raise UserError(f"DeepSpeed config: refused by DeepSpeed: {reason}") from None
+            raise UserError(f"DeepSpeed config: refused by DeepSpeed: {reason}; correct that value") from None
 
     def construct(self, build: Callable[[], nn.Module]) -> nn.Module:
         """Build the model; under stage 3 each parameter is partitioned as soon as it is made."""

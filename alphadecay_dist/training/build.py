@@ -14,8 +14,15 @@ from alphadecay_dist.training.optimizer import build_optimizer, pick_apply
 from alphadecay_dist.training.prepared import Shards
 from alphadecay_dist.training.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
+from alphadecay_dist.training.saved import saved_state
 from alphadecay_dist.training.throughput import Utilization, flops_per_token, peak_flops
-from alphadecay_dist.training.tokenizer import TRAIN, Tokenizer, check_vocabulary, find_tokenizer
+from alphadecay_dist.training.tokenizer import (
+    TRAIN,
+    Tokenizer,
+    check_vocabulary,
+    find_tokenizer,
+    load_tokenizer,
+)
 
 TOKENIZER = "tokenizer.model"
 
@@ -29,7 +36,7 @@ def tokenizer_of(checked: Checked, ranks: Ranks, source: Source, begin: start.St
         if begin.checkpoint is not None:
             kept = begin.checkpoint.folder.parents[1] / TOKENIZER
             if kept.is_file():
-                return kept.read_bytes()
+                return load_tokenizer(str(kept)).proto
         if checked.config.tokenizer.model == TRAIN:
             ranks.say("training a tokenizer on the corpus")
         model, vocabulary = checked.config.tokenizer.model, checked.model_config.vocab_size
@@ -48,7 +55,7 @@ def training_data(
     if begin.checkpoint is None:
         data.check_size()
     else:
-        data.load(begin.checkpoint.state()["lanes"])
+        data.load(saved_state(begin.checkpoint).lanes)
     return data
 
 
@@ -70,7 +77,7 @@ def build(checked: Checked, options: Options, engine: Training, ranks: Ranks) ->
     if options.init_from is None:
         values = models.random_values(checked.shapes, config.train.seed)
     else:
-        values = models.values_from(options.init_from, checked.shapes)
+        values = models.values_from(options.init_from, checked.shapes, config.checkpoint.trust)
     dtype = getattr(torch, config.train.dtype)
     models.fill(model, values, dtype, engine.assign)
     fused = engine.device.type == "cuda"

@@ -59,13 +59,13 @@ def check(options: Options) -> Checked:
     require_weights(tuned_weights(shapes))
     _check_data(config, model_config.vocab_size)
     if options.init_from is not None:
-        models.values_from(options.init_from, shapes)
+        models.values_from(options.init_from, shapes, config.checkpoint.trust)
     name = Path(options.recipe).stem
     folder = Path(options.output_dir or Path("runs") / name)
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"--output_dir {folder}: is a file, expected a directory")
-    above = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
+    above = next(parent for parent in (folder, *folder.absolute().parents) if os.path.exists(parent))
+    if not os.path.isdir(above) or not os.access(above, os.W_OK):
         raise UserError(
             f"--output_dir {folder}: cannot be made, {above} is no directory to write to; choose another"
         )

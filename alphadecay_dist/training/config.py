@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import re
 import types
 import typing
@@ -15,12 +16,14 @@ from typing import Any
 
 import yaml
 
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.sharding.groups import PREMULTIPLY
-from alphadecay_dist.training.recipe import AT_LEAST, CHOICES, Config
+from alphadecay_dist.training.recipe import AT_LEAST, AT_MOST, CHOICES, Config
 
 DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d*)?)s?)?")
 UNITS = (86400, 3600, 60, 1)
+LONGEST = 1000  # characters of a text in a recipe
+LARGEST = 2**63 - 1  # of a whole number
 
 
 def recipe_names() -> list[str]:
@@ -34,7 +37,7 @@ def load_config(recipe: str, overrides: Iterable[str] = ()) -> Config:
 
     Args:
         recipe: a name of :func:`recipe_names`, or the path of a YAML file.
-        overrides: ``section.key=value`` each, the value in YAML.
+        overrides: ``section.key=value`` each, the value in YAML; a switch alone is true.
 
     Returns:
         The checked config.
@@ -44,14 +47,19 @@ def load_config(recipe: str, overrides: Iterable[str] = ()) -> Config:
             out of its range.
     """
     tree = read_yaml(recipe)
+    switches = [key for key, value in flat(Config()) if isinstance(value, bool)]
     for override in overrides:
         key, separator, text = override.partition("=")
-        if not separator or key.count(".") != 1:
-            raise UserError(f"{override!r}: expected --section.key=value, such as --train.steps=100")
+        if not separator and key in switches:
+            text = "true"
+        elif not separator or key.count(".") != 1:
+            raise UserError(f"{shown(override)}: expected --section.key=value, such as --train.steps=100")
         section, name = key.split(".")
         values = tree.setdefault(section, {})
         if not isinstance(values, dict):
-            raise UserError(f"recipe {recipe}: section {section} is {values!r}, expected keys and values")
+            raise UserError(
+                f"recipe {recipe}: section {section} is {shown(values)}, expected keys and values"
+            )
         values[name] = _parse_yaml(text, f"--{key}")
     config = config_from_dict(tree)
     check(config)
@@ -62,7 +70,7 @@ def read_yaml(recipe: str) -> dict[str, Any]:
     """The raw content of a recipe file or of a named recipe."""
     if recipe.endswith((".yaml", ".yml")) or "/" in recipe:
         path = Path(recipe)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UserError(f"recipe {recipe}: no such file")
         try:
             text = path.read_text(encoding="utf-8")
@@ -74,7 +82,7 @@ def read_yaml(recipe: str) -> dict[str, Any]:
         raise UserError(f"recipe {recipe!r}: unknown{nearest(recipe, recipe_names())}")
     tree = _parse_yaml(text, f"recipe {recipe}")
     if not isinstance(tree, dict):
-        raise UserError(f"recipe {recipe}: found {tree!r}, expected sections with keys and values")
+        raise UserError(f"recipe {recipe}: found {shown(tree)}, expected sections with keys and values")
     return tree
 
 
@@ -84,7 +92,7 @@ def config_from_dict(tree: Mapping[str, Any]) -> Config:
     built = {}
     for section, values in tree.items():
         if section not in sections:
-            raise UserError(f"unknown section {section!r}{nearest(str(section), sections)}")
+            raise UserError(f"unknown section {shown(section)}{nearest(_bare(section), sections)}")
         built[section] = _section(section, sections[section], values)
     return Config(**built)
 
@@ -105,14 +113,13 @@ def check(config: Config) -> None:
     """
     values = dict(flat(config))
     for key, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{key}: found {value}, expected a finite number")
+        _check_plain(key, value)
     for key, choices in CHOICES.items():
         if values[key] is not None and values[key] not in choices:
-            raise UserError(f"{key}: found {values[key]!r}, expected one of {', '.join(choices)}")
+            raise UserError(f"{key}: found {shown(values[key])}, expected one of {', '.join(choices)}")
     for key, least in AT_LEAST.items():
         if values[key] is not None and values[key] < least:
-            raise UserError(f"{key}: found {values[key]}, expected {least} or more")
+            raise UserError(f"{key}: found {shown(values[key])}, expected {least} or more")
     if config.decay.min_ratio > config.decay.max_ratio:
         raise UserError(
             f"decay.min_ratio: found {config.decay.min_ratio}, above decay.max_ratio "
@@ -135,6 +142,16 @@ def check(config: Config) -> None:
         )
 
 
+def _check_plain(key: str, value: Any) -> None:
+    """Refuse what no field takes: numbers without end, and texts that no error could quote."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{key}: found {value}, expected a finite number")
+    if isinstance(value, str) and not (value.isprintable() and len(value) <= LONGEST):
+        raise UserError(f"{key}: found {shown(value)}, expected {LONGEST} printable characters at most")
+    if isinstance(value, int) and value > AT_MOST.get(key, LARGEST):
+        raise UserError(f"{key}: found {shown(value)}, expected {AT_MOST.get(key, LARGEST)} or less")
+
+
 def seconds_of(duration: str, key: str) -> float:
     """Seconds of ``600``, ``90m``, ``11h50m`` or ``1d2h``.
 
@@ -143,7 +160,9 @@ def seconds_of(duration: str, key: str) -> float:
     """
     found = DURATION.fullmatch(duration)
     if not duration or found is None:
-        raise UserError(f"{key}: found {duration!r}, expected seconds, or days, hours, minutes as in 11h50m")
+        raise UserError(
+            f"{key}: found {shown(duration)}, expected seconds, or days, hours, minutes as in 11h50m"
+        )
     return sum(float(part) * unit for part, unit in zip(found.groups(default="0"), UNITS, strict=True))
 
 
@@ -165,12 +184,17 @@ def to_yaml(config: Config) -> str:
 
 def _section(section: str, cls: type, values: Any) -> Any:
     if not isinstance(values, dict):
-        raise UserError(f"section {section}: found {values!r}, expected keys and values")
+        raise UserError(f"section {section}: found {shown(values)}, expected keys and values")
     hints = typing.get_type_hints(cls)
     for name in values:
         if name not in hints:
-            raise UserError(f"unknown key {section}.{name}{nearest(str(name), hints)}")
+            raise UserError(f"unknown key {section}.{_bare(name)}{nearest(_bare(name), hints)}")
     return cls(**{name: _convert(f"{section}.{name}", hints[name], value) for name, value in values.items()})
+
+
+def _bare(name: Any) -> str:
+    """A key without quotes."""
+    return shown(name).strip("'")
 
 
 def _convert(key: str, hint: Any, value: Any) -> Any:
@@ -193,7 +217,7 @@ def _convert(key: str, hint: Any, value: Any) -> Any:
     elif hint is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     expected = getattr(hint, "__name__", str(hint))
-    raise UserError(f"{key}: found {value!r}, expected {expected}")
+    raise UserError(f"{key}: found {shown(value)}, expected {expected}")
 
 
 def _parse_yaml(text: str, where: str) -> Any:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import glob
 import logging
+import os
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.fields import count
 from alphadecay_dist.training.recipe import DataConfig
 from alphadecay_dist.training.retries import Patience, may_pass
 
@@ -197,6 +199,18 @@ class DocumentLane:
         """The cursor as plain data."""
         return asdict(self.cursor)
 
+    def load(self, state: Any) -> None:
+        """Go on from a state.
+
+        Raises:
+            ValueError: it is none of this corpus.
+        """
+        cursor = Cursor(**{option.name: count(state, option.name) for option in fields(Cursor)})
+        files = len(self._files(cursor.epoch))
+        if cursor.file >= files:
+            raise ValueError(f"has file {cursor.file}, expected one of {files}")
+        self.seek(cursor)
+
 
 def open_corpora(config: DataConfig) -> tuple[Corpus, Corpus]:
     """The training and the validation corpus.
@@ -228,10 +242,10 @@ def find_files(source: str) -> tuple[str, list[str]]:
         UserError: no file, files of several kinds, or of a kind that cannot be read.
     """
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         files = sorted(str(p) for p in path.rglob("*") if _loader(p.name) and p.is_file())
     else:
-        files = [source] if path.is_file() else sorted(glob.glob(source, recursive=True))
+        files = [source] if os.path.isfile(path) else sorted(glob.glob(source, recursive=True))
     if not files:
         raise UserError(
             f"data: {source}: no such file, and no directory or glob with {', '.join(LOADERS)} files; "

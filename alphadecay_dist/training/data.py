@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.corpus import Corpus, Cursor, DocumentLane, open_corpora
+from alphadecay_dist.fields import counted, get
+from alphadecay_dist.training.corpus import Corpus, DocumentLane, open_corpora
 from alphadecay_dist.training.loss import IGNORE
 from alphadecay_dist.training.prepared import PreparedLane, PreparedSequences, Shards, open_prepared
 from alphadecay_dist.training.recipe import DataConfig, TrainConfig
@@ -64,7 +65,11 @@ class Lane(Protocol):
         """Position, as plain data."""
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Go on from a state.
+
+        Raises:
+            ValueError: it is none of this data.
+        """
 
 
 class SequenceLane:
@@ -102,9 +107,16 @@ class SequenceLane:
         return {"documents": self._documents.state(), "carry": list(self._carry)}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
-        self._documents.seek(Cursor(**state["documents"]))
-        self._carry = list(state["carry"])
+        """Go on from a state.
+
+        Raises:
+            ValueError: it is none of this data.
+        """
+        carry = [counted(number, "a token") for number in get(state, "carry", list)]
+        if max(carry, default=0) >= self._tokenizer.vocab_size:
+            raise ValueError(f"has the token {max(carry)}, expected {self._tokenizer.vocab_size - 1} at most")
+        self._documents.load(state.get("documents"))
+        self._carry = carry
 
 
 def open_data(config: DataConfig) -> tuple[Source, Source]:
@@ -204,10 +216,22 @@ class TrainingData:
         return {str(number): lane.state() for number, lane in self._lanes.items()}
 
     def load(self, states: Mapping[str, Any]) -> None:
-        """Go on from the states of all lanes, whichever ranks had them."""
+        """Go on from the states of all lanes, whichever ranks had them.
+
+        Raises:
+            UserError: they are those of other data.
+        """
         self._checked = None
         for number, lane in self._lanes.items():
-            lane.load(states[str(number)])
+            try:
+                lane.load(get(states, str(number), dict))
+            except UserError:
+                raise
+            except ValueError as error:
+                raise UserError(
+                    f"data: the saved position in lane {number} {error}; give the data that the run was "
+                    "begun with, or another checkpoint"
+                ) from None
 
 
 @dataclass(frozen=True)
@@ -311,7 +335,8 @@ def micro_batch(train: TrainConfig, world_size: int) -> int:
             "expected a multiple of the number of ranks"
         )
     share = train.global_batch // world_size
-    return max(size for size in range(1, min(train.micro_batch, share) + 1) if share % size == 0)
+    small = [size for size in range(1, math.isqrt(share) + 1) if share % size == 0]
+    return max(size for size in (*small, *(share // size for size in small)) if size <= train.micro_batch)
 
 
 def make_batch(sequences: Sequence[list[int] | Tensor], seq_len: int, pad: int) -> Batch:

@@ -21,12 +21,25 @@ def exit_code_of(work: Callable[[], None], program: str = "train.py") -> int:
     try:
         work()
     except Preempted as stop:
-        return _say(program, f"stopped early: {stop}; the same command goes on", PREEMPTED)
+        return _say(program, f"stopped early: {stop}; the same command goes on", code_of(stop))
     except UserError as error:
-        return _say(program, f"error: {error}", USER_ERROR)
+        return _say(program, f"error: {error}", code_of(error))
     except RunError as error:
-        return _say(program, f"failed: {error}", FAILURE)
+        return _say(program, f"failed: {error}", code_of(error))
     return 0
+
+
+def code_of(error: BaseException) -> int:
+    """The exit code of a run that an error ends."""
+    if isinstance(error, Preempted):
+        return PREEMPTED
+    return USER_ERROR if isinstance(error, UserError) else FAILURE
+
+
+def told(error: BaseException) -> str:
+    """An error as status.json tells it: its line, and of an unexpected one its type."""
+    named = isinstance(error, Preempted | UserError | RunError)
+    return str(error) if named else f"{type(error).__name__}: {error}"
 
 
 def _say(program: str, line: str, code: int) -> int:

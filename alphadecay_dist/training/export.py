@@ -23,10 +23,10 @@ from alphadecay_dist.engines.state import WEIGHT
 from alphadecay_dist.engines.zero_universal import MASTER, Parameter, write_universal
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.build import TOKENIZER
-from alphadecay_dist.training.config import config_from_dict
 from alphadecay_dist.training.hf_tokenizer import hf_tokenizer, hf_tokenizer_config, special_ids
 from alphadecay_dist.training.model import build_on_meta, read_model_config
 from alphadecay_dist.training.recipe import Config
+from alphadecay_dist.training.saved import saved_state
 from alphadecay_dist.training.schedule import learning_rate
 
 SHARD_BYTES = 4_000_000_000  # of a safetensors file, which is held in memory while it is written
@@ -51,7 +51,7 @@ def trained(path: Path) -> Trained:
     checkpoint = find(path)
     if checkpoint is None:
         raise UserError(f"{path}: found neither a run nor a checkpoint; give the directory of one")
-    return Trained(checkpoint, config_from_dict(checkpoint.state()["config"]))
+    return Trained(checkpoint, saved_state(checkpoint).config)
 
 
 def export_hf(found: Trained, output: Path, dtype: torch.dtype, model: str | None = None) -> None:
@@ -104,7 +104,7 @@ def export_universal(found: Trained, output: Path) -> None:
             raise UserError(f"{checkpoint.folder}: has no optimizer state of {name}: no update was made yet")
     optimizer = config.optimizer
     rate = learning_rate(step, config.train.steps, optimizer)
-    decay = checkpoint.state()["decay"]
+    decay = saved_state(checkpoint).decay
 
     def parameters() -> Iterator[Parameter]:
         for name, kinds in tensors.items():

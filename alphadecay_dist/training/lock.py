@@ -64,7 +64,15 @@ class FolderLock:
             self._descriptor = None
 
     def _take(self, flags: int) -> None:
-        descriptor = os.open(self._path, flags, 0o666)
+        try:
+            descriptor = os.open(self._path, flags, 0o666)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise UserError(
+                f"--output_dir {self._path.parent}: its {LOCK} cannot be opened: {error.strerror}; mend that "
+                "and start again, or choose another directory"
+            ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -78,7 +86,7 @@ class FolderLock:
 
     def _refusal(self, what: str) -> str:
         who = ""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             holder = json.loads(self._path.read_text(encoding="utf-8"))
             who = f", process {holder['pid']} on {holder['host']} since {holder['since']}"
         folder = self._path.parent

@@ -25,22 +25,14 @@ from alphadecay_dist.errors import RunError, UserError
 from alphadecay_dist.refresh import Refresh
 from alphadecay_dist.training.data import Batch, EvaluationData, digests
 from alphadecay_dist.training.exits import Preempted
-from alphadecay_dist.training.metrics import (
-    DECAY,
-    EVAL,
-    METRICS,
-    SEQUENCES,
-    RunFiles,
-    Tracker,
-    means_by_type,
-    refresh_record,
-    undefined_modules,
-)
+from alphadecay_dist.training.logs import RunLog
+from alphadecay_dist.training.metrics import EVAL, METRICS, SEQUENCES
 from alphadecay_dist.training.nonfinite import ROLLBACK, BadUpdates
 from alphadecay_dist.training.preemption import StopRequests
 from alphadecay_dist.training.prefetch import Prefetched
 from alphadecay_dist.training.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
+from alphadecay_dist.training.saved import SavedState, saved_state
 from alphadecay_dist.training.saving import Saver
 from alphadecay_dist.training.schedule import learning_rate
 from alphadecay_dist.training.start import newest_whole
@@ -68,8 +60,7 @@ class Trainer:
         decay: the controller; None for the uniform policy.
         data: this rank's training data.
         evaluation: this rank's validation data.
-        files: the run's files, on rank 0.
-        tracker: wandb, on rank 0.
+        log: what is written of the run.
         utilization: of the ranks' devices by an update.
         requests: of this rank, to stop.
     """
@@ -83,8 +74,7 @@ class Trainer:
         decay: AlphaDecay | None,
         data: Prefetched,
         evaluation: EvaluationData,
-        files: RunFiles | None,
-        tracker: Tracker | None,
+        log: RunLog,
         utilization: Utilization,
         requests: StopRequests,
     ) -> None:
@@ -95,8 +85,7 @@ class Trainer:
         self._decay = decay
         self._data = data
         self._evaluation = evaluation
-        self._files = files
-        self._tracker = tracker
+        self._log = log
         self._utilization = utilization
         self._requests = requests
         self._stop: str | None = None  # why all ranks stop, once they have agreed to
@@ -110,18 +99,17 @@ class Trainer:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Take up a checkpoint: weights, optimizer, decays, data position; collective."""
         state = self._restore(checkpoint)
-        self._data.load(state["lanes"])
-        self._evaluation_owed = state.get("evaluation_owed", False)
-        if "bad_updates" in state:
-            self._bad.load(state["bad_updates"])
+        self._data.load(state.lanes)
+        self._evaluation_owed = state.evaluation_owed
+        self._bad.load(state.bad_updates)
 
-    def _restore(self, checkpoint: Checkpoint) -> dict[str, Any]:
+    def _restore(self, checkpoint: Checkpoint) -> SavedState:
         """Take up all but the data position; returns the checkpoint's state."""
+        state = saved_state(checkpoint)
         restore.load(checkpoint, self._engine.state(), self._ranks)
-        state = checkpoint.state()
-        if self._decay is not None and state["decay"] is not None:
-            self._decay.load_state_dict(state["decay"])
-        self.progress = Progress(checkpoint.manifest.step, state["tokens"])
+        if self._decay is not None and state.decay is not None:
+            self._decay.load_state_dict(state.decay)
+        self.progress = Progress(checkpoint.manifest.step, state.tokens)
         self._saver.saved_at = self.progress.step
         return state
 
@@ -133,7 +121,8 @@ class Trainer:
 
         Raises:
             Preempted: a rank was asked to stop, and what was done is saved.
-            RunError: updates that are not finite, see :mod:`alphadecay_dist.training.nonfinite`.
+            RunError: updates that are not finite, see :mod:`alphadecay_dist.training.nonfinite`; data that
+                cannot be read any more; a checkpoint or a log that cannot be written.
         """
         steps = self._config.train.steps
         end = min(steps, self._config.train.stop_after or steps)
@@ -146,6 +135,7 @@ class Trainer:
                 if self._stop or step == end or _due(step, self._config.checkpoint.every):
                     self._save_once()
             self._saver.finish()
+            self._hear()  # the last lines may have failed
         if self._stop and (self.progress.step < end or self._evaluation_owed):
             raise Preempted(self._stop)
         return self.progress.step >= steps
@@ -160,13 +150,13 @@ class Trainer:
         # The engine takes the mean over ranks: times their number, it is the sum over all tokens' losses.
         scale = (self._ranks.world_size / targets[0]).float()
         total = self._engine.gradients(self._losses(batches), scale)
-        flags = float(self._requests.reason is not None), float(self._saver.written)
+        flags = float(self._requests.waiting), float(self._saver.written)
         sums = self._ranks.sum_on_device(total, *flags)
         loss, asked, written, tokens = torch.cat([sums, targets]).tolist()  # the one wait for the device
         applied = self._engine.step(self._step_decay)
         seconds = time.perf_counter() - begin
         if asked:
-            self._stop = self._requests.agree(self._ranks)
+            self._hear()
         norm = self._engine.grad_norm
         if applied:
             self._bad.applied()
@@ -184,10 +174,10 @@ class Trainer:
             "mfu": self._utilization.of(seconds),
             **({} if applied else {"skipped": True}),
         }
-        self._log(METRICS, record, wandb=_due(step, self._config.logging.every))
+        self._log.line(METRICS, record, wandb=_due(step, self._config.logging.every))
         if self._config.logging.sequences:
             consumed = [digest for each in self._ranks.gather(digests(batches)) for digest in each]
-            self._log(SEQUENCES, {"step": step, "sequences": consumed}, wandb=False)
+            self._log.line(SEQUENCES, {"step": step, "sequences": consumed}, wandb=False)
         self._log_refresh()
         if written == self._ranks.world_size:
             self._saver.finish()
@@ -199,7 +189,7 @@ class Trainer:
         """This rank's micro-batches, and the tokens to predict of all ranks' (1, on the device).
 
         Raises:
-            RuntimeError: a rank's data cannot be read; what is finished was saved.
+            RunError: a rank's data cannot be read; what is finished was saved.
         """
         before = self._data.state()
         batches: list[Batch] = []
@@ -216,7 +206,7 @@ class Trainer:
             if self.progress.step:
                 self._save_once()
                 self._saver.finish()
-            raise RuntimeError(f"update {step}: {failures[0]}")
+            raise RunError(f"update {step}: {failures[0]}")
         return batches, summed[:1].clamp_min(1)
 
     def _not_applied(self, what: str, bar: Any) -> bool:
@@ -227,9 +217,8 @@ class Trainer:
         if back:
             self._roll_back(what)
             bar.n = self.progress.step
-        if self._files:
-            done = f"back to update {self.progress.step}" if back else "skipped"
-            bar.write(f"{what}: {done} ({self._bad.total} bad updates so far)", file=sys.stderr)
+        done = f"back to update {self.progress.step}" if back else "skipped"
+        self._log.say(f"{what}: {done} ({self._bad.total} bad updates so far)")
         return back
 
     def _roll_back(self, what: str) -> None:
@@ -239,8 +228,7 @@ class Trainer:
             raise RunError(f"{what}; there is no checkpoint yet to go back to: see --checkpoint.every")
         self._last_refresh = None
         self._restore(checkpoint)
-        if self._files:
-            self._files.keep_until(self.progress.step)
+        self._log.go_back(self.progress.step)
 
     def _step_decay(self) -> None:
         """Before each engine step: refresh the decays where that is due."""
@@ -249,16 +237,8 @@ class Trainer:
 
     def _log_refresh(self) -> None:
         refresh, self._last_refresh = self._last_refresh, None
-        if refresh is not None and self._files and self._tracker:
-            self._files.append(DECAY, refresh_record(refresh))
-            self._tracker.log(refresh.step, means_by_type(refresh))
-            undefined = undefined_modules(refresh)
-            if undefined:
-                tqdm.write(
-                    f"refresh at update {refresh.step}: alpha is undefined in {undefined} of "
-                    f"{len(refresh.modules)} modules, which keep their decays (see {DECAY})",
-                    file=sys.stderr,
-                )
+        if refresh is not None:
+            self._log.refresh(refresh)
 
     def _evaluate_if_owed(self, bar: Any) -> None:
         """Evaluate, if that is due and nobody wants to stop; else it is left to the next start."""
@@ -280,18 +260,17 @@ class Trainer:
             "perplexity": perplexity,
             "tokens": int(tokens),
         }
-        self._log(EVAL, record)
+        self._log.line(EVAL, record)
         bar.set_description("training")
-        if self._files:
-            bar.write(f"update {self.progress.step}: validation perplexity {perplexity:.2f}", file=sys.stderr)
+        self._log.say(f"update {self.progress.step}: validation perplexity {perplexity:.2f}")
 
     def _until_asked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Batches until a rank is asked to stop; every rank has as many, and leaves off at the same one."""
         for number, batch in enumerate(batches):
             if number % ASK_EVERY == 0:
-                (asked,) = self._ranks.sum(float(self._requests.reason is not None))
+                (asked,) = self._ranks.sum(float(self._requests.waiting))
                 if asked:
-                    self._stop = self._requests.agree(self._ranks)
+                    self._hear()
                     return
             yield batch
 
@@ -300,12 +279,25 @@ class Trainer:
             yield functools.partial(_loss, batch=batch.to(self._engine.device))
 
     def _save_once(self) -> None:
-        """Save, unless this update's checkpoint is there; and hear who was asked to stop meanwhile."""
+        """Save, unless this update's checkpoint is there; and hear who was asked to stop meanwhile.
+
+        A log that could not be written is heard of before: a checkpoint is never ahead of the files.
+        """
         if self._saver.saved_at == self.progress.step:
             return
+        self._hear()
         self._bad.saved()
         self._saver.save(self.progress.step, self._state())
-        self._stop = self._stop or self._requests.agree(self._ranks)
+        self._hear()
+
+    def _hear(self) -> None:
+        """Hear which ranks want to stop, or cannot go on; a checkpoint that is under way then is finished."""
+        try:
+            agreed = self._requests.agree(self._ranks)
+        except RunError:
+            self._saver.finish()
+            raise
+        self._stop = self._stop or agreed
 
     def _state(self) -> dict[str, Any]:
         """What a resume needs beside weights and optimizer; collective."""
@@ -320,15 +312,6 @@ class Trainer:
             "bad_updates": self._bad.state(),
             "decay": self._decay.state_dict() if self._decay is not None else None,
         }
-
-    def _log(self, name: str, record: dict[str, Any], wandb: bool = True) -> None:
-        """A line in a file of the output directory, and in wandb under the file's name."""
-        if self._files is None or self._tracker is None:
-            return
-        self._files.append(name, record)
-        if wandb:
-            prefix = "" if name == METRICS else f"{name.removesuffix('.jsonl')}/"
-            self._tracker.log(record["step"], {f"{prefix}{k}": v for k, v in record.items() if k != "step"})
 
     def _progress_bar(self) -> Any:
         """Loss, tokens/s and time left on rank 0; a line every 10 s at most where no terminal reads it."""

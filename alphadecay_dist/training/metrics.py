@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from alphadecay_dist.checkpoint.manifest import write_atomically
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.errors import UserError, warn
+from alphadecay_dist.fields import count, counted, get
 from alphadecay_dist.refresh import Refresh
 
 METRICS, EVAL, DECAY, SEQUENCES = "metrics.jsonl", "eval.jsonl", "decay.jsonl", "sequences.jsonl"
@@ -56,7 +57,7 @@ class RunFiles:
         record = {"state": state, "step": step, "exit_code": exit_code, "reason": reason}
         if self._status.acquire(timeout=2):  # a disk that hangs is not to keep a rank from ending
             try:
-                write_atomically(self.folder / STATUS, json.dumps(record) + "\n")
+                _replace(self.folder / STATUS, json.dumps(record) + "\n")
             finally:
                 self._status.release()
 
@@ -65,16 +66,45 @@ class RunFiles:
         write_atomically(self.folder / name, text)
 
 
+def _replace(path: Path, text: str) -> None:
+    """Replace a small file; a disk that is full has room for it where the old one is."""
+    try:
+        write_atomically(path, text)
+    except OSError:
+        if not path.is_file():
+            raise
+        with path.open("r+", encoding="utf-8") as file:
+            file.write(text)
+            file.truncate()
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file; a last line that a kill cut short is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The records of a JSON-lines file, which count steps; a last line that was cut short is left out.
+
+    Raises:
+        UserError: a line is no record.
+    """
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            record = json.loads(line)
+            count(record, "step")
+            counted(record.get("written_at", 0), "written_at")
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: line {number} is no record: {error}; take it out") from None
+        records.append(record)
+    return records
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:
-    """The status.json of a run, None where there is none."""
-    path = folder / STATUS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """The status.json of a run, None where there is none that can be read."""
+    try:
+        status = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+        get(status, "state", str)
+        count(status, "step")
+    except (OSError, ValueError, RecursionError):
+        return None
+    return status
 
 
 def refresh_record(refresh: Refresh) -> dict[str, Any]:
@@ -121,43 +151,65 @@ def means_by_type(refresh: Refresh) -> dict[str, float]:
 
 
 class Tracker:
-    """The wandb run of rank 0; with ``off`` it takes records and does nothing."""
+    """The wandb run of rank 0; with ``off`` it takes records and does nothing.
+
+    What fails in it is a warning, and ends it alone.
+
+    Raises:
+        UserError: a new run asks for ``online``, and wandb does not start.
+    """
 
     def __init__(self, mode: str, folder: Path, config: dict[str, Any], resumed: bool) -> None:
         self._run: Any = None
         if mode == "off":
             return
-        import wandb  # noqa: PLC0415  (slow to load, and not wanted with "off")
-
-        settings = wandb.setup().settings
-        online = mode == "online" or (mode == "auto" and _logged_in(settings))
         try:
-            self._run = wandb.init(
-                project="alphadecay_dist",
-                name=folder.name,
-                id=_run_id(folder),
-                dir=str(folder),
-                mode="online" if online else "offline",
-                config=config,
-                resume="allow" if resumed else None,
-                settings=wandb.Settings(silent=True, console="off"),
-            )
-        except wandb.Error as error:
+            self._run = _wandb_run(mode, folder, config, resumed)
+            self._run.define_metric("*", step_metric="step")
+        except Exception as error:  # wandb and what it writes raise a dozen unrelated types
             reason = " ".join(str(error).split())
-            raise UserError(
-                f"logging.wandb {mode}: wandb does not start: {reason}; use --logging.wandb=offline or off"
-            ) from error
-        self._run.define_metric("*", step_metric="step")
+            if mode == "online" and not resumed:
+                raise UserError(
+                    f"logging.wandb online: wandb does not start: {reason}; use --logging.wandb=offline"
+                ) from None
+            self._give_up(f"does not start: {reason}")
 
     def log(self, step: int, record: Mapping[str, Any]) -> None:
         """Send one record; ``step`` counts updates."""
         if self._run is not None:
-            self._run.log({"step": step, **{k: v for k, v in record.items() if v is not None}})
+            try:
+                self._run.log({"step": step, **{k: v for k, v in record.items() if v is not None}})
+            except Exception as error:
+                self._give_up(f"failed at update {step}: {' '.join(str(error).split())}")
 
     def close(self, exit_code: int) -> None:
         """End the run."""
         if self._run is not None:
-            self._run.finish(exit_code=exit_code)
+            try:
+                self._run.finish(exit_code=exit_code)
+            except Exception as error:
+                self._give_up(f"did not end well: {' '.join(str(error).split())}")
+
+    def _give_up(self, why: str) -> None:
+        """The run goes on without wandb: no wandb is worth an update."""
+        self._run = None
+        warn(f"wandb {why}; the run goes on without it")
+
+
+def _wandb_run(mode: str, folder: Path, config: dict[str, Any], resumed: bool) -> Any:
+    import wandb  # noqa: PLC0415  (slow to load, and not wanted with "off")
+
+    online = mode == "online" or (mode == "auto" and _logged_in(wandb.setup().settings))
+    return wandb.init(
+        project="alphadecay_dist",
+        name=folder.name,
+        id=_run_id(folder),
+        dir=str(folder),
+        mode="online" if online else "offline",
+        config=config,
+        resume="allow" if resumed else None,
+        settings=wandb.Settings(silent=True, console="off"),
+    )
 
 
 def _logged_in(settings: Any) -> bool:

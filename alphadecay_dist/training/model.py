@@ -4,23 +4,43 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.checkpoint.foreign import foreign_tensors
+from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.training.config import nearest
 from alphadecay_dist.training.loss import LossHead
 from alphadecay_dist.training.recipe import TrainConfig
 
 REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+MOST_LAYERS = 10_000
+# All that is taken of a config: others, such as attn_implementation, could bring code from elsewhere.
+TAKEN = (
+    *REQUIRED,
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "attention_bias",
+    "attention_dropout",
+    "mlp_bias",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "pad_token_id",
+)
 
 # Gives a parameter its whole value, however the engine holds it.
 Assign = Callable[[nn.Parameter, Tensor], None]
@@ -41,7 +61,7 @@ def read_model_config(name: str, seq_len: int) -> LlamaConfig:
     """
     if name.endswith(".json") or "/" in name:
         path = Path(name)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UserError(f"model.name {name}: no such file")
         try:
             text = path.read_text(encoding="utf-8")
@@ -55,14 +75,14 @@ def read_model_config(name: str, seq_len: int) -> LlamaConfig:
         )
     try:
         sizes = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"model.name {name}: not JSON: {error}") from None
     if not isinstance(sizes, dict):
-        raise UserError(f"model.name {name}: found {sizes!r}, expected a JSON object")
+        raise UserError(f"model.name {name}: found {shown(sizes)}, expected a JSON object")
     _check_sizes(name, sizes, seq_len)
     sizes.setdefault("tie_word_embeddings", False)
     try:
-        config = LlamaConfig(use_cache=False, **{k: v for k, v in sizes.items() if k not in _NOT_OURS})
+        config = LlamaConfig(use_cache=False, **{key: sizes[key] for key in TAKEN if key in sizes})
         build_on_meta(config)
     except Exception as error:  # transformers and torch raise a dozen unrelated types
         reason = " ".join(str(error).split())[:300]
@@ -73,12 +93,14 @@ def read_model_config(name: str, seq_len: int) -> LlamaConfig:
     return config
 
 
-_NOT_OURS = ("use_cache", "architectures", "model_type", "torch_dtype", "dtype", "transformers_version")
-
-
 def _check_sizes(name: str, sizes: dict[str, Any], seq_len: int) -> None:
     for key in REQUIRED:
         _check_whole(name, key, sizes.get(key))
+    if sizes["num_hidden_layers"] > MOST_LAYERS:  # each is built, if without storage
+        raise UserError(
+            f"model {name}: num_hidden_layers is {shown(sizes['num_hidden_layers'])}, expected {MOST_LAYERS} "
+            "or less"
+        )
     hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
     if hidden % heads:
         raise UserError(f"model {name}: hidden_size {hidden} is not divisible by num_attention_heads {heads}")
@@ -103,7 +125,7 @@ def _check_sizes(name: str, sizes: dict[str, Any], seq_len: int) -> None:
 
 def _check_whole(name: str, key: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"model {name}: {key} is {value!r}, expected a whole number from 1 on")
+        raise UserError(f"model {name}: {key} is {shown(value)}, expected a whole number from 1 on")
 
 
 class Llama(LlamaForCausalLM):
@@ -180,34 +202,32 @@ def random_values(shapes: LlamaForCausalLM, seed: int) -> Callable[[str], Tensor
     return lambda name: initial_value(name, sizes[name], std, seed)
 
 
-def values_from(folder: str, shapes: nn.Module) -> Callable[[str], Tensor]:
-    """Initial values from the safetensors files of a HF checkpoint directory.
+def values_from(folder: str, shapes: nn.Module, trust: bool) -> Callable[[str], Tensor]:
+    """Initial values from the files of a HF checkpoint directory.
+
+    Args:
+        folder: the directory, with safetensors files, or pickles.
+        shapes: the model.
+        trust: whether pickles may be opened.
 
     Raises:
-        UserError: no such files, a parameter missing, or one of another shape.
+        UserError: no such files, a parameter missing, or one of another shape; pickles without trust.
     """
-    homes = {}
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                homes.update({name: (path, tuple(file.get_slice(name).get_shape())) for name in file.keys()})  # noqa: SIM118  (no dict)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"--init_from {path}: cannot be read: {error}; give a whole checkpoint") from None
-    if not homes:
+    try:
+        tensors = foreign_tensors(Path(folder), trust, "--checkpoint.trust")
+    except UserError as error:
+        raise UserError(f"--init_from {error}") from None
+    if not tensors:
         raise UserError(f"--init_from {folder}: no *.safetensors there; give a HF checkpoint directory")
+    homes = {tensor.name: tensor for tensor in tensors}
     for name, parameter in shapes.named_parameters():
-        found = homes[name][1] if name in homes else None
+        found = homes[name].shape if name in homes else None
         if found != tuple(parameter.shape):
             raise UserError(
                 f"--init_from {folder}: {name} has shape {found}, the model needs {tuple(parameter.shape)}; "
                 "give model.name the checkpoint's own config.json"
             )
-
-    def value_of(name: str) -> Tensor:
-        with safe_open(homes[name][0], framework="pt") as file:
-            return file.get_tensor(name).float()
-
-    return value_of
+    return lambda name: homes[name].whole().float()
 
 
 def initial_value(name: str, shape: tuple[int, ...], std: float, seed: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Requests to stop a run: signals, a deadline, a launcher that is gone; one rank's request stops all.
+"""Requests to stop a run: signals, a deadline, a launcher that is gone, a full disk; one rank's stops all.
 
 A handler only notes the signal, and the ranks agree in each update, between micro-batches of an evaluation,
 and after a save. Python runs handlers in the main thread alone, and not while that waits in a collective; so
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from alphadecay_dist.errors import RunError
 from alphadecay_dist.training.exits import PREEMPTED
 from alphadecay_dist.training.launcher import Launcher
 from alphadecay_dist.training.ranks import Ranks
@@ -34,6 +35,7 @@ class StopRequests:
 
     def __init__(self) -> None:
         self.last_words: Callable[[str], None] = silence
+        self.failure: str | None = None
         self._reason: str | None = None
         self._deadline: tuple[float, str] | None = None
         self._began = time.monotonic() - process_age()
@@ -49,9 +51,26 @@ class StopRequests:
                 self._reason = reason
         return self._reason
 
+    @property
+    def waiting(self) -> bool:
+        """Whether the ranks are to :meth:`agree`."""
+        return self.failure is not None or self.reason is not None
+
+    def fail(self, failure: str) -> None:
+        """This rank cannot go on; the ranks are to end where they agree next."""
+        self.failure = self.failure or failure
+
     def agree(self, ranks: Ranks) -> str | None:
-        """The reasons of all ranks, equal on all; None while no rank has one. Collective."""
-        return ", ".join(sorted({reason for reason in ranks.gather(self.reason) if reason})) or None
+        """The reasons of all ranks, equal on all; None while no rank has one. Collective.
+
+        Raises:
+            RunError: a rank cannot go on.
+        """
+        everyone = ranks.gather((self.failure, self.reason))
+        failures = [failure for failure, _ in everyone if failure]
+        if failures:
+            raise RunError(failures[0])
+        return ", ".join(sorted({reason for _, reason in everyone if reason})) or None
 
     def set_deadline(self, seconds: float, text: str) -> None:
         """Stop so many seconds after the process began; ``text`` is what was asked for."""

@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from alphadecay_dist.checkpoint.manifest import write_atomically
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.corpus import Corpus, Cursor, DocumentLane, find_files, open_corpora
+from alphadecay_dist.fields import get
+from alphadecay_dist.training.corpus import Corpus, DocumentLane, find_files, open_corpora
 from alphadecay_dist.training.data import EVAL_SEED
 from alphadecay_dist.training.prepared import (
     ENDS,
@@ -36,6 +37,7 @@ from alphadecay_dist.training.prepared import (
     dtype_for,
     read_manifest,
     sha256,
+    shards_of,
 )
 from alphadecay_dist.training.recipe import Config, DataConfig
 from alphadecay_dist.training.tokenizer import TRAIN, Tokenizer, check_vocabulary, find_tokenizer
@@ -170,8 +172,18 @@ class _Progress:
 
 def _read_progress(folder: Path) -> _Progress:
     try:
-        return _Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        tree = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+        header, shards, cursors = (get(tree, key, dict) for key in ("header", "shards", "cursors"))
+        found = {split: shards_of(get(shards, split, list), get(header, "dtype", str)) for split in SPLITS}
+        for split in SPLITS:
+            if cursors.get(split) not in (None, FINISHED):
+                get(cursors, split, dict)
+        return _Progress(
+            header,
+            {split: [asdict(shard) for shard in found[split]] for split in SPLITS},
+            {split: cursors.get(split) for split in SPLITS},
+        )
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"--output {folder}: {PROGRESS} cannot be read: {error}; empty the directory"
         ) from None
@@ -187,7 +199,10 @@ def _write_split(
     # The order in which a validation set is read as text: then its first sequences are the same.
     lane = DocumentLane(corpus, 0, 1, EVAL_SEED, shuffle)
     if isinstance(cursor, dict):
-        lane.seek(Cursor(**cursor))
+        try:
+            lane.load(cursor)
+        except ValueError as error:
+            raise UserError(f"--output {folder}: {PROGRESS} {error}; empty the directory") from None
     shards = progress.shards[split]
     done = sum(shard["documents"] for shard in shards)
     with tqdm(desc=split, initial=done, unit=" documents", unit_scale=True, dynamic_ncols=True) as bar:

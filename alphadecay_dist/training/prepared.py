@@ -11,8 +11,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -20,7 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.checkpoint.manifest import leads_out, size_of
+from alphadecay_dist.errors import UserError, shown
+from alphadecay_dist.fields import count, get, items
 from alphadecay_dist.training.permutation import Permutation
 from alphadecay_dist.training.recipe import TokenizerConfig
 from alphadecay_dist.training.tokenizer import TRAIN, Tokenizer, load_tokenizer
@@ -89,13 +92,9 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-        if tree["format"] != FORMAT:
-            raise UserError(f"data.prepared {folder}: format {tree['format']!r}, expected {FORMAT}")
-        for split in SPLITS:
-            tree[split] = tuple(_shard(shard, tree["dtype"]) for shard in tree[split])
-        if tree["tokenizer"].keys() != {"model", "vocabulary", "pieces", "sha256"}:
-            raise ValueError(f"tokenizer {tree['tokenizer']}")
-        manifest = Manifest(**tree)
+        if get(tree, "format", int) != FORMAT:
+            raise UserError(f"data.prepared {folder}: format {tree['format']}, expected {FORMAT}")
+        manifest = _manifest(tree)
     except FileNotFoundError:
         raise UserError(
             f"data.prepared {folder}: has no {MANIFEST}: no prepared corpus, or not finished; "
@@ -103,36 +102,53 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
     except UserError:
         raise
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"data.prepared {folder}: {MANIFEST} cannot be read: {reason}") from None
     for name, file in _files(manifest).items():
-        found = (folder / name).stat().st_size if (folder / name).is_file() else "no"
+        if leads_out(folder, name):
+            raise UserError(f"data.prepared {folder}: {name} leads out of it; put the file itself there")
+        found = size_of(folder / name)
         if found != file["bytes"]:
             raise UserError(
-                f"data.prepared {folder}: {name} has {found} bytes, expected {file['bytes']}; prepare it anew"
+                f"data.prepared {folder}: {name} has {found or 'no'} bytes, expected {file['bytes']}; "
+                "prepare it anew"
             )
     return manifest
 
 
-def _shard(tree: dict[str, Any], dtype: str) -> Shard:
-    """A shard whose files lie in the directory and have the sizes that its counts give.
+def _manifest(tree: dict[str, Any]) -> Manifest:
+    tokenizer = get(tree, "tokenizer", dict)
+    for key, kind in (("model", str), ("vocabulary", int), ("pieces", int), ("sha256", str)):
+        get(tokenizer, key, kind)
+    dtype = get(tree, "dtype", str)
+    train, validation = (shards_of(get(tree, split, list), dtype) for split in SPLITS)
+    return Manifest(FORMAT, dtype, tokenizer, get(tree, "source", dict), train, validation)
+
+
+def shards_of(trees: Sequence[Any], dtype: str) -> tuple[Shard, ...]:
+    """Shards from plain data, whose files lie in the directory and have the sizes that their counts give.
 
     Raises:
         ValueError: they do not.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r}")
-    shard = Shard(**tree)
-    if not all(type(count) is int and count >= 0 for count in (shard.documents, shard.tokens)):
-        raise ValueError(f"shard {shard.name!r} has {shard.documents} documents, {shard.tokens} tokens")
+        raise ValueError(f"dtype {shown(dtype)}")
+    return tuple(_shard(tree, np.dtype(dtype).itemsize) for tree in trees)
+
+
+def _shard(tree: Any, token_bytes: int) -> Shard:
+    name, files = get(tree, "name", str), dict(items(tree, "files", dict))
+    shard = Shard(name, count(tree, "documents"), count(tree, "tokens"), files)
     sizes = {
-        f"{shard.name}.tokens": shard.tokens * np.dtype(dtype).itemsize,
-        f"{shard.name}.ends": shard.documents * np.dtype(ENDS).itemsize,
+        f"{name}.tokens": shard.tokens * token_bytes,
+        f"{name}.ends": shard.documents * np.dtype(ENDS).itemsize,
     }
-    found = {name: file["bytes"] for name, file in shard.files.items()}
-    if Path(shard.name).name != shard.name or found != sizes:
-        raise ValueError(f"shard {shard.name!r} has files of {found} bytes, expected {sizes}")
+    found = {file: count(about, "bytes") for file, about in files.items()}
+    if Path(name).name != name or found != sizes:
+        raise ValueError(f"shard {shown(name)} has files of {found} bytes, expected {sizes}")
+    for about in files.values():
+        get(about, "sha256", str)
     return shard
 
 
@@ -252,7 +268,7 @@ def check_tokenizer(manifest: Manifest, folder: Path, config: TokenizerConfig, v
     """
     made = manifest.tokenizer
     hint = f"prepare it anew, or give --tokenizer.model={folder / TOKENIZER}"
-    if config.model != TRAIN and Path(config.model).is_file():
+    if config.model != TRAIN and os.path.isfile(config.model):
         if sha256(load_tokenizer(config.model).proto) != made["sha256"]:
             raise UserError(
                 f"tokenizer.model {config.model}: is not the one that {folder} was prepared with; {hint}"
@@ -343,10 +359,11 @@ class PreparedLane:
 
         Raises:
             UserError: it is that of other data.
+            ValueError: it is none.
         """
         if state.get("prepared") != self._shards.fingerprint:
             raise UserError(
                 f"data.prepared {self._shards.folder}: is not what the run was begun with; give it the same "
                 "data, or start anew with --resume none and another --output_dir"
             )
-        self._taken = state["taken"]
+        self._taken = count(state, "taken")

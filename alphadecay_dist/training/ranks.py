@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.errors import RunError, UserError
 
 T = TypeVar("T")
 
@@ -77,11 +77,12 @@ class Ranks:
 
         Raises:
             UserError: the user's error of the lowest rank that had one.
+            RunError: the same for a run that cannot go on.
             RuntimeError: another rank failed otherwise; the rank that failed raises its own error.
         """
         outcome = _attempt(work)
         faults = self.gather(outcome.fault)
-        if outcome.fault is None or outcome.fault.is_users:
+        if outcome.fault is None or outcome.fault.kind is not None:
             _raise_first(faults)
         return outcome.result()
 
@@ -99,9 +100,9 @@ class Ranks:
 
 @dataclass
 class _Fault:
-    """An error in a form that travels."""
+    """An error in a form that travels; ``kind`` is that of one that is told in a line."""
 
-    is_users: bool
+    kind: type[UserError] | type[RunError] | None
     text: str
 
 
@@ -123,16 +124,18 @@ def _attempt(work: Callable[[], T]) -> _Outcome[T]:
     try:
         return _Outcome(work())
     except UserError as error:
-        return _Outcome(error=error, fault=_Fault(True, str(error)))
+        return _Outcome(error=error, fault=_Fault(UserError, str(error)))
+    except RunError as error:
+        return _Outcome(error=error, fault=_Fault(RunError, str(error)))
     except Exception as error:
-        return _Outcome(error=error, fault=_Fault(False, f"{type(error).__name__}: {error}"))
+        return _Outcome(error=error, fault=_Fault(None, f"{type(error).__name__}: {error}"))
 
 
 def _raise_first(faults: list[_Fault | None]) -> None:
-    """Raise the first user's error, the same on every rank, or else tell that some rank failed."""
+    """Raise the first error that is told in a line, the same on every rank, or tell that some rank failed."""
     found = [fault for fault in faults if fault is not None]
     for fault in found:
-        if fault.is_users:
-            raise UserError(fault.text)
+        if fault.kind is not None:
+            raise fault.kind(fault.text)
     if found:
         raise RuntimeError(f"another rank failed: {found[0].text}")

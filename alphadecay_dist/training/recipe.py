@@ -209,12 +209,14 @@ class CheckpointConfig:
             such as ``11h50m``; null is off. An update and a save still have to fit behind it.
         background: copy what is saved to host memory and write it beside training; each rank needs the
             memory of its file for that.
+        trust: whether --init_from may open pickles (``pytorch_model.bin``); tensors alone are read from them.
     """
 
     every: int = 0
     keep: int = 2
     deadline: str | None = None
     background: bool = False
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -271,6 +273,7 @@ CHOICES = {
     "decay.apply": APPLY,
     "logging.wandb": ("auto", "online", "offline", "off"),
 }
+AT_MOST = {"train.global_batch": 2**32, "train.seq_len": 2**32}  # others: what 63 bits hold
 AT_LEAST = {
     "data.holdout": 2,
     "data.lanes": 1,

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from alphadecay_dist.checkpoint import restore
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS, name_latest
 from alphadecay_dist.controller import AlphaDecay
 from alphadecay_dist.engines.training import Training, training_for
-from alphadecay_dist.errors import RunError, UserError
+from alphadecay_dist.errors import RunError, UserError, warn
 from alphadecay_dist.training import start
 from alphadecay_dist.training.build import (
     TOKENIZER,
@@ -27,8 +28,9 @@ from alphadecay_dist.training.data import (
     open_data,
 )
 from alphadecay_dist.training.dry_run import describe
-from alphadecay_dist.training.exits import PREEMPTED, Preempted
+from alphadecay_dist.training.exits import PREEMPTED, Preempted, code_of, told
 from alphadecay_dist.training.lock import FolderLock
+from alphadecay_dist.training.logs import RunLog
 from alphadecay_dist.training.loop import Trainer
 from alphadecay_dist.training.metrics import RunFiles, Tracker
 from alphadecay_dist.training.preemption import StopRequests, silence
@@ -88,6 +90,9 @@ def _run_joined(
             "For a new run give another --output_dir, or --resume none --overwrite",
         )
         return
+    if begin.checkpoint is not None:
+        shapes = {name: tuple(parameter.shape) for name, parameter in checked.shapes.named_parameters()}
+        restore.require_model(begin.checkpoint, shapes)
     _unless_asked(ranks, requests)
     source, validation = ranks.together(lambda: open_data(checked.config.data))
     tokenizer = tokenizer_of(checked, ranks, source, begin)
@@ -148,28 +153,32 @@ def _train(
     requests: StopRequests,
 ) -> None:
     """Train, and on rank 0 keep files, wandb and status."""
-    config, folder = checked.config, checked.folder
-    files = RunFiles(folder) if ranks.is_main else None
     trackers: list[Tracker] = []
     ranks.from_main(lambda: trackers.append(_tracker(checked, begin)))
-    tracker = trackers[0] if trackers else None
+    files = RunFiles(checked.folder) if ranks.is_main else None
+    log = RunLog(files, trackers[0] if trackers else None, requests)
     ahead = Prefetched(data, pin=engine.device.type == "cuda")
     utilization = utilization_of(checked, engine, ranks)
     trainer = Trainer(
-        config, folder, ranks, engine, decay, ahead, evaluation, files, tracker, utilization, requests
+        checked.config, checked.folder, ranks, engine, decay, ahead, evaluation, log, utilization, requests
     )
-    with _watched(trainer, files, tracker, requests):
+    with _watched(trainer, log, requests):
         if begin.checkpoint is not None:
             trainer.resume(begin.checkpoint)
             ranks.say(f"resumed from {begin.checkpoint.folder} after update {begin.step}")
-        finished = trainer.run()
-        if files and finished:
-            files.status("finished", trainer.progress.step, 0)
-        elif files:
-            stop = f"train.stop_after={config.train.stop_after}"
-            files.status("preempted", trainer.progress.step, 0, stop)
-    if files:
-        print(_closing_line(checked, trainer, finished), flush=True)
+        finished = _trained(trainer)
+        stop = None if finished else f"train.stop_after={checked.config.train.stop_after}"
+        state = "finished" if finished else "preempted"
+        ranks.from_main(lambda: log.ended(state, trainer.progress.step, 0, stop))
+    ranks.say(_closing_line(checked, trainer, finished))
+
+
+def _trained(trainer: Trainer) -> bool:
+    """Train; what fails now is no mistake in what was given, whatever raises it."""
+    try:
+        return trainer.run()
+    except UserError as error:
+        raise RunError(str(error)) from None
 
 
 def _tracker(checked: Checked, begin: start.Start) -> Tracker:
@@ -178,36 +187,23 @@ def _tracker(checked: Checked, begin: start.Start) -> Tracker:
 
 
 @contextmanager
-def _watched(
-    trainer: Trainer, files: RunFiles | None, tracker: Tracker | None, requests: StopRequests
-) -> Iterator[None]:
+def _watched(trainer: Trainer, log: RunLog, requests: StopRequests) -> Iterator[None]:
     """End wandb, and write a stop or a failure into status.json, however the run ends."""
-
-    def stopped(reason: str) -> None:
-        if files:
-            files.status("preempted", trainer.progress.step, PREEMPTED, reason)
-
-    requests.last_words = stopped
-    code = 1
+    requests.last_words = lambda reason: log.ended("preempted", trainer.progress.step, PREEMPTED, reason)
+    code = 0
     try:
         yield
-        code = 0
-    except Preempted as stop:
-        code = PREEMPTED
-        stopped(str(stop))
-        raise
-    except RunError as error:
-        if files:
-            files.status("failed", trainer.progress.step, 1, str(error))
-        raise
     except BaseException as error:
-        if files:
-            files.status("failed", trainer.progress.step, 1, f"{type(error).__name__}: {error}")
+        code = code_of(error)
+        try:
+            state = "preempted" if code == PREEMPTED else "failed"
+            log.ended(state, trainer.progress.step, code, told(error))
+        except RunError as unwritten:
+            warn(str(unwritten))
         raise
     finally:
         requests.last_words = silence  # what status.json says now stands
-        if tracker:
-            tracker.close(code)
+        log.close(code)
 
 
 def _closing_line(checked: Checked, trainer: Trainer, finished: bool) -> str:

@@ -37,7 +37,7 @@ class Saver:
         """Save a checkpoint, or begin to; collective.
 
         Raises:
-            UserError: it, or the one before it, cannot be written.
+            RunError: it, or the one before it, cannot be written.
         """
         self.finish()
         save = BackgroundSave if self._config.background else self._save
@@ -60,7 +60,7 @@ class Saver:
         """Wait for the checkpoint that is under way, if there is one; collective.
 
         Raises:
-            UserError: it cannot be written.
+            RunError: it cannot be written.
         """
         pending, self._pending = self._pending, None
         if pending is not None:

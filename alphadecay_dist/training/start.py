@@ -13,10 +13,11 @@ from alphadecay_dist.checkpoint.reader import Checkpoint, read, search
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.groups import GROUPS
-from alphadecay_dist.training.config import config_from_dict, flat
+from alphadecay_dist.training.config import flat
 from alphadecay_dist.training.metrics import DECAY, EVAL, METRICS, SEQUENCES, STATUS, read_status
 from alphadecay_dist.training.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
+from alphadecay_dist.training.saved import saved_state
 
 # What a resume may not change: the rest of the run would not follow from the part that is done.
 FIXED = (
@@ -63,7 +64,7 @@ class Start:
     @property
     def evaluated(self) -> int:
         """Up to which update evaluations were made; a run that was asked to stop may owe the last one."""
-        owed = self.checkpoint is not None and self.checkpoint.state().get("evaluation_owed", False)
+        owed = self.checkpoint is not None and saved_state(self.checkpoint).evaluation_owed
         return self.step - 1 if owed else self.step
 
 
@@ -174,7 +175,7 @@ def _not_into_another_run(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def _same_recipe(checkpoint: Checkpoint, config: Config) -> None:
-    saved = dict(flat(config_from_dict(checkpoint.state()["config"])))
+    saved = dict(flat(saved_state(checkpoint).config))
     now = dict(flat(config))
     # With one group for all tuned weights, one policy keeps the decay in it and the other elsewhere.
     policy = () if now["decay.apply"] == GROUPS else ("decay.policy",)

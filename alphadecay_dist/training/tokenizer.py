@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -53,9 +54,9 @@ def load_tokenizer(model: str) -> Tokenizer:
         UserError: no such file, not a sentencepiece model, or the hub does not give it.
     """
     path = Path(model)
-    if not path.is_file() and (path.suffix == ".model" or model.startswith((".", "/"))):
+    if not os.path.isfile(path) and (path.suffix == ".model" or model.startswith((".", "/"))):
         raise UserError(f"tokenizer.model {model}: no such file")
-    if not path.is_file():
+    if not os.path.isfile(path):
         path = Path(_from_hub(model))
     try:
         tokenizer = Tokenizer(path.read_bytes())

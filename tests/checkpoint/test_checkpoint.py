@@ -6,17 +6,27 @@ import json
 import os
 import random
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from alphadecay_dist import UserError
 from alphadecay_dist.checkpoint import restore, writer
-from alphadecay_dist.checkpoint.manifest import MANIFEST, OtherFormatError, from_text, read_manifest, to_text
+from alphadecay_dist.checkpoint.manifest import (
+    MANIFEST,
+    OtherFormatError,
+    from_text,
+    read_manifest,
+    stored_file,
+    to_text,
+)
 from alphadecay_dist.checkpoint.random_state import random_state, set_random_state
 from alphadecay_dist.checkpoint.reader import newest, read, search
+from alphadecay_dist.errors import RunError
 from alphadecay_dist.sharding.layout import Flat, Grid, flat_chunks
 from tests.checkpoint.ranks import State, cut, on_ranks
 
@@ -68,14 +78,25 @@ def state_of(layout, rank, world_size):
     return State(SHAPES, LAYOUTS[layout](rank, world_size), saved=layout != "whole" or rank == 0)
 
 
-def save(root, step=1, layout="flat", world_size=2, keep=0, values=VALUES, numbers=NUMBERS):
+def save(root, step=1, layout="flat", world_size=2, keep=0, values=VALUES, numbers=NUMBERS, extra=None):
     def work(ranks):
         state = state_of(layout, ranks.rank, world_size)
         state.put(values, numbers)
-        extra = {"tokens": step * 10}
-        return writer.save(root, step, engine_state=state, layout=layout, state=extra, ranks=ranks, keep=keep)
+        beside = extra or {"tokens": step * 10}
+        return writer.save(
+            root, step, engine_state=state, layout=layout, state=beside, ranks=ranks, keep=keep
+        )
 
     return on_ranks(world_size, work)[0]
+
+
+def save_with_state(root, content):
+    """A checkpoint of one rank whose state.json has some bytes, with a checksum that fits."""
+    folder = save(root, world_size=1)
+    (folder / "state.json").write_bytes(content)
+    stored = asdict(stored_file(folder / "state.json"))
+    rewritten(folder, lambda data: data["files"].update({"state.json": stored}))
+    return folder
 
 
 def load(checkpoint, layout, world_size):
@@ -245,6 +266,42 @@ def test_a_link_out_of_the_checkpoint_is_not_followed(tmp_path):
         read(folder)
 
 
+def test_a_link_to_itself_is_a_file_that_is_missing(tmp_path):
+    folder = save(tmp_path)
+    (folder / SHARD).unlink()
+    (folder / SHARD).symlink_to(folder / SHARD)
+    with pytest.raises(UserError, match="has None bytes"):
+        read(folder)
+
+
+def with_shard(root, change):
+    """A checkpoint of one rank whose shard has other tensors, with a checksum that fits."""
+    folder = save(root, world_size=1)
+    shard = folder / "shards" / "rank-00000.safetensors"
+    tensors = load_file(shard)
+    change(tensors)
+    save_file(tensors, shard)
+    stored = asdict(stored_file(shard))
+    rewritten(folder, lambda data: data["files"].update({"shards/rank-00000.safetensors": stored}))
+    return folder
+
+
+def test_a_tensor_of_another_size_is_not_spread_over_the_piece(tmp_path):
+    folder = with_shard(tmp_path, lambda tensors: tensors.update({"weight/a.weight": torch.ones(1)}))
+    with pytest.raises(UserError, match=r"weight/a.weight has the shape \[1\]"):
+        load(read(folder), "flat", 1)
+
+
+@pytest.mark.parametrize("name", ["python", "numpy", "torch"])
+def test_generators_that_cannot_be_set_are_one_line(tmp_path, name):
+    states = random_state()
+    spoilt = {f"random/{name}": torch.zeros(9, dtype=torch.uint8)}
+    folder = with_shard(tmp_path, lambda tensors: tensors.update(spoilt))
+    with pytest.raises(UserError, match="has no states of random generators"):
+        load(read(folder), "flat", 1)
+    set_random_state(states)
+
+
 @pytest.mark.parametrize("version", [1, 3])
 def test_another_format_is_one_line_that_says_what_to_do(tmp_path, version):
     folder = save(tmp_path)
@@ -340,7 +397,7 @@ def test_a_full_disk_is_one_line_and_harms_no_whole_checkpoint(tmp_path, monkeyp
         return write_shard(folder, own, parts, others)
 
     monkeypatch.setattr(writer, "write_shard", fails)
-    with pytest.raises(UserError, match=r"step-00000002: the checkpoint cannot be written: No space left"):
+    with pytest.raises(RunError, match=r"step-00000002: the checkpoint cannot be written: No space left"):
         save(tmp_path, 2, keep=1)
     assert steps_in(tmp_path) == [1]
     assert newest(tmp_path).folder == whole
@@ -348,5 +405,5 @@ def test_a_full_disk_is_one_line_and_harms_no_whole_checkpoint(tmp_path, monkeyp
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("no directory")
-    with pytest.raises(UserError, match=r"cannot be written: Not a directory; .* older checkpoints"):
+    with pytest.raises(RunError, match=r"cannot be written: Not a directory; .* older checkpoints"):
         save(tmp_path / "file" / "checkpoints")

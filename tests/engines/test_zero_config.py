@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alphadecay_dist.engines.zero_config import read_json, resolve
+from alphadecay_dist.engines.zero_training import ZeroTraining
 from alphadecay_dist.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
@@ -179,3 +180,18 @@ def test_any_object_resolves_or_is_one_user_error(known, other):
         assert all(resolved[key] == value for key, value in FILLED.items() if key not in ("bf16", "fp16"))
         assert (resolved["bf16"]["enabled"], resolved["fp16"]["enabled"]) == (True, False)
         assert not {"optimizer", "scheduler"} & set(resolved)
+
+
+@pytest.mark.parametrize("section", ["comms_logger", "flops_profiler", "aio", "autotuning", "checkpoint"])
+def test_what_deepspeed_stumbles_over_is_one_line(section):
+    alone = {**RECIPE, "accumulation": 6, "dtype": "float32"}
+    ZeroTraining(resolve({}, **alone)).check_config()
+    config = resolve({section: 3}, **alone)
+    with pytest.raises(UserError, match=r"DeepSpeed config: refused by DeepSpeed: .*; correct that value"):
+        ZeroTraining(config).check_config()
+
+
+@pytest.mark.parametrize("section", ["offload_optimizer", "offload_param"])
+def test_an_offload_that_is_no_object_is_one_line(section):
+    with pytest.raises(UserError, match=f"{section} is 'cpu', expected an object"):
+        resolve({"zero_optimization": {"stage": 2, section: "cpu"}}, **RECIPE)

@@ -47,7 +47,8 @@ def test_of_two_that_begin_a_run_at_once_one_is_refused(tmp_path):
         second.before_writing()
 
 
-def test_a_lock_file_that_says_nothing_still_locks(tmp_path):
+@pytest.mark.parametrize("content", ["", "[]", "{", "[" * 100_000])
+def test_a_lock_file_that_says_nothing_still_locks(tmp_path, content):
     (tmp_path / LOCK).write_text("")
     first = FolderLock(tmp_path)
     first.before_reading()

@@ -41,6 +41,34 @@ def data_of(folder, rank=0, world_size=1, train=TRAIN, **options):
     return TrainingData(corpus, number_tokenizer(), config, train, rank, world_size)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"documents": {"epoch": 0, "file": 9, "row": 0, "taken": 0}}, "has file 9, expected one of 3"),
+        ({"documents": {"epoch": 0, "file": 0, "row": -1, "taken": 0}}, "has -1 as row"),
+        ({"documents": {"epoch": 0, "file": 0, "row": 10**30, "taken": 0}}, "as row"),
+        ({"documents": [0, 0, 0, 0]}, "as epoch"),
+        ({"carry": [64]}, "has the token 64, expected 63 at most"),
+        ({"carry": "12"}, "as carry, expected a list"),
+    ],
+)
+def test_a_position_that_cannot_be_is_one_line(folder, change, words):
+    data = data_of(folder, pack=True)
+    state = data.state()
+    for wrong in ({**state, "0": {**state["0"], **change}}, {}):
+        with pytest.raises(UserError, match=f"saved position in lane 0 .*{words if wrong else 'as 0'}"):
+            data.load(wrong)
+    data.load(state)
+    assert data.next_update()
+
+
+def test_the_largest_micro_batch_of_a_huge_batch_is_found_at_once():
+    train = TrainConfig(global_batch=2**32, micro_batch=2**31 + 5)
+    assert micro_batch(train, 2) == 2**31
+    assert micro_batch(dataclasses.replace(train, micro_batch=2**31 - 1), 2) == 2**30
+    assert micro_batch(TrainConfig(global_batch=4294967291, micro_batch=8), 1) == 1  # a prime
+
+
 def sequences_of(batches):
     """The token ids of every sequence, padding cut off by the labels."""
     return [

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from alphadecay_dist.errors import UserError
 from alphadecay_dist.refresh import ModuleRefresh, Refresh
 from alphadecay_dist.training.metrics import (
     DECAY,
@@ -87,6 +88,24 @@ def test_a_last_line_that_was_cut_short_is_left_out_and_written_over(files):
     files.keep_until(5)
     files.append(METRICS, {"step": 2})
     assert [line["step"] for line in read_lines(files.folder / METRICS)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '"x"', "{}", '{"step": "3"}', '{"step": 3, "written_at": {}}', "[" * 100_000, "\0"]
+)
+def test_a_line_that_is_no_record_is_named(files, line):
+    (files.folder / METRICS).write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+    for read in (lambda: read_lines(files.folder / METRICS), lambda: files.keep_until(5)):
+        with pytest.raises(UserError, match=r"metrics.jsonl: line 2 is no record: .*; take it out"):
+            read()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"state": 3, "step": 3}', '{"state": "x"}', "[" * 100_000]
+)
+def test_a_status_that_cannot_be_read_is_none(files, text):
+    (files.folder / "status.json").write_text(text)
+    assert read_status(files.folder) is None
 
 
 def test_status_is_replaced_whole_and_leaves_nothing_beside_it(files):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -80,6 +81,27 @@ def test_two_preparations_are_not_mixed(tmp_path, texts, finished, monkeypatch):
             prepare(*other, folder)
         assert "holds data prepared with" in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"header": []}, "as header"),
+        ({"shards": {"train": [{}], "validation": []}}, "has None as name"),
+        ({"cursors": {"train": 3, "validation": None}}, "has 3 as train"),
+        ({"cursors": {"train": {"file": 99}, "validation": None}}, "has None as epoch"),
+    ],
+)
+def test_progress_that_cannot_be_is_one_line(tmp_path, texts, monkeypatch, change, words):
+    folder = tmp_path / "data"
+    monkeypatch.setattr(preparing, "_write_split", lambda *_: sys.exit())  # progress is written before
+    with contextlib.suppress(SystemExit):
+        prepare(recipe(texts), VOCABULARY, folder)
+    monkeypatch.undo()
+    path = folder / "progress.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match=f"progress.json .*{words}.*empty the directory"):
+        prepare(recipe(texts), VOCABULARY, folder)
 
 
 def test_two_processes_cannot_prepare_the_same_directory(tmp_path, texts):

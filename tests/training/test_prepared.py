@@ -185,7 +185,31 @@ def edit(**changes):
     return change
 
 
+def without_checksum(folder):
+    path = folder / "manifest.json"
+    tree = json.loads(path.read_text())
+    del tree["train"][0]["files"]["train-00000.ends"]["sha256"]
+    path.write_text(json.dumps(tree))
+
+
+def link_to_itself(path):
+    path.unlink()
+    path.symlink_to(path)
+
+
+def link_out(folder):
+    shard = folder / "train-00001.tokens"
+    shard.rename(folder.parent / "elsewhere")
+    shard.symlink_to(folder.parent / "elsewhere")
+
+
 DAMAGES = {
+    "a link out of it": (link_out, "train-00001.tokens leads out of it"),
+    "a link to itself": (
+        lambda f: link_to_itself(f / "train-00001.tokens"),
+        "train-00001.tokens has no bytes",
+    ),
+    "no checksum": (without_checksum, "as sha256, expected a str"),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "has no manifest.json"),
     "no JSON": (lambda f: (f / "manifest.json").write_text("{"), "cannot be read"),
     "a list": (lambda f: (f / "manifest.json").write_text("[]"), "cannot be read"),
@@ -221,7 +245,7 @@ def test_a_manifest_with_anything_anywhere_is_taken_or_one_line(prepared, tmp_pa
     if not folder.exists():
         folder.mkdir()
         for path in prepared.iterdir():
-            (folder / path.name).symlink_to(path)
+            (folder / path.name).write_bytes(path.read_bytes())
     (folder / "manifest.json").unlink(missing_ok=True)
     (folder / "manifest.json").write_text(json.dumps(changed))
     refused = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
@@ -12,7 +13,7 @@ import train
 from alphadecay_dist.checkpoint import writer
 from alphadecay_dist.training.metrics import read_status
 from tests.multirank import run_ranks
-from tests.training.runs import argv_of, final_weights, left_behind, tiny_options, train_on
+from tests.training.runs import SIZES, argv_of, final_weights, left_behind, tiny_options, train_on
 
 pytestmark = pytest.mark.slow
 
@@ -150,12 +151,25 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [["--train.seed=5"], ["--data.pack=false"], ["--resume", "/nowhere"], ["--resume", "none"]],
+    [
+        ["--train.seed=5"],
+        ["--data.pack=false"],
+        ["--resume", "/nowhere"],
+        ["--resume", "none"],
+        ["another model of that name"],
+        ["a damaged tokenizer"],
+    ],
     ids=lambda change: change[-1],
 )
 def test_what_cannot_go_on_from_a_checkpoint_is_refused_and_harms_nothing(tmp_path, change):
     options = tiny_options(tmp_path, train__steps=4)
     train_on(1, "2", tmp_path / "run", [*options, "--train.stop_after=2"])
+    if change == ["another model of that name"]:
+        (tmp_path / "tiny.json").write_text(json.dumps({**SIZES, "intermediate_size": 128}))
+        change = []
+    elif change == ["a damaged tokenizer"]:
+        (tmp_path / "run" / "tokenizer.model").write_bytes(b"no pieces")
+        change = []
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     assert run_ranks(train.main, 1, argv_of("2", tmp_path / "run", [*options, *change])) == [2]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before

@@ -139,20 +139,22 @@ def test_a_flipped_bit_sends_a_run_back_to_the_checkpoint_before(unbroken, capfd
     assert [line["loss"] for line in run["metrics"]] == pytest.approx(losses, abs=1e-5)
 
 
-def run_until_the_disk_is_full(argv):
+def run_with_small_files(argv):
     """Files of this process may not grow beyond 500 kB: no shard of the tiny model fits."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
     return train.main(argv)
 
 
-def test_a_full_disk_ends_a_run_and_harms_no_checkpoint(unbroken):
+def test_files_that_may_not_grow_end_a_run_and_harm_no_checkpoint(unbroken):
     folder, options, whole = unbroken
     output = folder / "full"
     train_on(2, "fsdp2", output, [*options, "--train.stop_after=6"])
     argv = argv_of("fsdp2", output, [*options, "--train.stop_after=8"])
-    assert run_ranks(run_until_the_disk_is_full, 2, argv) == [2, 2]
+    assert run_ranks(run_with_small_files, 2, argv) == [1, 1]
     assert [f.name for f in (output / "checkpoints").glob("step-*")] == ["step-00000006"]
-    assert "File too large" in read_status(output)["reason"]
+    status = read_status(output)
+    assert (status["state"], status["exit_code"]) == ("failed", 1)
+    assert "File too large" in status["reason"]
     run = train_on(2, "fsdp2", output, options)
     losses = [line["loss"] for line in whole["metrics"]]
     assert [line["loss"] for line in run["metrics"]] == pytest.approx(losses, abs=1e-5)

@@ -1,0 +1,99 @@
+"""What rank 0 writes of a run while it trains; a file that cannot be written ends it on all ranks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+from alphadecay_dist.errors import RunError
+from alphadecay_dist.refresh import Refresh
+from alphadecay_dist.training.metrics import (
+    DECAY,
+    METRICS,
+    STATUS,
+    RunFiles,
+    Tracker,
+    means_by_type,
+    refresh_record,
+    undefined_modules,
+)
+from alphadecay_dist.training.preemption import StopRequests
+
+
+class RunLog:
+    """The run's files and wandb on rank 0; elsewhere it takes records and does nothing.
+
+    An update is never ended by a line that cannot be written: the other ranks would wait for this one. The
+    failure is left with the requests to stop, and the ranks hear of it where they hear of those. Nothing is
+    written after it, so that no file has a gap.
+
+    Args:
+        files: of the output directory; None on other ranks.
+        tracker: wandb; None on other ranks.
+        requests: of this rank, to stop.
+    """
+
+    def __init__(self, files: RunFiles | None, tracker: Tracker | None, requests: StopRequests) -> None:
+        self._files = files
+        self._tracker = tracker
+        self._requests = requests
+
+    def line(self, name: str, record: Mapping[str, Any], wandb: bool = True) -> None:
+        """A line in a file of the output directory, and in wandb under the file's name."""
+        self._write(name, lambda files: files.append(name, record))
+        if wandb and self._tracker:
+            prefix = "" if name == METRICS else f"{name.removesuffix('.jsonl')}/"
+            self._tracker.log(record["step"], {f"{prefix}{k}": v for k, v in record.items() if k != "step"})
+
+    def refresh(self, refresh: Refresh) -> None:
+        """A refresh's line, its means in wandb, and a line on stderr where alphas are undefined."""
+        self._write(DECAY, lambda files: files.append(DECAY, refresh_record(refresh)))
+        if self._tracker:
+            self._tracker.log(refresh.step, means_by_type(refresh))
+        undefined = undefined_modules(refresh)
+        if undefined:
+            self.say(
+                f"refresh at update {refresh.step}: alpha is undefined in {undefined} of "
+                f"{len(refresh.modules)} modules, which keep their decays (see {DECAY})"
+            )
+
+    def go_back(self, step: int) -> None:
+        """Drop the lines of updates after a checkpoint."""
+        self._write(METRICS, lambda files: files.keep_until(step))
+
+    def say(self, text: str) -> None:
+        """A line on stderr, beside the progress bar."""
+        if self._files:
+            tqdm.write(text, file=sys.stderr)
+
+    def ended(self, state: str, step: int, exit_code: int, reason: str | None = None) -> None:
+        """How the run ended, in status.json.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        if self._files is None:
+            return
+        try:
+            self._files.status(state, step, exit_code, reason)
+        except OSError as error:
+            raise RunError(f"{self._files.folder / STATUS} cannot be written: {error.strerror}") from None
+
+    def close(self, exit_code: int) -> None:
+        """End wandb's run."""
+        if self._tracker:
+            self._tracker.close(exit_code)
+
+    def _write(self, name: str, work: Callable[[RunFiles], None]) -> None:
+        if self._files is None or self._requests.failure is not None:
+            return
+        try:
+            work(self._files)
+        except OSError as error:
+            self._requests.fail(
+                f"{self._files.folder / name} cannot be written: {error.strerror}; mend that and start "
+                "again: the last checkpoint stands"
+            )

@@ -1,0 +1,216 @@
+"""The small files beside the weights: a checkpoint's state, the decays, the log, the tokenizer, pickles."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alphadecay_dist.checkpoint.foreign import foreign_tensors
+from alphadecay_dist.checkpoint.reader import read
+from alphadecay_dist.controller import STATE_KEY
+from alphadecay_dist.report import plot_run
+from alphadecay_dist.training.data import TrainingData
+from alphadecay_dist.training.lock import LOCK, FolderLock
+from alphadecay_dist.training.metrics import DECAY, EVAL, METRICS, STATUS, RunFiles, read_lines, read_status
+from alphadecay_dist.training.prepared import open_prepared
+from alphadecay_dist.training.recipe import Config, DataConfig, TrainConfig
+from alphadecay_dist.training.saved import saved_state
+from alphadecay_dist.training.tokenizer import load_tokenizer
+from alphadecay_dist.weight_files import open_weights
+from tests.checkpoint.test_checkpoint import save_with_state
+from tests.controllers import setup, update
+from tests.fuzz.drawn import accepted, changed, damaged, draws
+from tests.training.corpora import number_tokenizer
+from tests.training.test_data import TRAIN, data_of
+
+STATE = {
+    "config": dataclasses.asdict(Config(train=TrainConfig(dtype="float32"))),
+    "tokens": 300,
+    "lanes": {"0": {"documents": {"epoch": 0, "file": 0, "row": 0, "taken": 1}, "carry": [1, 2]}},
+    "evaluation_owed": False,
+    "bad_updates": {"total": 0, "in_a_row": 0},
+    "decay": {"alphadecay": "{}"},
+}
+
+
+def as_bytes(strategy):
+    return strategy.map(lambda tree: json.dumps(tree).encode())
+
+
+@draws(150)
+@given(content=as_bytes(changed(STATE)) | damaged(json.dumps(STATE).encode()))
+def test_a_checkpoints_state(place, content):
+    """Its checksum fits, so that what reads it sees it."""
+    folder = save_with_state(place, content)
+    accepted(lambda: saved_state(read(folder)))
+    accepted(lambda: open_weights(folder))
+
+
+LANES = {"text": [{"shuffle": 5}, {"shuffle": 5, "pack": True}], "prepared": [{}, {"pack": True}]}
+
+
+@pytest.fixture(scope="module")
+def lanes(texts, prepared):
+    """Training data of each kind, after some updates, and their states."""
+    made = [data_of(texts, **options) for options in LANES["text"]]
+    source, _ = open_prepared(str(prepared))
+    for options in LANES["prepared"]:
+        made.append(TrainingData(source, number_tokenizer(), DataConfig(**options), TRAIN, 0, 1))
+    for data in made:
+        data.next_update()
+    return [(data, json.loads(json.dumps(data.state()))) for data in made]
+
+
+@draws(100)
+@given(data=st.data(), which=st.integers(0, 3))
+def test_positions_in_the_data(lanes, data, which):
+    training, state = lanes[which]
+    drawn = data.draw(changed(state, most=2))
+
+    def go_on():
+        training.load(drawn)
+        training.next_update()
+
+    accepted(go_on)
+    training.load(state)
+    training.next_update()
+
+
+@pytest.fixture(scope="module")
+def controllers():
+    """A controller after a few updates, one with a refresh that is pending, and their states."""
+    made = []
+    for lag in (0, 2):
+        model, optimizer, decay = setup(lag=lag)
+        for number in range(5):
+            update(model, optimizer, decay, number)
+        made.append((decay, json.loads(decay.state_dict()[STATE_KEY])))
+    return made
+
+
+@draws(100)
+@given(data=st.data(), which=st.integers(0, 1), whole=st.booleans())
+def test_the_decays_state(controllers, data, which, whole):
+    decay, state = controllers[which]
+    if whole:
+        drawn = {STATE_KEY: json.dumps(data.draw(changed(state)))}
+    else:
+        drawn = data.draw(changed({STATE_KEY: json.dumps(state)}))
+
+    def go_on():
+        decay.load_state_dict(drawn)
+        for _ in range(3):
+            decay.step()
+
+    accepted(go_on)
+    decay.load_state_dict({STATE_KEY: json.dumps(state)})
+
+
+LINES = {
+    METRICS: {"step": 3, "loss": 2.0, "tokens": 30},
+    EVAL: {"step": 3, "loss": 2.0},
+    DECAY: {
+        "step": 3,
+        "written_at": 3,
+        "modules": {"a.q_proj": {"alpha": 2.0, "weight_decay": 0.1, "owner": 0, "status": "assigned"}},
+    },
+}
+
+
+def write_lines(place, data, name):
+    """A file of each kind, one of which was changed."""
+    for other, line in LINES.items():
+        (place / other).write_text(json.dumps(line) + "\n" + json.dumps({**line, "step": 4}) + "\n")
+    whole = (place / name).read_bytes()
+    lines = changed(LINES[name]).map(lambda tree: whole + json.dumps(tree).encode() + b"\n" + whole)
+    (place / name).write_bytes(data.draw(lines | damaged(whole)))
+
+
+@draws(100)
+@given(data=st.data(), name=st.sampled_from(list(LINES)))
+def test_lines_of_the_log(place, data, name):
+    write_lines(place, data, name)
+    if accepted(lambda: read_lines(place / name)):
+        assert accepted(lambda: RunFiles(place).keep_until(4))
+
+
+@draws(5)
+@given(data=st.data(), name=st.sampled_from(list(LINES)))
+def test_a_picture_of_the_log(place, data, name):
+    write_lines(place, data, name)
+    accepted(lambda: plot_run(place, io.BytesIO()))
+
+
+STATUSES = {"state": "finished", "step": 3, "exit_code": 0, "reason": None}
+
+
+@draws(60)
+@given(content=as_bytes(changed(STATUSES)) | damaged(json.dumps(STATUSES).encode()))
+def test_a_status(place, content):
+    (place / STATUS).write_bytes(content)
+    assert accepted(lambda: read_status(place))
+    assert accepted(lambda: RunFiles(place).status("running", 3))
+
+
+HOLDER = {"host": "a", "pid": 3, "since": "now"}
+
+
+@draws(40)
+@given(content=as_bytes(changed(HOLDER)) | damaged(json.dumps(HOLDER).encode()))
+def test_a_lock(place, content):
+    (place / LOCK).write_bytes(content)
+    first, second = FolderLock(place), FolderLock(place)
+    first.before_reading()
+    assert not accepted(second.before_reading)
+    first.before_writing()
+    first.release()
+
+
+@draws(100)
+@given(content=damaged(number_tokenizer().proto) | st.binary(max_size=300))
+def test_a_tokenizer(place, content):
+    (place / "a.model").write_bytes(content)
+    accepted(lambda: load_tokenizer(str(place / "a.model")).encode(["12 7"]))
+
+
+def pickled(tensors, old):
+    file = io.BytesIO()
+    torch.save(tensors, file, _use_new_zipfile_serialization=not old)
+    return file.getvalue()
+
+
+PICKLES = [pickled({"a.weight": torch.ones(3, 2), "b": torch.zeros(2)}, old) for old in (False, True)]
+
+
+@draws(150)
+@given(data=st.data(), content=st.sampled_from(PICKLES))
+def test_a_pickle(place, data, content):
+    flips = data.draw(st.lists(st.integers(0, len(content) - 1), max_size=4))
+    flipped = bytearray(content)
+    for flip in flips:
+        flipped[flip] ^= 1 << data.draw(st.integers(0, 7))
+    (place / "a.pt").write_bytes(data.draw(damaged(bytes(flipped)) | st.just(bytes(flipped))))
+
+    def look():
+        for tensor in foreign_tensors(place / "a.pt", trust=True, option="--trust"):
+            for _, matrix in tensor.units():
+                matrix.float().sum()
+
+    accepted(look)
+
+
+def test_a_state_that_was_not_changed_is_taken(place, lanes, controllers):
+    folder = save_with_state(place, json.dumps(STATE).encode())
+    assert accepted(lambda: saved_state(read(folder)))
+    for training, state in lanes:
+        assert accepted(lambda training=training, state=state: training.load(state))
+    for decay, state in controllers:
+        assert accepted(
+            lambda decay=decay, state=state: decay.load_state_dict({STATE_KEY: json.dumps(state)})
+        )

@@ -1,0 +1,60 @@
+"""The trainer's state in a checkpoint: what cannot be is one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from alphadecay_dist.checkpoint.reader import read
+from alphadecay_dist.errors import UserError
+from alphadecay_dist.training.recipe import Config, TrainConfig
+from alphadecay_dist.training.saved import saved_state
+from tests.checkpoint.test_checkpoint import save_with_state
+
+CONFIG = Config(train=TrainConfig(dtype="float32"))
+STATE = {
+    "config": dataclasses.asdict(CONFIG),
+    "tokens": 300,
+    "lanes": {"0": {"taken": 1}},
+    "evaluation_owed": True,
+    "bad_updates": {"total": 2, "in_a_row": 1},
+    "decay": {"alphadecay": "{}"},
+}
+
+
+def state_of(folder, state):
+    return saved_state(read(save_with_state(folder, json.dumps(state).encode())))
+
+
+def test_a_state_comes_back_as_it_was(tmp_path):
+    found = state_of(tmp_path, STATE)
+    assert found.config == CONFIG
+    assert dataclasses.asdict(found) == STATE | {"config": dataclasses.asdict(CONFIG)}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"config": None}, "has None as config"),
+        ({"config": {"train": {"stepz": 3}}}, "unknown key train.stepz"),
+        ({"config": {"train": {"steps": -1}}}, "train.steps: found -1"),
+        ({"config": {}}, "'auto' as train.dtype"),
+        ({"tokens": True}, "has True as tokens"),
+        ({"lanes": []}, r"has \[\] as lanes"),
+        ({"bad_updates": 3}, "has 3 as total"),
+        ({"decay": {"alphadecay": {}}}, "in decay"),
+    ],
+)
+def test_a_state_that_cannot_be_is_one_line(tmp_path, change, words):
+    with pytest.raises(
+        UserError, match=f"state.json is not what this trainer saves: .*{words}.*; give another"
+    ):
+        state_of(tmp_path, {**STATE, **change})
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"[" * 100_000, b"\xff"])
+def test_what_is_no_json_is_one_line_too(tmp_path, content):
+    with pytest.raises(UserError, match=r"state.json is not what this trainer saves"):
+        saved_state(read(save_with_state(tmp_path, content)))
