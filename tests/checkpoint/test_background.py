@@ -8,14 +8,14 @@ import time
 
 import pytest
 
-from alphadecay_dist import UserError
 from alphadecay_dist.checkpoint import writer
 from alphadecay_dist.checkpoint.background import BackgroundSave
 from alphadecay_dist.checkpoint.manifest import MANIFEST
 from alphadecay_dist.checkpoint.random_state import random_state, set_random_state
 from alphadecay_dist.checkpoint.reader import newest
+from alphadecay_dist.errors import RunError
+from tests.checkpoint.layouts import LAYOUTS, NUMBERS, VALUES, save, state_of, steps_in
 from tests.checkpoint.ranks import on_ranks
-from tests.checkpoint.test_checkpoint import LAYOUTS, NUMBERS, VALUES, save, state_of, steps_in
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_full_disk_is_one_line_on_every_rank_and_harms_no_whole_checkpoint(tmp
 
     def work(ranks):
         with pytest.raises(
-            UserError, match="step-00000002: the checkpoint cannot be written: No space"
+            RunError, match="step-00000002: the checkpoint cannot be written: No space"
         ) as line:
             begun[ranks.rank][0].complete(1)
         lines.append(str(line.value))

@@ -19,7 +19,7 @@ from alphadecay_dist.training.data import TrainingData
 from alphadecay_dist.training.prepare import PROGRESS, prepare
 from alphadecay_dist.training.prepared import MANIFEST, open_prepared, verify
 from alphadecay_dist.training.recipe import DataConfig
-from tests.checkpoint.test_checkpoint import SHARD, load, save
+from tests.checkpoint.layouts import SHARD, load, save
 from tests.fuzz.drawn import accepted, changed, damaged, draws, snapshot
 from tests.training.corpora import number_tokenizer
 from tests.training.preparations import VOCABULARY, recipe

@@ -23,7 +23,7 @@ from alphadecay_dist.training.recipe import Config, DataConfig, TrainConfig
 from alphadecay_dist.training.saved import saved_state
 from alphadecay_dist.training.tokenizer import load_tokenizer
 from alphadecay_dist.weight_files import open_weights
-from tests.checkpoint.test_checkpoint import save_with_state
+from tests.checkpoint.layouts import save_with_state
 from tests.controllers import setup, update
 from tests.fuzz.drawn import accepted, changed, damaged, draws
 from tests.training.corpora import number_tokenizer

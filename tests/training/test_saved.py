@@ -11,7 +11,7 @@ from alphadecay_dist.checkpoint.reader import read
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.recipe import Config, TrainConfig
 from alphadecay_dist.training.saved import saved_state
-from tests.checkpoint.test_checkpoint import save_with_state
+from tests.checkpoint.layouts import save_with_state
 
 CONFIG = Config(train=TrainConfig(dtype="float32"))
 STATE = {
