@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from alphadecay_dist.checkpoint import writer
 from alphadecay_dist.checkpoint.random_state import random_state
@@ -37,7 +40,7 @@ class BackgroundSave:
         state: dict[str, Any],
         ranks: writer.Ranks,
     ) -> None:
-        parts = ranks.together(lambda: [_copied(part) for part in engine_state.parts() if part.saved])
+        parts = ranks.together(lambda: _copies(engine_state.parts()))
         states = random_state()
         self._saving = writer.begin(
             root, step, engine_state=engine_state, layout=layout, state=state, ranks=ranks
@@ -62,5 +65,11 @@ class BackgroundSave:
             self._shard.set_exception(error)
 
 
-def _copied(part: Part) -> Part:
-    return replace(part, values=part.values.to("cpu", copy=True))
+def _copies(parts: Iterable[Part]) -> list[Part]:
+    """Copies of what this rank saves; by one thread: many took seconds where other work had the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [replace(part, values=part.values.to("cpu", copy=True)) for part in parts if part.saved]
+    finally:
+        torch.set_num_threads(threads)
