@@ -95,7 +95,7 @@ ODD_TEXTS = (
     "\ud800",
     "x" * 5000,
     "../..",
-    "/etc/passwd",
+    "/nonexistent/file",
     "/" + "x" * 5000,
     "__class__",
     "{0.__class__}",

@@ -57,6 +57,13 @@ def harms(draw):
     return file, kind, seed
 
 
+def outside(path):
+    """A file beside the run's directory; not one of the machine's: later harms write through the link."""
+    run = next(folder for folder in path.parents if folder.name == "run")
+    (run.parent / "outside").write_text("of somebody else\n")
+    return run.parent / "outside"
+
+
 def harm(path, kind, seed):
     if kind == "gone":
         remove(path)
@@ -68,7 +75,7 @@ def harm(path, kind, seed):
     elif kind in ("a link", "a loop"):
         remove(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to("/etc/passwd" if kind == "a link" else path)
+        path.symlink_to(outside(path) if kind == "a link" else path)
     elif kind == "another" and path.is_file():
         path.write_text("step-00000001\n")
     elif kind == "signed" and path.name == MANIFEST and path.is_file():
@@ -106,11 +113,11 @@ def test_a_start(place, whole, done, resume, overwrite, seed):
             harm(folder / file, kind, draw)
     named = str(folder / resume) if "step" in resume else resume
     config = Config(train=TrainConfig(steps=2, dtype="float32", seed=seed))
-    before = contents(folder)
+    before = contents(place)
     found = []
     accepted(lambda: found.append(decide(folder, config, named, overwrite, {})))
     accepted(lambda: [start.evaluated for start in found])
-    assert contents(folder) == before
+    assert contents(place) == before
     assert all(isinstance(start, Start) for start in found)
 
 
