@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -65,6 +67,9 @@ def outside(path):
 
 
 def harm(path, kind, seed):
+    run = next(folder for folder in path.parents if folder.name == "run")
+    # Links are followed by what writes here: whatever is drawn, nothing outside of the test's own is touched.
+    assert Path(os.path.realpath(path)).is_relative_to(os.path.realpath(run.parent)), path
     if kind == "gone":
         remove(path)
     elif kind == "damaged" and path.is_file():
