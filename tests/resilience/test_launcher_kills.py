@@ -13,7 +13,7 @@ from alphadecay_dist.training.metrics import STATUS, read_status
 from tests.resilience.kills import begin_of, differences
 from tests.resilience.launchers import RANKS, launched, processes_of, ranks_of, updates, wait_until
 from tests.resilience.launching import holders
-from tests.training.runs import ROOT, tiny_options, train_on
+from tests.training.runs import engine_options, tiny_options, train_on
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,15 @@ EVERY, STEPS = 5, 70
 
 @pytest.mark.parametrize(
     ("launcher", "engine"),
-    [("deepspeed", "2"), ("deepspeed", "3"), ("torchrun", "fsdp2"), ("python", "fsdp2")],
+    [
+        ("deepspeed", "1"),
+        ("deepspeed", "2"),
+        ("deepspeed", "3"),
+        ("deepspeed", "3_offload"),
+        ("torchrun", "fsdp2"),
+        ("torchrun", "ddp"),
+        ("python", "fsdp2"),
+    ],
 )
 def test_three_kills_through_a_launcher_and_the_run_is_the_unbroken_one(tmp_path, launcher, engine):
     options = tiny_options(
@@ -33,17 +41,17 @@ def test_three_kills_through_a_launcher_and_the_run_is_the_unbroken_one(tmp_path
         eval__tokens=500,
         logging__sequences=True,
     )
-    own = ["--deepspeed", str(ROOT / "ds_configs" / f"zero{engine}.json")] if launcher == "deepspeed" else []
+    given = [*engine_options(engine), *options]
     output = tmp_path / "run"
     dice = random.Random(f"{launcher}/{engine}")
     victims = ["the launcher", "a rank", dice.choice(["the launcher", "a rank"])]
     for victim in dice.sample(victims, len(victims)):
         begin = begin_of(output)
-        with launched(launcher, output, [*own, *options]) as process:
+        with launched(launcher, output, given) as process:
             done = killed_in_mid_run(process, output, victim, dice)
         assert begin <= done < STEPS
         assert 0 <= done - begin_of(output) <= EVERY, f"{victim} killed after update {done}"
-    with launched(launcher, output, [*own, *options]) as process:
+    with launched(launcher, output, given) as process:
         assert process.wait(300) == 0, (tmp_path / "printed").read_text()
     train_on(RANKS[launcher], engine, tmp_path / "whole", options)
     assert differences(tmp_path / "whole", output) == []

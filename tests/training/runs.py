@@ -121,8 +121,12 @@ def train_on(world_size: int, engine: str, output: Path, options: list[str]) -> 
 
 def argv_of(engine: str, output: Path, options: list[str]) -> list[str]:
     """The trainer's command line; arguments as in :func:`train_on`."""
-    json = engine if engine.endswith(".json") else str(_json(engine))
-    return [*(ENGINES.get(engine) or ["--deepspeed", json]), "--output_dir", str(output), *options]
+    return [*engine_options(engine), "--output_dir", str(output), *options]
+
+
+def engine_options(engine: str) -> list[str]:
+    """The trainer's options for an engine, named as in :func:`train_on`."""
+    return ENGINES.get(engine) or ["--deepspeed", engine if engine.endswith(".json") else str(_json(engine))]
 
 
 def _json(stage: str) -> Path:
