@@ -13,22 +13,16 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from turns import is_main, trained_in_turn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import train
-from alphadecay_dist.engines.process_group import join, local_device
 from alphadecay_dist.training.metrics import read_lines
 from alphadecay_dist.training.saving import Saver
 
@@ -62,34 +56,24 @@ class Clock:
         return found
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
     """Run both ways in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--repeats", type=int, default=2, help="runs each way")
     options, rest = parser.parse_known_args(argv)
-    # The launcher is the parent of all ranks of a node: they agree on the directory.
-    folder = Path(tempfile.gettempdir()) / f"alphadecay-saving-{os.getppid()}"
-    join(local_device())  # all runs are in one process group: launchers' stores do not take another
+    ways = {name: f"--checkpoint.background={name}" for name in ("false", "true")}
     clock, still, steps, size = Clock(), defaultdict(list), defaultdict(list), 0
-    for repeat in range(options.repeats):
-        for background in (False, True) if repeat % 2 == 0 else (True, False):
-            output = folder / f"{background}-{repeat}"
-            own = [f"--checkpoint.background={str(background).lower()}", "--logging.wandb=off"]
-            code = train.main([*rest, "--output_dir", str(output), *own])
-            if code != 0:
-                return code
-            still[background] += clock.taken()
-            if os.environ.get("RANK", "0") == "0":
-                steps[background] += [line["step_seconds"] for line in read_lines(output / "metrics.jsonl")]
-                newest = max((output / "checkpoints").glob("step-*"))
-                size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
-    if steps:
+    for background, output in trained_in_turn(ways, options.repeats, rest):
+        still[background] += clock.taken()
+        if is_main():
+            steps[background] += [line["step_seconds"] for line in read_lines(output / "metrics.jsonl")]
+            newest = max((output / "checkpoints").glob("step-*"))
+            size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
+    if is_main():
         print_table(still, steps, size)
-        shutil.rmtree(folder, ignore_errors=True)
-    return 0
 
 
-def print_table(still: dict[bool, list[float]], steps: dict[bool, list[float]], size: int) -> None:
+def print_table(still: dict[str, list[float]], steps: dict[str, list[float]], size: int) -> None:
     """Medians, and the longest."""
     ranks = os.environ.get("WORLD_SIZE", "1")
     print(f"{ranks} ranks, {platform.machine()}, torch {torch.__version__}, {size / 1e6:.0f} MB a checkpoint")
@@ -98,11 +82,10 @@ def print_table(still: dict[bool, list[float]], steps: dict[bool, list[float]], 
     for background, seconds in sorted(still.items()):
         update = 1e3 * statistics.median(steps[background])
         middle, longest = 1e3 * statistics.median(seconds), 1e3 * max(seconds)
-        name = str(background).lower()
-        print(f"| {name} | {len(seconds)} | {middle:.0f} | {longest:.0f} | {update:.0f} |")
+        print(f"| {background} | {len(seconds)} | {middle:.0f} | {longest:.0f} | {update:.0f} |")
 
 
 if __name__ == "__main__":
-    code: Any = main(sys.argv[1:])
+    main(sys.argv[1:])
     sys.stdout.flush()
-    os._exit(code)  # as train.py does
+    os._exit(0)  # as train.py does

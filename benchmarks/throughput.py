@@ -11,24 +11,17 @@ made), and so are updates with a refresh, whose exposed seconds are told apart. 
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import platform
 import resource
-import shutil
 import statistics
 import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
+from turns import is_main, trained_in_turn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import train
-from alphadecay_dist.engines.process_group import join, local_device
 from alphadecay_dist.training.metrics import read_lines
 
 WINDOW = 500  # updates between refreshes, as published
@@ -59,30 +52,18 @@ class Figures:
         self.peak_gib = max(self.peak_gib, _peak_bytes() / 2**30)
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
     """Run both policies in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--repeats", type=int, default=2, help="runs of each policy")
     options, rest = parser.parse_known_args(argv)
-    # The launcher is the parent of all ranks of a node: they agree on the directory.
-    folder = Path(tempfile.gettempdir()) / f"alphadecay-throughput-{os.getppid()}"
-    join(local_device())  # all runs are in one process group: launchers' stores do not take another
     figures = {policy: Figures() for policy in POLICIES}
-    is_main = os.environ.get("RANK", "0") == "0"
-    for repeat in range(options.repeats):
-        for policy in POLICIES if repeat % 2 == 0 else POLICIES[::-1]:
-            output = folder / f"{policy}-{repeat}"
-            own = ["--output_dir", str(output), f"--decay.policy={policy}", "--logging.wandb=off"]
-            code = train.main([*rest, *own])
-            if code != 0:
-                return code
-            if is_main:
-                figures[policy].add(output)
-            _forget()
-    if is_main:
+    ways = {policy: f"--decay.policy={policy}" for policy in POLICIES}
+    for policy, output in trained_in_turn(ways, options.repeats, rest):
+        if is_main():
+            figures[policy].add(output)
+    if is_main():
         print_table(figures)
-        shutil.rmtree(folder, ignore_errors=True)
-    return 0
 
 
 def print_table(figures: dict[str, Figures]) -> None:
@@ -118,15 +99,7 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _forget() -> None:
-    """Give back what the last run held."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
 if __name__ == "__main__":
-    code: Any = main(sys.argv[1:])
+    main(sys.argv[1:])
     sys.stdout.flush()
-    os._exit(code)  # as train.py does
+    os._exit(0)  # as train.py does

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 
 import torch
@@ -101,3 +102,16 @@ def rewritten(folder, change):
 
 def steps_in(root):
     return [int(folder.name.removeprefix("step-")) for folder in sorted(root.glob("step-*"))]
+
+
+def fill_the_disk(monkeypatch, rank):
+    """From now on a rank gets half of its file written."""
+    write_shard = writer.write_shard
+
+    def fails(folder, own, parts, others):
+        if own == rank:
+            (folder / f"shards/rank-0000{own}.safetensors").write_bytes(b"half of it")
+            raise OSError(28, os.strerror(28))
+        return write_shard(folder, own, parts, others)
+
+    monkeypatch.setattr(writer, "write_shard", fails)

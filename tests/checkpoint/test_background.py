@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 
@@ -14,7 +13,7 @@ from alphadecay_dist.checkpoint.manifest import MANIFEST
 from alphadecay_dist.checkpoint.random_state import random_state, set_random_state
 from alphadecay_dist.checkpoint.reader import newest
 from alphadecay_dist.errors import RunError
-from tests.checkpoint.layouts import LAYOUTS, NUMBERS, VALUES, save, state_of, steps_in
+from tests.checkpoint.layouts import LAYOUTS, NUMBERS, VALUES, fill_the_disk, save, state_of, steps_in
 from tests.checkpoint.ranks import on_ranks
 
 
@@ -95,15 +94,7 @@ def save_first(root, held):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_full_disk_is_one_line_on_every_rank_and_harms_no_whole_checkpoint(tmp_path, monkeypatch, rank):
     whole = save(tmp_path, 1)
-    write_shard = writer.write_shard
-
-    def fails(folder, own, parts, others):
-        if own == rank:
-            (folder / f"shards/rank-0000{own}.safetensors").write_bytes(b"half of it")
-            raise OSError(28, os.strerror(28))
-        return write_shard(folder, own, parts, others)
-
-    monkeypatch.setattr(writer, "write_shard", fails)
+    fill_the_disk(monkeypatch, rank)
     begun, lines = begin(tmp_path, 2), []
 
     def work(ranks):

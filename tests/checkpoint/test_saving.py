@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from alphadecay_dist.checkpoint import writer
@@ -13,6 +11,7 @@ from alphadecay_dist.errors import RunError
 from tests.checkpoint.layouts import (
     NUMBERS,
     VALUES,
+    fill_the_disk,
     save,
     state_of,
     steps_in,
@@ -70,15 +69,7 @@ def test_a_step_is_saved_anew_over_what_a_killed_save_left(tmp_path):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_full_disk_is_one_line_and_harms_no_whole_checkpoint(tmp_path, monkeypatch, rank):
     whole = save(tmp_path, 1)
-    write_shard = writer.write_shard
-
-    def fails(folder, own, parts, others):
-        if own == rank:
-            (folder / f"shards/rank-0000{own}.safetensors").write_bytes(b"half of it")
-            raise OSError(28, os.strerror(28))
-        return write_shard(folder, own, parts, others)
-
-    monkeypatch.setattr(writer, "write_shard", fails)
+    fill_the_disk(monkeypatch, rank)
     with pytest.raises(RunError, match=r"step-00000002: the checkpoint cannot be written: No space left"):
         save(tmp_path, 2, keep=1)
     assert steps_in(tmp_path) == [1]

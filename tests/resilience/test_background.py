@@ -19,28 +19,13 @@ from alphadecay_dist.engines.torch_training import TorchTraining
 from alphadecay_dist.engines.zero_training import ZeroTraining
 from alphadecay_dist.training.metrics import read_status
 from tests.multirank import run_ranks
+from tests.resilience.sizes import SIZES
 from tests.resilience.test_nonfinite import loss_plus_nan, poisoned
 from tests.resilience.test_preemption import argv_of, signalled
 from tests.training.runs import left_behind, tiny_options, train_on
 from tests.training.test_resume import same_weights, without_times
 
 pytestmark = pytest.mark.slow
-
-SIZES = {"train__steps": 12, "decay__interval": 5, "eval__every": 4, "checkpoint__every": 5}
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The run that waits for its saves, of an engine; made once."""
-    runs = {}
-
-    def of(engine):
-        if engine not in runs:
-            folder = tmp_path_factory.mktemp("whole")
-            runs[engine] = folder / "run", train_on(2, engine, folder / "run", tiny_options(folder, **SIZES))
-        return runs[engine]
-
-    return of
 
 
 def options_of(folder, **changes):

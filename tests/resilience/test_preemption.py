@@ -18,12 +18,11 @@ from alphadecay_dist.engines.zero_training import ZeroTraining
 from alphadecay_dist.training.metrics import read_status
 from alphadecay_dist.training.preemption import StopRequests, process_age
 from tests.multirank import run_ranks
+from tests.resilience.sizes import SIZES
 from tests.training.runs import argv_of, left_behind, tiny_options, train_on
 from tests.training.test_resume import same_weights, without_times
 
 pytestmark = pytest.mark.slow
-
-SIZES = {"train__steps": 12, "decay__interval": 5, "eval__every": 4, "checkpoint__every": 5}
 
 
 def signalled(argv, place, call, signals, rank="1"):
@@ -51,21 +50,6 @@ def _before(owner, place, call, act):
         return original(self, *args, **kwargs)
 
     setattr(owner, place, wrapped)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The unbroken run of an engine, made once."""
-    runs = {}
-
-    def of(engine):
-        if engine not in runs:
-            folder = tmp_path_factory.mktemp("whole")
-            output = folder / "run"
-            runs[engine] = output, train_on(2, engine, output, tiny_options(folder, **SIZES))
-        return runs[engine]
-
-    return of
 
 
 def check_goes_on(tmp_path, engine, whole):
