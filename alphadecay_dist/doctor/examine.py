@@ -20,10 +20,10 @@ from alphadecay_dist.doctor.judge import bad_nodes, judge, judge_places, judge_v
 from alphadecay_dist.doctor.judge_links import judge_links
 from alphadecay_dist.doctor.links import measured_links
 from alphadecay_dist.doctor.pairs import rounds
-from alphadecay_dist.doctor.roll_call import call_roll, part, unheard
+from alphadecay_dist.doctor.roll_call import call_roll, part
 from alphadecay_dist.doctor.watch import Watch
 from alphadecay_dist.engines.process_group import join, local_device, open_store
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.errors import LaunchError, UserError
 from alphadecay_dist.training.check import Checked, Options, check
 from alphadecay_dist.training.config import to_yaml
 from alphadecay_dist.training.model import parameter_count
@@ -109,7 +109,7 @@ def _store(seconds: float) -> dist.TCPStore:
         return open_store(timedelta(seconds=seconds))
     except (OSError, dist.DistError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise unheard(
+        raise LaunchError(
             f"rank {os.environ['RANK']} on {measures.node()} found no rank 0 at {os.environ['MASTER_ADDR']}:"
             f"{os.environ['MASTER_PORT']} within {seconds:g} s ({reason}); look at rank 0's log and node"
         ) from None

@@ -6,12 +6,13 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import fields
 
-from alphadecay_dist.errors import UserError
+from alphadecay_dist import __version__
 from alphadecay_dist.training.check import Options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The trainer's options; what the parser then leaves over are fields of the recipe."""
+    parser.add_argument("--version", action="version", version=f"alphadecay_dist {__version__}")
     parser.add_argument("--recipe", default="demo", help="a name or a YAML file (default: demo)")
     parser.add_argument("--deepspeed", metavar="JSON", help="train under DeepSpeed with this config")
     parser.add_argument("--engine", choices=("fsdp2", "ddp"), help="without --deepspeed (default: fsdp2)")
@@ -25,20 +26,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # added by the deepspeed launcher
 
 
-def options_of(args: argparse.Namespace, rest: Sequence[str]) -> Options:
+def options_of(args: argparse.Namespace, overrides: Sequence[str]) -> Options:
     """The options that were given.
 
     Args:
         args: what a parser with :func:`add_options` understood.
-        rest: what it left over, ``--section.key=value`` each.
-
-    Raises:
-        UserError: something else was left over.
+        overrides: fields of the recipe, ``section.key=value`` each.
     """
-    for option in rest:
-        if not option.startswith("--") or "." not in option.partition("=")[0]:
-            raise UserError(
-                f"{option!r}: unknown option; fields of a recipe are --section.key=value, see --help"
-            )
     given = {field.name: getattr(args, field.name) for field in fields(Options) if field.name != "overrides"}
-    return Options(overrides=tuple(option.removeprefix("--") for option in rest), **given)
+    return Options(overrides=tuple(overrides), **given)
