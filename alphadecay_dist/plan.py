@@ -139,13 +139,13 @@ class Forecast:
             f"rounds: {len(self.plan.rounds)}",
             f"refresh: {known}{share}",
             f"imbalance of the spectra, max / mean: {self.imbalance:.3f}",
+            *_assumptions(self.machine, self.interval),
+            *_owners(self.plan.owners, self.loads),
             f"{'a rank':<18}{'least':>12}{'mean':>12}{'most':>12}",
             _line("spectra, s", np.array(self.loads), 1),
             _line("received, MiB", self.traffic.received, 2**20),
             _line("sent, MiB", self.traffic.sent, 2**20),
             _line("peak, MiB", self.traffic.peak, 2**20),
-            *_owners(self.plan.owners, self.loads),
-            *_assumptions(self.machine, self.interval),
         ]
         return "\n".join(lines)
 

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from alphadecay_dist import __version__
-from alphadecay_dist.training.check import Options
+from alphadecay_dist.errors import UserError, shown
+from alphadecay_dist.training.check import Checked, Options
+from alphadecay_dist.training.config import flat
+from alphadecay_dist.training.ranks import Ranks
+
+# What a site may keep under another name on each node.
+OF_A_NODE = ("data.source", "data.validation", "data.prepared", "tokenizer.model", "model.name")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -35,3 +41,26 @@ def options_of(args: argparse.Namespace, overrides: Sequence[str]) -> Options:
     """
     given = {field.name: getattr(args, field.name) for field in fields(Options) if field.name != "overrides"}
     return Options(overrides=tuple(overrides), **given)
+
+
+def require_same_options(options: Options, checked: Checked, ranks: Ranks) -> None:
+    """Refuse ranks that were given different runs. Collective.
+
+    Raises:
+        UserError: the first option that differs, and on which rank.
+    """
+    given = {
+        "output_dir": str(checked.folder),
+        "resume": options.resume,
+        "overwrite": options.overwrite,
+        "dry_run": options.dry_run,
+        **{key: value for key, value in flat(checked.config) if key not in OF_A_NODE},
+    }
+    first, *others = ranks.gather(given)
+    for rank, other in enumerate(others, 1):
+        for name, value in first.items():
+            if other[name] != value:
+                raise UserError(
+                    f"--{name}: rank 0 has {shown(value)}, rank {rank} has {shown(other[name])}; give all "
+                    "ranks the same options"
+                )
