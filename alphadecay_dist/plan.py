@@ -167,7 +167,7 @@ def _owners(owners: Mapping[str, int], loads: Sequence[float]) -> list[str]:
 
 
 def _assumptions(machine: Machine, interval: int) -> list[str]:
-    """What the times were reckoned with."""
+    """What the times were computed from."""
     gram, tridiagonal = machine.rates.gram / 1e9, machine.rates.tridiagonal / 1e9
     bandwidth, seconds = machine.bandwidth, machine.update_seconds
     return [

@@ -27,7 +27,7 @@ def test_files_without_a_readable_document_are_named(tmp_path, name, text):
     assert str(path) in fault_of_data(DataConfig(str(path), str(path)), 60)
 
 
-def test_a_source_that_does_not_answer_is_told_in_time(monkeypatch):
+def test_a_source_that_does_not_answer_is_reported_in_time(monkeypatch):
     monkeypatch.setattr(source, "open_data", lambda _: time.sleep(30))
     begin = time.monotonic()
     assert fault_of_data(DataConfig("c4"), 0.2) == "data.source c4: no document within 0.2 s"
