@@ -10,14 +10,14 @@ import codecs
 import importlib
 import io
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, count, islice
 from pathlib import PurePath
 from typing import IO, Any, Protocol, TypeVar
 
-from alphadecay_dist.errors import UserError, shown
+from alphadecay_dist.errors import UserError
+from alphadecay_dist.training.json_text import json_records, not_json
 from alphadecay_dist.training.retries import read_on
 
 T = TypeVar("T")
@@ -25,10 +25,6 @@ T = TypeVar("T")
 BUFFER = 1 << 18  # bytes that are decompressed at once
 PARQUET_BATCH = 1000  # rows that are decoded at once
 FIELDS_SHOWN = 20
-EXCERPT = 30  # characters of a faulty row before and after the fault
-
-WHITESPACE = re.compile(r"[ \t\n\r]*")
-NOTHING = object()
 
 # Imported when a file needs them: Python may be built without.
 DECOMPRESSORS = {".gz": ("gzip", "GzipFile"), ".bz2": ("bz2", "BZ2File"), ".xz": ("lzma", "LZMAFile")}
@@ -160,7 +156,7 @@ def _numbered(path: str, values: Iterator[T], first: int = 0) -> Iterator[tuple[
         except UnicodeDecodeError as error:
             raise _bad_row(path, row, f"is not text in UTF-8: {error.reason}; convert the file") from None
         except json.JSONDecodeError as error:
-            raise _bad_row(path, row, f"{_not_json(error)}; correct it") from None
+            raise _bad_row(path, row, f"{not_json(error)}; correct it") from None
         except RecursionError:
             raise _bad_row(path, row, "is nested too deep to be read") from None
         yield row, value
@@ -202,63 +198,9 @@ def _json_texts(path: str, field: str, start: int) -> Iterator[str | None]:
     with _open(path) as file:
         first = file.readline().removeprefix(codecs.BOM_UTF8)
         lines = (line.decode() for line in chain([first], file))
-        for row, record in _numbered(path, _records(_values(lines))):
+        for row, record in _numbered(path, json_records(lines)):
             if row >= start:
                 yield text_of(record, field, path, row)
-
-
-def _records(values: Iterator[Any]) -> Iterator[Any]:
-    """The values themselves, or what the one list that they are holds: objects, or strings of text."""
-    for number, value in enumerate(values):
-        if number == 0 and isinstance(value, list) and next(values, NOTHING) is NOTHING:
-            yield from ({"text": item} if isinstance(item, str) else item for item in value)
-            return
-        yield value
-
-
-def _values(lines: Iterator[str]) -> Iterator[Any]:
-    """JSON values one after the other: mostly one a line, but one may take several, and several one."""
-    decode = json.JSONDecoder(parse_int=float).raw_decode  # no number is needed, however many digits it has
-    for line in lines:
-        text, position = line, _past_whitespace(line, 0)
-        while position < len(text):
-            try:
-                value, position = decode(text, position)
-            except json.JSONDecodeError as error:
-                # As much again: then a value of many lines is parsed a few times, not once a line.
-                more = _at_end(error) and _taken(lines, len(text) - position)
-                if not more:
-                    raise
-                text, position = text[position:] + more, 0
-            else:
-                yield value
-                position = _past_whitespace(text, position)
-
-
-def _past_whitespace(text: str, position: int) -> int:
-    found = WHITESPACE.match(text, position)
-    return found.end() if found else position
-
-
-def _taken(lines: Iterator[str], characters: int) -> str:
-    """The next lines, of at least so many characters together."""
-    taken, size = [], 0
-    while size < characters and (line := next(lines, "")):
-        taken.append(line)
-        size += len(line)
-    return "".join(taken)
-
-
-def _at_end(error: json.JSONDecodeError) -> bool:
-    """Whether a value is right as far as the text goes."""
-    return _past_whitespace(error.doc, error.pos) == len(error.doc)
-
-
-def _not_json(error: json.JSONDecodeError) -> str:
-    if _at_end(error):
-        return "is not whole: the file ends in the middle of a JSON value"
-    excerpt = error.doc[max(error.pos - EXCERPT, 0) : error.pos + EXCERPT]
-    return f"is not JSON: {error.msg} in {shown(excerpt)}"
 
 
 def _parquet_texts(path: str, field: str, start: int) -> Iterator[str | None]:

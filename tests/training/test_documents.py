@@ -212,7 +212,7 @@ WRONG = {
     "a truth value": ({"text": True}, "has a truth value in 'text', expected text"),
     "a list": ({"text": ["x"]}, "has a list in 'text', expected text"),
     "an object": ({"text": {}}, "has an object in 'text', expected text"),
-    "no object": (["x"], "is a list, expected an object with the field 'text'"),
+    "no object": ("x", "is a string, expected an object with the field 'text'"),
     "no UTF-16": ({"text": "\ud800"}, "has half of a surrogate pair in 'text'"),
     "many fields": ({str(i): 0 for i in range(10**5)}, "has no field 'text' (its fields: 0, 1, 2, "),
 }
@@ -252,6 +252,24 @@ def test_a_row_that_cannot_be_decoded_is_named(tmp_path, name, row):
     with pytest.raises(UserError) as caught:
         open_all(tmp_path / name)
     assert str(caught.value).startswith(f"data: {tmp_path / name}: row {row} (counted from 0) {words}")
+
+
+LISTS = {
+    b'["a", "b"]\n["c"]\n': (2, "is not JSON: Expecting nothing after a list"),
+    b'[{"text": "a"} {"text": "b"}]': (1, "is not JSON: Expecting ',' delimiter in "),
+    b'["a", "b",\n': (2, "is not whole"),
+    b'["a"\n': (1, "is not whole"),
+    b'{"text": "a"}\n["b"]\n': (1, "is a list, expected an object with the field 'text'"),
+    b'["a", 3]': (1, "is a number, expected an object with the field 'text'"),
+}
+
+
+@pytest.mark.parametrize("content", LISTS)
+def test_a_fault_in_a_list_names_its_row(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    row, words = LISTS[content]
+    with pytest.raises(UserError, match=rf"a\.json: row {row} \(counted from 0\) {words}"):
+        open_all(tmp_path / "a.json")
 
 
 def test_a_wrong_column_of_parquet_names_file_row_and_fields(tmp_path):
