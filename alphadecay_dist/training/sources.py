@@ -38,7 +38,7 @@ def find_files(source: str) -> tuple[str, list[str]]:
     if others or kind is None:
         raise UserError(
             f"data: {source}: expected files of one kind of {READABLE}, found "
-            f"{' and '.join(sorted(by_kind.values()))}"
+            f"{' and '.join(sorted(by_kind.values()))}; give a file, or a glob of one kind"
         )
     return kind, files
 
