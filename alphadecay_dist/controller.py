@@ -24,13 +24,11 @@ from alphadecay_dist.errors import UserError
 from alphadecay_dist.lagged import Beside, Pending, device_of
 from alphadecay_dist.refresh import Found, Refresh, numbers_of, report
 from alphadecay_dist.settings import Settings
-from alphadecay_dist.sharding.agreement import gathered, require_equal, taking_part, together
-from alphadecay_dist.sharding.exchange import Exchange, exchange_device
+from alphadecay_dist.sharding.agreement import require_equal, taking_part, together
 from alphadecay_dist.sharding.groups import GROUPS, weights_in
-from alphadecay_dist.sharding.inventory import Weight
-from alphadecay_dist.sharding.layout import ShardSource
-from alphadecay_dist.sharding.work import analysed, plan_for
-from alphadecay_dist.spectral import FAILED, Analysis, Windows, analyze_each, measured_rates
+from alphadecay_dist.sharding.planning import parts_of, plan_exchange
+from alphadecay_dist.sharding.work import analysed
+from alphadecay_dist.spectral import FAILED, Analysis, Windows, analyze_each
 from alphadecay_dist.writers import writer_for
 
 STATE_KEY = "alphadecay"  # the one key of state_dict(): its value is a JSON string, safe in any checkpoint
@@ -131,8 +129,15 @@ class AlphaDecay:
             named = weights_in(self._host.param_groups(), model, parts or {})
             weights = analysed(named, model, self.settings)
         self._weights = {unit: weight for weight in weights for unit in weight.units()}
-        self._exchange, self._owners = _exchange(self._host, weights, self.settings, dtype, memory_budget)
-        self._parts = {weight.name: _parts(weight) for weight in weights}
+        self._exchange, self._owners = plan_exchange(
+            weights,
+            lambda: self._host.sources(weights, dtype),
+            self.settings,
+            group=self._host.group,
+            dtype=dtype,
+            budget=memory_budget,
+        )
+        self._parts = {weight.name: parts_of(weight) for weight in weights}
         sizes = {weight.name: math.prod(weight.shape) for weight in weights}
         self._sizes = {part: sizes[name] // len(own) for name, own in self._parts.items() for part in own}
         self._alphas: dict[str, float | None] = dict.fromkeys(self._sizes)
@@ -319,60 +324,3 @@ class AlphaDecay:
     def _decay_of(self, name: str) -> float:
         """The decay of a module: the mean of its parts'."""
         return weight_decay_of([self._decays[part] for part in self._parts[name]])
-
-
-def _parts(weight: Weight) -> list[str]:
-    return [part for unit in weight.units() for part in weight.parts(unit)]
-
-
-def _only_dtype(sources: Sequence[ShardSource]) -> torch.dtype:
-    """The type of all sources."""
-    dtypes = {source.dtype for source in sources}
-    if len(dtypes) != 1:
-        found = ", ".join(sorted(map(str, dtypes)))
-        raise UserError(
-            f"tuned weights have types {found}, expected one; name the one to read them in: dtype=..."
-        )
-    return dtypes.pop()
-
-
-def tridiagonal_weight(device: torch.device, group: dist.ProcessGroup | None) -> float:
-    """How much slower tridiagonalisation is than a product, by the slowest rank. Collective."""
-    own = int(measured_rates(device).tridiagonal_weight)
-    return max(weight for (weight,) in gathered([own], group))
-
-
-def _exchange(
-    host: Host,
-    weights: Sequence[Weight],
-    settings: Settings,
-    dtype: torch.dtype | None,
-    budget: int | None,
-) -> tuple[Exchange, Mapping[str, int]]:
-    """Plan owners and rounds for the weights as the engine holds them, and agree on the plan."""
-    chosen = {**settings.as_dict(), "dtype": dtype, "memory_budget": budget}
-    lines = [f"{name} {value}" for name, value in chosen.items()]
-    lines += [f"{weight.name}: shape {weight.shape}, parts {_parts(weight)}" for weight in weights]
-    require_equal(
-        "the ranks were given different settings or models",
-        lines,
-        host.group,
-        "construct AlphaDecay with the same ones on every rank",
-        kind=UserError,
-    )
-    sources = host.sources(weights, dtype)
-    tridiagonal = tridiagonal_weight(exchange_device(sources, host.group), host.group)
-    world_size = dist.get_world_size(host.group) if host.group else 1
-    with together(host.group):
-        dtype = dtype or _only_dtype(sources)
-        blocks, planned = plan_for(
-            weights,
-            {source.name: source.pieces() for source in sources},
-            world_size,
-            copied=[source.name for source in sources if source.dtype != dtype],
-            itemsize=dtype.itemsize,
-            tridiagonal=tridiagonal,
-            windows=settings.farms,
-            budget=budget,
-        )
-    return Exchange(sources, blocks, planned, dtype, host.group), planned.owners
