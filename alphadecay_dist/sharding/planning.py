@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 import torch.distributed as dist
 
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.settings import Settings
 from alphadecay_dist.sharding.agreement import gathered, require_equal, together
 from alphadecay_dist.sharding.exchange import Exchange, exchange_device
@@ -15,6 +15,8 @@ from alphadecay_dist.sharding.inventory import Weight
 from alphadecay_dist.sharding.layout import ShardSource
 from alphadecay_dist.sharding.work import plan_for
 from alphadecay_dist.spectral import measured_rates
+
+SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
 
 
 def plan_exchange(
@@ -68,6 +70,39 @@ def plan_exchange(
             budget=budget,
         )
     return Exchange(held, blocks, planned, dtype, group), planned.owners
+
+
+def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The type that weights travel in, by its name too: "bfloat16" or "bf16".
+
+    Raises:
+        UserError: it is no floating point type.
+    """
+    found = dtype
+    if isinstance(dtype, str):
+        name = dtype.removeprefix("torch.")
+        found = getattr(torch, SHORT.get(name, name), None)
+    if found is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        found = None
+    if dtype is not None and found is None:
+        raise UserError(f"dtype: found {shown(dtype)}, expected torch.bfloat16, torch.float32 or None")
+    return found
+
+
+def require_options(memory_budget: object, parts: object) -> None:
+    """Refuse a budget that is no number of bytes, and parts that are no mapping.
+
+    Raises:
+        UserError: what was found.
+    """
+    if memory_budget is not None and not isinstance(memory_budget, int):
+        raise UserError(
+            f"memory_budget: found {shown(memory_budget)}, expected a whole number of bytes, or None"
+        )
+    if parts is not None and not isinstance(parts, Mapping):
+        raise UserError(
+            f"parts: found {shown(parts)}, expected sizes by pattern, such as {{'*.qkv': (64, 64, 64)}}"
+        )
 
 
 def parts_of(weight: Weight) -> list[str]:

@@ -9,16 +9,13 @@ from typing import Any
 from tqdm import tqdm
 
 from alphadecay_dist.errors import RunError
-from alphadecay_dist.refresh import Refresh
+from alphadecay_dist.refresh import DECAY, Refresh
 from alphadecay_dist.training.metrics import (
-    DECAY,
     METRICS,
     STATUS,
     RunFiles,
     Tracker,
     means_by_type,
-    refresh_record,
-    undefined_modules,
 )
 from alphadecay_dist.training.preemption import StopRequests
 
@@ -50,13 +47,12 @@ class RunLog:
 
     def refresh(self, refresh: Refresh) -> None:
         """A refresh's line, its means in wandb, and a line on stderr where alphas are undefined."""
-        self._write(DECAY, lambda files: files.append(DECAY, refresh_record(refresh)))
+        self._write(DECAY, lambda files: files.append(DECAY, refresh.as_dict()))
         if self._tracker:
             self._tracker.log(refresh.step, means_by_type(refresh))
-        undefined = undefined_modules(refresh)
-        if undefined:
+        if refresh.undefined:
             self.say(
-                f"refresh at update {refresh.step}: alpha is undefined in {undefined} of "
+                f"refresh at update {refresh.step}: alpha is undefined in {refresh.undefined} of "
                 f"{len(refresh.modules)} modules, which keep their decays (see {DECAY})"
             )
 
