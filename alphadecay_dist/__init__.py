@@ -5,9 +5,17 @@ See :class:`AlphaDecay` and :func:`param_groups`; ``alphadecay_dist.spectral.ana
 
 from alphadecay_dist.controller import AlphaDecay
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.refresh import ModuleRefresh, Refresh
+from alphadecay_dist.refresh import ModuleRefresh, Refresh, TunedModule, log_refresh
 from alphadecay_dist.sharding.groups import param_groups
 
 __version__ = "0.1.0"  # setup.cfg reads it here
 
-__all__ = ["AlphaDecay", "ModuleRefresh", "Refresh", "UserError", "param_groups"]
+__all__ = [
+    "AlphaDecay",
+    "ModuleRefresh",
+    "Refresh",
+    "TunedModule",
+    "UserError",
+    "log_refresh",
+    "param_groups",
+]
