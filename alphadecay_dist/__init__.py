@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+__version__ = "0.1.0"  # setup.cfg reads it here
+
 if TYPE_CHECKING:
     from alphadecay_dist import spectral
     from alphadecay_dist.controller import AlphaDecay
