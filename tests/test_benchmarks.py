@@ -83,3 +83,12 @@ def test_saving_is_timed_both_ways(tmp_path):
     rows = [cells(line) for line in done.stdout.splitlines()[-2:]]
     assert [row[:2] for row in rows] == [["false", "2"], ["true", "2"]]
     assert all(float(row[3]) > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_updates_are_timed_alone_and_beside_a_busy_process(tmp_path):
+    sizes = ("--repeats", "1", "--updates", "3")
+    rows = [cells(line) for line in run("busy.py", *sizes, *tiny_options(tmp_path))[-3:]]
+    assert [row[0] for row in rows] == ["raw torch loop", "trainer, before", "trainer, now"]
+    assert all(float(cell) > 0 for row in rows for cell in row[1:])
+    assert rows[-1][2] == rows[-1][4] == "1.00"
