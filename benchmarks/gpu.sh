@@ -4,10 +4,11 @@
 # Parts: check doctor spectra exchange groups train256 train2048 zero zero_train; all of them where none is named.
 # DIR gets a file a part: the machine, then each command with what it printed. Needs torch with CUDA, transformers,
 # sentencepiece and no network; FILE.tar is what benchmarks/wheels.sh made: DeepSpeed, for a machine without it.
-# What is missing or fails is a line, and the rest goes on; the exit code is that of the last part that failed.
+# What is missing or fails is a line, and the rest goes on; the exit code is 1 where something failed.
 # --device cpu runs the same commands with small sizes, to try the script. It changes no setting of a GPU.
 set -u
 cd "$(dirname "$0")/.." || exit 2
+all=(check doctor spectra exchange groups train256 train2048 zero zero_train)
 parts=() out='' wheels='' device=cuda
 while (($#)); do
   case $1 in
@@ -19,6 +20,10 @@ while (($#)); do
   esac
 done
 [[ -n $out ]] || { echo "gpu.sh: give --out DIR" >&2 && exit 2; }
+for name in "${parts[@]}"; do
+  [[ " ${all[*]} " == *" $name "* ]] || { echo "gpu.sh: unknown part $name, expected some of ${all[*]}" >&2 && exit 2; }
+done
+((${#parts[@]})) || parts=("${all[@]}")
 mkdir -p "$out" || exit 2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -123,19 +128,17 @@ part() {
         done
       fi
       ;;
-    *) echo "gpu.sh: unknown part $1" >&2 && return 2 ;;
   esac
 }
 
-((${#parts[@]})) || parts=(check doctor spectra exchange groups train256 train2048 zero zero_train)
 code=0
 for name in "${parts[@]}"; do
   deadline=$((SECONDS + seconds)) failed=0
   {
     python3 benchmarks/card.py --device "$device"
-    part "$name" || failed=$?
+    part "$name"
   } > "$out/$name.txt"
   cat "$out/$name.txt"
-  ((failed)) && code=$failed
+  ((failed)) && code=1
 done
 exit "$code"
