@@ -114,8 +114,8 @@ def _require_one_home(found: Sequence[ForeignTensor], chosen: WeightFiles) -> No
         other = homes.setdefault(tensor.name, tensor.file)
         if other is not tensor.file:
             raise UserError(
-                f"{tensor.file}: has {shown(tensor.name)}, and so has {other.name}; keep one set of weights in "
-                "the directory, or give one file"
+                f"{tensor.file}: has {shown(tensor.name)}, and so has {other.name}; keep one set of "
+                "weights in the directory, or give one file"
             )
     for name, file in chosen.homes.items():
         if name not in homes or homes[name].name != file:

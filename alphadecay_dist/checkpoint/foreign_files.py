@@ -13,7 +13,7 @@ from alphadecay_dist.checkpoint.other_formats import ADAPTERS, folders_in, recog
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.fields import items
 
-# Safetensors are taken before pickles. How the files of each kind, and those of a model in one file, are named.
+# Names of the files of each kind, and of a model in one file. Safetensors are taken before pickles.
 KINDS = (("*.safetensors", "model.safetensors"), ("pytorch_model*.bin", "pytorch_model.bin"))
 NUMBERED = re.compile(r"(?P<set>.+)[-_.](?P<number>\d+)-of-(?P<count>\d+)\.\w+")
 CONSOLIDATED = "consolidated"  # how Mistral and Meta name a second set, of the same weights by other names
@@ -43,7 +43,7 @@ def weight_files(path: Path) -> WeightFiles:
         path: one file, or a HF checkpoint's directory.
 
     Raises:
-        UserError: the path is not there or something else, a file is missing, or two sets of weights are there.
+        UserError: the path is not there or something else, a file is missing, or two sets are there.
     """
     if os.path.isfile(path) and recognised(path) is None:
         return WeightFiles([path])
@@ -121,8 +121,8 @@ def _one_set(files: Sequence[Path], single: str) -> list[Path]:
     if len(sets) > 1:
         first, second, *_ = (own[0].name for own in sets.values())
         raise UserError(
-            f"{files[0].parent}: holds several sets of weights, of {first} and of {second}, and no index; give "
-            "the file that is meant, or a directory with one set"
+            f"{files[0].parent}: holds several sets of weights, of {first} and of {second}, and no index; "
+            "give the file that is meant, or a directory with one set"
         )
     _require_all_numbers(files)
     return list(files)
@@ -148,4 +148,6 @@ def _require_all_numbers(files: Sequence[Path]) -> None:
         one = found[0]
         start, end = one.span("number")
         name = f"{one.string[:start]}{missing:0{end - start}d}{one.string[end:]}"
-        raise UserError(f"{files[0].parent / name}: is missing: its neighbours are {len(files)} of {count}; fetch it again")
+        raise UserError(
+            f"{files[0].parent / name}: is missing: beside it are {len(files)} of {count}; fetch it again"
+        )

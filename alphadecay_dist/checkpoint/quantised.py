@@ -73,13 +73,14 @@ def require_plain(tensors: Sequence[Described], config: Mapping[str, Any], confi
         said = f"; quant_method in {config_file.name}: {method}" if method else ""
         more = f", and so are {len(schemes) - 1} weights more" if len(schemes) > 1 else ""
         raise UserError(
-            f"{tensor.file}: {tensor.name!r:.200} is quantised ({scheme}, {tensor.dtype}{said}){more}; expected "
-            "float32, bfloat16 or float16; give the weights from before the quantisation, or dequantise them first"
+            f"{tensor.file}: {tensor.name!r:.200} is quantised ({scheme}, {tensor.dtype}{said}){more}; "
+            "expected float32, bfloat16 or float16; give the weights from before the quantisation, or "
+            "dequantise them first"
         )
     if method:
         raise UserError(
-            f"{config_file}: quantization_config says that the weights beside it are quantised ({method}); give "
-            "the weights from before the quantisation, or, if these are dequantised, remove that entry"
+            f"{config_file}: quantization_config says that the weights beside it are quantised ({method}); "
+            "give the weights from before the quantisation, or, if these are dequantised, remove that entry"
         )
 
 
