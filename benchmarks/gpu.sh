@@ -65,8 +65,8 @@ run() {
 launched() { run python3 -m torch.distributed.run --nproc_per_node "$ranks" "$@"; }
 
 model=(--recipe llama_1b "--model.name=$work/llama_1b.json" --train.steps=12 --decay.interval=6)
-few=(--sizes 1b)
-solvers=(--sizes 512 1024 2048 4096)
+few=(--sizes 1b_layer 1b --repeats 2)
+solvers=(--sizes 512 1024 2048)
 matrices=(--width 1024 --rows 4096)
 gathered=(--sizes 60m 130m 350m)
 # The published model, with room for sequences of 2048.
@@ -102,8 +102,8 @@ part() {
     check) run python3 benchmarks/nccl_check.py --device "$device" --ranks "$ranks" --no_timing --without zero ;;
     doctor) launched -m alphadecay_dist doctor --output_dir "$work/doctor" ;;
     spectra)
-      run python3 benchmarks/refresh.py --device "$device" "${few[@]}"
       run python3 benchmarks/solvers.py --device "$device" "${solvers[@]}"
+      run python3 benchmarks/refresh.py --device "$device" "${few[@]}"
       ;;
     exchange)
       if ((ranks > 1)); then
