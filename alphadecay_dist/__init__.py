@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from alphadecay_dist import spectral
     from alphadecay_dist.controller import AlphaDecay
     from alphadecay_dist.errors import UserError
-    from alphadecay_dist.refresh import ModuleRefresh, Refresh
+    from alphadecay_dist.refresh import ModuleRefresh, Refresh, TunedModule, log_refresh
     from alphadecay_dist.sharding.groups import param_groups
 else:
     # Loaded at first use: a module of the package can run before torch is loaded, and need not load it.
@@ -22,7 +22,9 @@ else:
         "AlphaDecay": "controller",
         "ModuleRefresh": "refresh",
         "Refresh": "refresh",
+        "TunedModule": "refresh",
         "UserError": "errors",
+        "log_refresh": "refresh",
         "param_groups": "sharding.groups",
     }
 
@@ -39,4 +41,13 @@ else:
         return sorted({*globals(), *__all__})
 
 
-__all__ = ["AlphaDecay", "ModuleRefresh", "Refresh", "UserError", "param_groups", "spectral"]
+__all__ = [
+    "AlphaDecay",
+    "ModuleRefresh",
+    "Refresh",
+    "TunedModule",
+    "UserError",
+    "log_refresh",
+    "param_groups",
+    "spectral",
+]

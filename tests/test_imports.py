@@ -21,6 +21,7 @@ ROOMS = [
     {"refresh"},
     {"sharding"},
     {"engines"},
+    {"advice", "module_table"},
     {"lagged", "writers"},
     {"decay_state"},
     {"controller"},
