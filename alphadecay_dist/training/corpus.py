@@ -12,6 +12,7 @@ import glob
 import logging
 import os
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from importlib import resources
@@ -25,6 +26,7 @@ from alphadecay_dist.training.retries import Patience, may_pass
 
 LOADERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 C4 = ("allenai/c4", "en")
+COMMIT = re.compile(r"@([0-9a-f]{40})/")  # in the address of a file on the hub
 
 
 class Corpus:
@@ -36,9 +38,19 @@ class Corpus:
         where: what errors call it.
         holdout: every so many rows one belongs to the validation set; 0 is none.
         held_out: take those rows instead of the others.
+        revision: the commit, of data on the hub.
     """
 
-    def __init__(self, stream: Any, text_field: str, where: str, holdout: int = 0, held_out: bool = False):
+    def __init__(
+        self,
+        stream: Any,
+        text_field: str,
+        where: str,
+        holdout: int = 0,
+        held_out: bool = False,
+        revision: str | None = None,
+    ) -> None:
+        self.revision = revision
         self._stream = stream
         self._field = text_field
         self._where = where
@@ -219,11 +231,10 @@ def open_corpora(config: DataConfig) -> tuple[Corpus, Corpus]:
         UserError: a missing or unreadable file, or a hub that does not answer.
     """
     if config.source == "c4":
-        return _open_c4("train"), _open_c4("validation")
+        return _open_c4("train", config.revision), _open_c4("validation", config.revision)
     if config.source == "demo":
-        folder = Path(str(resources.files("alphadecay_dist.recipes") / "text"))
-        train, validation = folder / "train.json.gz", folder / "validation.json.gz"
-        return _open_files(str(train), "text"), _open_files(str(validation), "text")
+        train, validation = demo_files()
+        return _open_files(train, "text"), _open_files(validation, "text")
     if config.validation is not None:
         return (
             _open_files(config.source, config.text_field),
@@ -233,6 +244,12 @@ def open_corpora(config: DataConfig) -> tuple[Corpus, Corpus]:
         _open_files(config.source, config.text_field, config.holdout, held_out=False),
         _open_files(config.source, config.text_field, config.holdout, held_out=True),
     )
+
+
+def demo_files() -> tuple[str, str]:
+    """The training and the validation file that come with the package."""
+    folder = Path(str(resources.files("alphadecay_dist.recipes") / "text"))
+    return str(folder / "train.json.gz"), str(folder / "validation.json.gz")
 
 
 def find_files(source: str) -> tuple[str, list[str]]:
@@ -279,20 +296,22 @@ def _open_files(source: str, text_field: str, holdout: int = 0, held_out: bool =
     return Corpus(stream, "text" if loader == "text" else text_field, source, holdout, held_out)
 
 
-def _open_c4(split: str) -> Corpus:
+def _open_c4(split: str, revision: str | None) -> Corpus:
     import datasets  # noqa: PLC0415
 
     # Its own retries can take ten minutes an attempt and say nothing: a failed read comes to Corpus at once.
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
     try:
-        stream = datasets.load_dataset(*C4, split=split, streaming=True)
+        builder = datasets.load_dataset_builder(*C4, revision=revision)
+        stream = builder.as_streaming_dataset(split=split)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"data.source c4: the hub does not give {C4[0]}: {reason}; "
             "without network give local files: --data.source=PATH"
         ) from error
-    return Corpus(stream, "text", "c4")
+    found = COMMIT.search(str(builder.config.data_files[split][0]))
+    return Corpus(stream, "text", "c4", revision=found[1] if found else None)
 
 
 def _unreadable(where: str, error: Exception) -> UserError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -79,10 +79,19 @@ def read_model_config(name: str, seq_len: int) -> LlamaConfig:
         raise UserError(f"model.name {name}: not JSON: {error}") from None
     if not isinstance(sizes, dict):
         raise UserError(f"model.name {name}: found {shown(sizes)}, expected a JSON object")
+    return config_of(name, sizes, seq_len)
+
+
+def config_of(name: str, sizes: Mapping[str, Any], seq_len: int) -> LlamaConfig:
+    """A LLaMA config from the values of a JSON.
+
+    Raises:
+        UserError: see :func:`read_model_config`; ``name`` is what the errors call it.
+    """
     _check_sizes(name, sizes, seq_len)
-    sizes.setdefault("tie_word_embeddings", False)
+    taken = {"tie_word_embeddings": False, **{key: sizes[key] for key in TAKEN if key in sizes}}
     try:
-        config = LlamaConfig(use_cache=False, **{key: sizes[key] for key in TAKEN if key in sizes})
+        config = LlamaConfig(use_cache=False, **taken)
         build_on_meta(config)
     except Exception as error:  # transformers and torch raise a dozen unrelated types
         reason = " ".join(str(error).split())[:300]
@@ -93,7 +102,19 @@ def read_model_config(name: str, seq_len: int) -> LlamaConfig:
     return config
 
 
-def _check_sizes(name: str, sizes: dict[str, Any], seq_len: int) -> None:
+def values_of(config: LlamaConfig) -> dict[str, Any]:
+    """The values of a JSON that gives the config back, whichever version of transformers reads it.
+
+    Those of the rotary embedding are ``rope_theta`` and, scaled, ``rope_scaling``: all versions take these.
+    """
+    values = {key: getattr(config, key) for key in TAKEN if not key.startswith("rope_")}
+    rope = dict(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {})
+    values["rope_theta"] = rope.pop("rope_theta", None) or config.rope_theta
+    scaled = rope.get("rope_type", "default") != "default"
+    return values | {"rope_scaling": rope if scaled else None}
+
+
+def _check_sizes(name: str, sizes: Mapping[str, Any], seq_len: int) -> None:
     for key in REQUIRED:
         _check_whole(name, key, sizes.get(key))
     if sizes["num_hidden_layers"] > MOST_LAYERS:  # each is built, if without storage
