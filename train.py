@@ -1,7 +1,7 @@
 """Train a LLaMA with AlphaDecay.
 
 DeepSpeed: deepspeed train.py --deepspeed ds_configs/zero2.json; FSDP2: torchrun --nproc_per_node 2 train.py;
-one process: python train.py.
+MPI: mpirun -np 2 python train.py; one process: python train.py.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, lambda *_: os._exit(75))  # loading torch takes seconds: nothing is lost yet
 
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.engines.rank_variables import settle_rank
+from alphadecay_dist.training.arguments import Parser, normalized
 from alphadecay_dist.training.check import Options
 from alphadecay_dist.training.exits import exit_code_of
+from alphadecay_dist.training.field_help import listing
 from alphadecay_dist.training.launcher import end_with_launcher
 from alphadecay_dist.training.options import add_options, options_of
 from alphadecay_dist.training.preemption import StopRequests
@@ -27,27 +29,31 @@ from alphadecay_dist.training.run import run
 
 def parse(argv: list[str]) -> Options:
     """Options from the command line; ``--section.key=value`` are left to the recipe."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
+        prog="train.py",
         description=__doc__,
-        epilog="Any field of the recipe is an option: --train.steps=100 --decay.interval=20",
+        epilog=listing(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        exit_on_error=False,
     )
     add_options(parser)
-    try:
-        args, rest = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise UserError(f"{error}; see --help") from None
-    return options_of(args, rest)
+    args, rest = parser.parse_known_args(normalized(argv))
+    return options_of(args, parser.fields_of(rest))
+
+
+def start(argv: list[str], requests: StopRequests) -> None:
+    """Find out which rank this is, and run what the command line asks for."""
+    settle_rank()
+    end_with_launcher()
+    limit_threads()
+    run(parse(argv), requests)
 
 
 def main(argv: list[str]) -> int:
     """Run; what ends a run early is one line on rank 0, and an exit code on every rank."""
     requests = StopRequests()
     requests.listen()
-    end_with_launcher()
-    limit_threads()
-    return exit_code_of(lambda: run(parse(argv), requests))
+    return exit_code_of(lambda: start(argv, requests))
 
 
 if __name__ == "__main__":

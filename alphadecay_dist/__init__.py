@@ -8,4 +8,6 @@ from alphadecay_dist.errors import UserError
 from alphadecay_dist.refresh import ModuleRefresh, Refresh
 from alphadecay_dist.sharding.groups import param_groups
 
+__version__ = "0.1.0"  # setup.cfg reads it here
+
 __all__ = ["AlphaDecay", "ModuleRefresh", "Refresh", "UserError", "param_groups"]

@@ -12,16 +12,19 @@ from typing import Any
 
 import torch
 
+from alphadecay_dist import __version__
 from alphadecay_dist import spectrum as spectra
 from alphadecay_dist.decay import SHAPES
 from alphadecay_dist.doctor.examine import Examination, examine
 from alphadecay_dist.doctor.findings import Limits
 from alphadecay_dist.engines.foretold import MASTERS, SHARDINGS, Sharding
+from alphadecay_dist.engines.rank_variables import settle_rank
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.plan import forecast, job_of, read_machine, this_machine
 from alphadecay_dist.report import plot_run, plot_spectrum
 from alphadecay_dist.settings import CHOOSABLE_FITS, NORMALIZE, Settings
 from alphadecay_dist.spectral import METRICS, Windows
+from alphadecay_dist.training.arguments import Parser, normalized
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.exits import USER_ERROR, exit_code_of
 from alphadecay_dist.training.export import Trained, export_hf, export_universal, trained
@@ -32,14 +35,37 @@ from alphadecay_dist.training.prepare import prepare
 from alphadecay_dist.training.prepared import SPLITS, Manifest, verify
 from alphadecay_dist.training.ranks import limit_threads
 from alphadecay_dist.training.table import cell_of, read_table, show
+from alphadecay_dist.training.units import bytes_of, bytes_per_second
 from alphadecay_dist.weight_files import open_weights
 
+DOCTOR = "doctor"  # the one command that is started on many ranks
 PUBLISHED = Settings(weight_decay=0.1, interval=500, min_ratio=2 / 3, max_ratio=5.0)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand; a user's mistake is one line and exit code 2."""
-    parser = argparse.ArgumentParser(prog="alphadecay", description="Tools around AlphaDecay.")
+    words = normalized(sys.argv[1:] if argv is None else argv)
+    if next((word for word in words if not word.startswith("-")), None) == DOCTOR:
+        return exit_code_of(lambda: _run_as_rank(words), f"alphadecay {DOCTOR}")
+    try:
+        return _run(words)
+    except UserError as error:
+        print(f"alphadecay: error: {error}", file=sys.stderr)
+        return USER_ERROR
+
+
+def _run_as_rank(words: list[str]) -> int:
+    """Run what is started on every rank; rank 0 speaks for all."""
+    settle_rank()
+    end_with_launcher()
+    limit_threads()
+    return _run(words)
+
+
+def _run(words: list[str]) -> int:
+    """Run what a command line asks for; returns the exit code."""
+    parser = Parser(prog="alphadecay", description="Tools around AlphaDecay.")
+    parser.add_argument("--version", action="version", version=f"alphadecay {__version__}")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # added by the deepspeed launcher
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_report(commands)
@@ -49,26 +75,22 @@ def main(argv: list[str] | None = None) -> int:
     _add_doctor(commands)
     _add_export(commands)
     _add_table(commands)
-    args, rest = parser.parse_known_args(argv)
+    args, rest = parser.parse_known_args(words)
     if args.command in (_prepare, _doctor):
-        args.rest = rest
-    elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    try:
-        return args.command(args) or 0
-    except UserError as error:
-        print(f"alphadecay: error: {error}", file=sys.stderr)
-        return 2
+        args.overrides = args.parser.fields_of(rest)
+    else:
+        args.parser.refuse(rest)
+    return args.command(args) or 0
 
 
-def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_report(commands: argparse._SubParsersAction[Parser]) -> None:
     report = commands.add_parser("report", help="draw a run's alphas, decays and loss")
     report.add_argument("run", type=Path, help="output directory of a run")
     report.add_argument("--out", type=Path, help="the picture (default: RUN/report.png)")
-    report.set_defaults(command=_report)
+    report.set_defaults(command=_report, parser=report)
 
 
-def _add_spectrum(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_spectrum(commands: argparse._SubParsersAction[Parser]) -> None:
     spectrum = commands.add_parser(
         "spectrum",
         help="alpha, norms and decay of every matrix on disk",
@@ -93,10 +115,10 @@ def _add_spectrum(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         spectrum.add_argument(
             f"--{form}", type=Path, metavar="FILE", help=f"write {form} to this file as well"
         )
-    spectrum.set_defaults(command=_spectrum)
+    spectrum.set_defaults(command=_spectrum, parser=spectrum)
 
 
-def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_plan(commands: argparse._SubParsersAction[Parser]) -> None:
     plan = commands.add_parser("plan", help="owners, traffic and cost of a refresh, before a job is queued")
     plan.add_argument("--recipe", help="a recipe's name or YAML")
     plan.add_argument("--config", type=Path, help="a HF config.json or the directory that holds it, instead")
@@ -107,37 +129,49 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--tensor_parallel", type=int, default=1, help="fsdp2: ranks that cut each matrix first"
     )
     plan.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: the recipe's, or bfloat16")
-    plan.add_argument("--memory_budget", type=int, help="bytes that the gathering may hold at once on a rank")
+    plan.add_argument(
+        "--memory_budget",
+        metavar="BYTES",
+        help="that the gathering may hold at once on a rank: a number, or such as 256MiB",
+    )
     plan.add_argument(
         "--interval", type=int, help="updates between refreshes (default: the recipe's, or 500)"
     )
-    plan.add_argument("--machine", type=Path, help="JSON: gram, tridiagonal (flop/s a rank), bandwidth ...")
-    plan.add_argument("--bandwidth", type=float, help="bytes a second that a rank takes in")
+    plan.add_argument(
+        "--machine",
+        type=Path,
+        metavar="JSON",
+        help="what a rank of the job can do: gram, tridiagonal (flop/s, required), bandwidth (bytes/s, or a "
+        "text such as 25GB/s), update_seconds (default: this machine's speed, measured now)",
+    )
+    plan.add_argument(
+        "--bandwidth", metavar="RATE", help="bytes a second that a rank takes in, or such as 25GB/s, 200Gb/s"
+    )
     plan.add_argument("--update_seconds", type=float, help="seconds of one optimizer update")
     plan.add_argument("--json", action="store_true", help="print all of it as JSON")
-    plan.set_defaults(command=_plan)
+    plan.set_defaults(command=_plan, parser=plan)
 
 
-def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_data(commands: argparse._SubParsersAction[Parser]) -> None:
     data = commands.add_parser("data", help="tokenize a corpus once, for data.prepared")
     actions = data.add_subparsers(required=True, metavar="ACTION")
     prepare = actions.add_parser(
         "prepare",
         help="tokenize a recipe's corpus into shards; where it was broken off, go on",
-        epilog="Any field of the recipe is an option: --data.source='texts/*.jsonl'",
+        epilog="Any field of the recipe is an option: --data.source='texts/*.jsonl'; see train.py --help",
         allow_abbrev=False,
     )
     prepare.add_argument("--recipe", default="demo", help="a name or a YAML file (default: demo)")
     prepare.add_argument("--output", type=Path, required=True, metavar="DIR", help="where to")
-    prepare.set_defaults(command=_prepare)
+    prepare.set_defaults(command=_prepare, parser=prepare)
     verify = actions.add_parser("verify", help="compare a prepared corpus with its checksums")
     verify.add_argument("folder", type=Path, metavar="DIR")
-    verify.set_defaults(command=_verify)
+    verify.set_defaults(command=_verify, parser=verify)
 
 
-def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_doctor(commands: argparse._SubParsersAction[Parser]) -> None:
     doctor = commands.add_parser(
-        "doctor",
+        DOCTOR,
         help="check every rank, node and link before training",
         epilog="Started on every rank by the launcher of train.py, with its options; 0: well, 2: not.",
         allow_abbrev=False,
@@ -166,10 +200,10 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
             metavar="S",
             help="offset from rank 0's clock (%(default)s)",
         )
-    doctor.set_defaults(command=_doctor)
+    doctor.set_defaults(command=_doctor, parser=doctor)
 
 
-def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_export(commands: argparse._SubParsersAction[Parser]) -> None:
     export = commands.add_parser("export", help="a run's weights in the formats of others")
     export.add_argument(
         "path", type=Path, help="a run, of which the newest checkpoint is taken, or a checkpoint"
@@ -189,16 +223,16 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="hf: of the weights (default: float32, the masters)",
     )
     export.add_argument("--model", metavar="JSON", help="hf: the model's config, where the run's own is gone")
-    export.set_defaults(command=_export)
+    export.set_defaults(command=_export, parser=export)
 
 
-def _add_table(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_table(commands: argparse._SubParsersAction[Parser]) -> None:
     table = commands.add_parser("table", help="a table of runs: how far its cells are, and its job array")
     table.add_argument("table", help="a YAML file such as slurm/table.yaml")
     shown = table.add_mutually_exclusive_group()
     shown.add_argument("--array", action="store_true", help="print the numbers of its cells, as 0-23")
     shown.add_argument("--cell", type=int, metavar="N", help="print a cell's options for train.py, as JSON")
-    table.set_defaults(command=_table)
+    table.set_defaults(command=_table, parser=table)
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -238,17 +272,21 @@ def _plan(args: argparse.Namespace) -> None:
     name = args.sharding or job.sharding
     replicas = job.replicas if name == "fsdp2" and args.replicas is None else args.replicas
     sharding = Sharding(name, args.world_size, 1 if replicas is None else replicas, args.tensor_parallel)
-    given = _given(args, {"interval": "interval", "memory_budget": "budget"})
+    given = _given(args, {"interval": "interval"})
+    if args.memory_budget is not None:
+        given["budget"] = bytes_of(args.memory_budget, "--memory_budget")
     if args.dtype or name in MASTERS:
         given["dtype"] = getattr(torch, args.dtype or "float32")
     machine = read_machine(args.machine) if args.machine else this_machine()
-    machine = replace(machine, **_given(args, {name: name for name in ("bandwidth", "update_seconds")}))
+    machine = replace(machine, **_given(args, {"update_seconds": "update_seconds"}))
+    if args.bandwidth is not None:
+        machine = replace(machine, bandwidth=bytes_per_second(args.bandwidth, "--bandwidth"))
     found = forecast(replace(job, **given), sharding, machine)
     print(json.dumps(found.as_dict()) if args.json else found.text())
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    config = load_config(args.recipe, [option.removeprefix("--") for option in args.rest])
+    config = load_config(args.recipe, args.overrides)
     vocabulary = read_model_config(config.model.name, config.train.seq_len).vocab_size
     _describe(args.output, prepare(config, vocabulary, args.output))
     print(f"train from it: --data.prepared={args.output}")
@@ -259,16 +297,9 @@ def _verify(args: argparse.Namespace) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    end_with_launcher()
-    limit_threads()
-    well: list[bool] = []
-
-    def work() -> None:
-        limits = Limits(args.link_fraction, args.clock_warn, args.clock_bad)
-        asked = Examination(options_of(args, args.rest), limits, args.timeout, args.json)
-        well.append(examine(asked))
-
-    return exit_code_of(work, "alphadecay doctor") or (0 if well[0] else USER_ERROR)
+    limits = Limits(args.link_fraction, args.clock_warn, args.clock_bad)
+    asked = Examination(options_of(args, args.overrides), limits, args.timeout, args.json)
+    return 0 if examine(asked) else USER_ERROR
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -26,6 +26,10 @@ class UserError(_OneLineError, ValueError):
     """
 
 
+class LaunchError(UserError):
+    """A fault of how this one rank was started, which rank 0 may not know of: the rank says it itself."""
+
+
 class RunError(_OneLineError, RuntimeError):
     """A run that cannot go on, through no mistake in what it was given: one line, and exit code 1."""
 

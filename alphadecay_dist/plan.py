@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,11 @@ from alphadecay_dist.sharding.work import analysed, costs_of, plan_for
 from alphadecay_dist.spectral import Rates, Windows, measured_rates
 from alphadecay_dist.training.check import with_dtype
 from alphadecay_dist.training.config import load_config
+from alphadecay_dist.training.metrics import modules_by_type
 from alphadecay_dist.training.model import build_on_meta, read_model_config
+from alphadecay_dist.training.units import bytes_per_second
+
+SHOWN_OWNERS, SHOWN_TYPES = 8, 7
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,13 @@ class Machine:
         rates: of the Gram product and of tridiagonalisation, of one rank with all its threads.
         bandwidth: bytes a second that a rank takes in; None where it is not known.
         update_seconds: of one optimizer update; None where it is not known.
+        origin: where the rates are from, for people.
     """
 
     rates: Rates
     bandwidth: float | None = None
     update_seconds: float | None = None
+    origin: str = "given"
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,8 @@ class Forecast:
 
     Attributes:
         sharding: how the ranks hold the weights.
+        machine: what a rank was taken to do.
+        interval: updates between refreshes.
         plan: owners and rounds.
         loads: seconds of spectra by rank.
         traffic: bytes by rank.
@@ -89,6 +97,8 @@ class Forecast:
     """
 
     sharding: Sharding
+    machine: Machine
+    interval: int
     plan: Plan
     loads: list[float]
     traffic: Traffic
@@ -115,6 +125,7 @@ class Forecast:
             "bytes_received": self.traffic.received.tolist(),
             "bytes_sent": self.traffic.sent.tolist(),
             "peak_bytes": self.traffic.peak.tolist(),
+            "assumed": {**asdict(self.machine), "interval": self.interval},
         }
 
     def text(self) -> str:
@@ -128,6 +139,8 @@ class Forecast:
             f"rounds: {len(self.plan.rounds)}",
             f"refresh: {known}{share}",
             f"imbalance of the spectra, max / mean: {self.imbalance:.3f}",
+            *_assumptions(self.machine, self.interval),
+            *_owners(self.plan.owners, self.loads),
             f"{'a rank':<18}{'least':>12}{'mean':>12}{'most':>12}",
             _line("spectra, s", np.array(self.loads), 1),
             _line("received, MiB", self.traffic.received, 2**20),
@@ -135,6 +148,38 @@ class Forecast:
             _line("peak, MiB", self.traffic.peak, 2**20),
         ]
         return "\n".join(lines)
+
+
+def _owners(owners: Mapping[str, int], loads: Sequence[float]) -> list[str]:
+    """What the first ranks own, by module type; --json lists all of it."""
+    owned: dict[int, list[str]] = {}
+    for name, owner in owners.items():
+        owned.setdefault(owner, []).append(name)
+    lines = ["owners:"]
+    for rank in sorted(owned)[:SHOWN_OWNERS]:
+        types = {kind: len(names) for kind, names in modules_by_type(dict.fromkeys(owned[rank])).items()}
+        shown = ", ".join(f"{count} {kind}" for kind, count in list(types.items())[:SHOWN_TYPES])
+        more = ", ..." if len(types) > SHOWN_TYPES else ""
+        lines.append(f"  rank {rank}: {len(owned[rank])} matrices, {loads[rank]:.3g} s: {shown}{more}")
+    if len(owned) > SHOWN_OWNERS:
+        lines.append(f"  and {len(owned) - SHOWN_OWNERS} ranks more; --json names each matrix's owner")
+    return lines
+
+
+def _assumptions(machine: Machine, interval: int) -> list[str]:
+    """What the times were computed from."""
+    gram, tridiagonal = machine.rates.gram / 1e9, machine.rates.tridiagonal / 1e9
+    bandwidth, seconds = machine.bandwidth, machine.update_seconds
+    return [
+        f"assumed of a rank: {gram:.3g} Gflop/s in products, {tridiagonal:.3g} Gflop/s in "
+        f"tridiagonalisation, {machine.origin} (--machine FILE gives the job's)",
+        f"assumed of the network: {bandwidth / 1e9:.3g} GB/s into each rank"
+        if bandwidth is not None
+        else "assumed of the network: nothing; give --bandwidth, as in 25GB/s",
+        f"assumed of training: {seconds:.3g} s an update, a refresh every {interval} updates"
+        if seconds is not None
+        else f"assumed of training: a refresh every {interval} updates; give --update_seconds for its share",
+    ]
 
 
 def forecast(job: Job, sharding: Sharding, machine: Machine) -> Forecast:
@@ -173,7 +218,7 @@ def forecast(job: Job, sharding: Sharding, machine: Machine) -> Forecast:
     seconds = max(loads) + _seconds_moving(moved, machine)
     window = job.interval * machine.update_seconds if machine.update_seconds is not None else math.nan
     known = [None if math.isnan(value) else value for value in (seconds, seconds / window)]
-    return Forecast(sharding, planned, loads, moved, *known)
+    return Forecast(sharding, machine, job.interval, planned, loads, moved, *known)
 
 
 def _seconds_moving(moved: Traffic, machine: Machine) -> float:
@@ -216,15 +261,20 @@ def job_of(recipe: str | None, config: Path | None) -> Job:
 def this_machine() -> Machine:
     """A rank that has this machine to itself: its GPU, or all threads of its CPU."""
     if torch.cuda.is_available():
-        return Machine(measured_rates(torch.device("cuda", torch.cuda.current_device())))
+        rates = measured_rates(torch.device("cuda", torch.cuda.current_device()))
+        return Machine(rates, origin=f"measured here, on {torch.cuda.get_device_name()}")
     threads, rates = torch.get_num_threads(), measured_rates(torch.device("cpu"))
-    return Machine(Rates(threads * rates.gram, threads * rates.tridiagonal))
+    threaded = Rates(threads * rates.gram, threads * rates.tridiagonal)
+    return Machine(
+        threaded, origin=f"measured here, on this CPU ({threads} {'thread' if threads == 1 else 'threads'})"
+    )
 
 
 def read_machine(path: Path) -> Machine:
     """A machine profile: a JSON with ``gram`` and ``tridiagonal`` in operations a second and rank.
 
-    ``bandwidth`` (bytes a second and rank) and ``update_seconds`` may be in it too.
+    ``bandwidth`` (bytes a second and rank, or a text such as ``25GB/s``) and ``update_seconds`` may be in it
+    too.
 
     Raises:
         UserError: it cannot be read, or a number is missing, unknown or not above 0.
@@ -232,15 +282,28 @@ def read_machine(path: Path) -> Machine:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         rates = Rates(float(found.pop("gram")), float(found.pop("tridiagonal")))
-        machine = Machine(rates, **{name: float(value) for name, value in found.items()})
+        bandwidth, seconds = found.pop("bandwidth", None), found.pop("update_seconds", None)
+        if found:
+            raise ValueError(f"unknown {', '.join(found)}")
+        machine = Machine(
+            rates,
+            None if bandwidth is None else bytes_per_second(str(bandwidth), "bandwidth"),
+            None if seconds is None else float(seconds),
+            f"given in {path}",
+        )
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(
             f"{path}: no machine profile ({type(error).__name__}: {error}); expected JSON with gram, "
             "tridiagonal and perhaps bandwidth, update_seconds"
         ) from None
-    numbers = [rates.gram, rates.tridiagonal, machine.bandwidth or 1.0, machine.update_seconds or 1.0]
-    if not all(0 < number < math.inf for number in numbers):
-        raise UserError(f"{path}: found {found}, gram {rates.gram}: expected numbers above 0")
+    numbers = {
+        "gram": rates.gram,
+        "tridiagonal": rates.tridiagonal,
+        "update_seconds": 1.0 if seconds is None else machine.update_seconds,
+    }
+    for name, number in numbers.items():
+        if number is None or not 0 < number < math.inf:
+            raise UserError(f"{path}: {name}: found {number}, expected a number above 0")
     return machine
 
 

@@ -97,13 +97,16 @@ def contained(environment: dict[str, str], command: list[str]) -> list[str]:
 
 
 def last_option(arguments: list[str], name: str) -> str | None:
-    """The value of ``--name X`` or ``--name=X``, as argparse takes it: the last one."""
+    """The last value of ``--name X`` or ``--name=X``, with dashes or underscores, as train.py takes it."""
     found = None
     for place, word in enumerate(arguments):
-        if word == f"--{name}" and place + 1 < len(arguments):
+        option, equals, value = word.partition("=")
+        if option.replace("-", "_") != f"__{name}":
+            continue
+        if equals:
+            found = value
+        elif place + 1 < len(arguments):
             found = arguments[place + 1]
-        elif word.startswith(f"--{name}="):
-            found = word.partition("=")[2]
     return found
 
 

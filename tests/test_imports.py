@@ -30,7 +30,7 @@ ROOMS = [
     {"plan", "spectrum", "doctor"},
     {"report", "integrations"},
     {"cli"},
-    {"train"},
+    {"train", "__main__"},
 ]
 PLACE = {room: place for place, rooms in enumerate(ROOMS) for room in rooms}
 

@@ -324,6 +324,8 @@ def test_masters_are_planned_in_fp32(capsys, profile):
         (["--recipe", "llama_1b", "--world_size", "8", "--interval", "0"], "interval: found 0"),
         (["--recipe", "llama_1b", "--world_size", "8", "--memory_budget", "0"], "memory_budget: found 0"),
         (["--recipe", "llama_1b", "--world_size", "8", "--machine", "nowhere.json"], "no machine profile"),
+        (["--recipe", "llama_1b", "--world_size", "8", "--bandwidth", "fast"], "--bandwidth: found 'fast'"),
+        (["--recipe", "llama_1b", "--world_size", "8", "--memory_budget", "x"], "--memory_budget: found 'x'"),
         (["--config", "nowhere", "--world_size", "8"], "--config nowhere"),
     ],
 )
@@ -333,9 +335,56 @@ def test_mistakes_are_one_line(capsys, options, words):
     assert words in line
 
 
+def test_a_plan_says_what_it_assumed_and_who_owns_what(capsys, profile):
+    command = ["plan", "--recipe", "llama_60m", "--world-size", "12", "--machine", profile]
+    assert cli.main([*command, "--bandwidth", "200Gb/s"]) == 0
+    text = capsys.readouterr().out
+    assert "1e+05 Gflop/s in products, 1e+03 Gflop/s in tridiagonalisation, given in " in text
+    assert "25 GB/s into each rank" in text
+    assert "2 s an update, a refresh every 500 updates" in text
+    owned = [line for line in text.splitlines() if line.startswith("  rank ")]
+    assert len(owned) == 8
+    assert "  and 4 ranks more; --json names each matrix's owner" in text
+    found = planned(capsys, *command[1:])
+    assert [int(line.split()[2]) for line in owned] == [
+        list(found["owners"].values()).count(rank) for rank in range(8)
+    ]
+    assert found["assumed"]["bandwidth"] == 1e10
+
+
+def test_a_plan_says_that_it_measured_this_machine(capsys):
+    assert cli.main(["plan", "--recipe", "llama_60m", "--world_size", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "measured here, on " in text
+    assert "--machine FILE gives the job's" in text
+    assert "assumed of the network: nothing; give --bandwidth, as in 25GB/s" in text
+    assert "give --update_seconds for its share" in text
+
+
+def test_units_are_taken_wherever_bytes_are_given(capsys, tmp_path):
+    path = tmp_path / "machine.json"
+    path.write_text('{"gram": 1e14, "tridiagonal": 1e12, "bandwidth": "10GB/s"}')
+    plain = tmp_path / "plain.json"
+    plain.write_text('{"gram": 1e14, "tridiagonal": 1e12, "bandwidth": 1e10}')
+    common = ["--recipe", "llama_1b", "--world_size", "8"]
+    units = planned(capsys, *common, "--memory_budget", "64MiB", "--machine", str(path))
+    numbers = planned(capsys, *common, "--memory_budget", str(2**26), "--machine", str(plain))
+    assert units["seconds"] == numbers["seconds"]
+    assert units["rounds"] == numbers["rounds"] > planned(capsys, *common, "--machine", str(path))["rounds"]
+
+
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", '{"gram": 1}', '{"gram": 0, "tridiagonal": 1}', '{"gram": 1, "tridiagonal": 1, "x": 2}'],
+    [
+        "",
+        "[]",
+        '{"gram": 1, "tridiagonal": 1, "bandwidth": "fast"}',
+        '{"gram": 1, "tridiagonal": 1, "origin": "x"}',
+        '{"gram": 1, "tridiagonal": 1, "update_seconds": 0}',
+        '{"gram": 1}',
+        '{"gram": 0, "tridiagonal": 1}',
+        '{"gram": 1, "tridiagonal": 1, "x": 2}',
+    ],
 )
 def test_a_profile_that_is_none_is_refused(capsys, tmp_path, text):
     path = tmp_path / "machine.json"

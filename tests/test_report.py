@@ -4,10 +4,14 @@ import json
 import math
 
 import pytest
+import torch
 
 from alphadecay_dist import cli
 from alphadecay_dist.refresh import ModuleRefresh, Refresh
-from alphadecay_dist.training.metrics import RunFiles, means_by_type, refresh_record
+from alphadecay_dist.report import _drawn, plot_spectrum
+from alphadecay_dist.spectral import analyze
+from alphadecay_dist.spectrum import Row
+from alphadecay_dist.training.metrics import RunFiles, means_by_type, read_lines, refresh_record
 
 NAMES = [f"model.layers.{layer}.{part}" for layer in (0, 1) for part in ("self_attn.q_proj", "mlp.down_proj")]
 
@@ -50,6 +54,47 @@ def test_report_draws_a_picture(tmp_path, capsys):
     picture = (tmp_path / "report.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 10_000
+
+
+@pytest.mark.parametrize("kept", [["decay.jsonl"], ["metrics.jsonl"], ["eval.jsonl"]])
+def test_report_draws_what_there_is(tmp_path, kept):
+    write_run(tmp_path)
+    for name in {"decay.jsonl", "metrics.jsonl", "eval.jsonl"} - set(kept):
+        (tmp_path / name).unlink()
+    assert cli.main(["report", str(tmp_path)]) == 0
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_has_a_picture_for_each_thing_that_is_there(tmp_path):
+    write_run(tmp_path)
+    decay, metrics, evaluations = (
+        read_lines(tmp_path / f"{name}.jsonl") for name in ("decay", "metrics", "eval")
+    )
+
+    def titles(*series):
+        return [axis.get_title() for axis in _drawn(*series).axes]
+
+    refreshes, loss = ["mean alpha by module type", "mean weight decay by module type"], ["loss"]
+    assert titles(decay, metrics, evaluations) == refreshes + loss
+    assert titles(decay, [], []) == refreshes
+    assert titles([], metrics, []) == loss
+    assert titles([], [], evaluations) == loss
+
+
+def test_report_of_empty_files_is_one_line(tmp_path, capsys):
+    (tmp_path / "decay.jsonl").touch()
+    (tmp_path / "metrics.jsonl").touch()
+    assert cli.main(["report", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "found no line in decay.jsonl, metrics.jsonl or eval.jsonl" in line
+
+
+def test_a_spectrums_picture_counts_layers(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: figures.append(figure))
+    analysis = analyze(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))
+    plot_spectrum([Row(name, (64, 64), analysis, 0.1) for name in NAMES], tmp_path / "x.png")
+    assert {axis.get_xlabel() for axis in figures[0].axes} == {"layer"}
 
 
 def test_report_of_no_run_is_one_line(tmp_path, capsys):

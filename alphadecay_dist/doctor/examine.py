@@ -20,16 +20,18 @@ from alphadecay_dist.doctor.judge import bad_nodes, judge, judge_places, judge_v
 from alphadecay_dist.doctor.judge_links import judge_links
 from alphadecay_dist.doctor.links import measured_links
 from alphadecay_dist.doctor.pairs import rounds
-from alphadecay_dist.doctor.roll_call import call_roll, part, unheard
+from alphadecay_dist.doctor.roll_call import call_roll, part
+from alphadecay_dist.doctor.source import fault_of_data
 from alphadecay_dist.doctor.watch import Watch
 from alphadecay_dist.engines.process_group import join, local_device, open_store
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.errors import LaunchError, UserError
 from alphadecay_dist.training.check import Checked, Options, check
 from alphadecay_dist.training.config import to_yaml
 from alphadecay_dist.training.model import parameter_count
 from alphadecay_dist.training.ranks import Ranks, environment
 from alphadecay_dist.training.start import CHECKPOINTS
 
+DATA_SHARE = 0.7  # of the time for all checks: so long a node may try to read a document
 BYTES_A_WEIGHT = 12  # of a checkpoint: fp32 weight and two moments
 
 
@@ -73,7 +75,8 @@ def examine(asked: Examination) -> bool:
     ranks = Ranks(device)
     watch.step("first collective", ranks.barrier)
     links = watch.step("bandwidth", lambda: _links(ranks, places, device, asked.limits))
-    findings = _findings(watch, ranks, found, checked, places)
+    fault = watch.step("data", lambda: _fault_of_data(places[ranks.rank], checked, asked.timeout))
+    findings = _findings(watch, ranks, found, fault, checked, places)
     problems = judge(findings, asked.limits) + judge_links(links, places, asked.limits)
     watch.step("report", lambda: ranks.from_main(lambda: _report(asked, findings, links, problems)))
     watch.step("the end", ranks.barrier)
@@ -109,7 +112,7 @@ def _store(seconds: float) -> dist.TCPStore:
         return open_store(timedelta(seconds=seconds))
     except (OSError, dist.DistError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise unheard(
+        raise LaunchError(
             f"rank {os.environ['RANK']} on {measures.node()} found no rank 0 at {os.environ['MASTER_ADDR']}:"
             f"{os.environ['MASTER_PORT']} within {seconds:g} s ({reason}); look at rank 0's log and node"
         ) from None
@@ -154,8 +157,18 @@ def _links(ranks: Ranks, places: Sequence[Place], device: torch.device, limits: 
     return links
 
 
+def _fault_of_data(place: Place, checked: Checked, timeout: float) -> str | None:
+    """What keeps this node from reading the run's documents; its first rank alone tries."""
+    return fault_of_data(checked.config.data, DATA_SHARE * timeout) if place.local_rank == 0 else None
+
+
 def _findings(
-    watch: Watch, ranks: Ranks, device: Device, checked: Checked, places: Sequence[Place]
+    watch: Watch,
+    ranks: Ranks,
+    device: Device,
+    fault: str | None,
+    checked: Checked,
+    places: Sequence[Place],
 ) -> list[Finding]:
     """What each rank found beside the links, on every rank."""
     folder = watch.step(
@@ -170,6 +183,7 @@ def _findings(
         shared_memory=watch.step("/dev/shm", measures.shared_memory),
         folder=folder,
         clock=offsets[ranks.rank],
+        data=fault,
     )
     return watch.step("collecting findings", lambda: ranks.gather(mine))
 

@@ -95,6 +95,8 @@ class Finding:
         shared_memory: free bytes in /dev/shm; None where there is none.
         folder: the output directory.
         clock: seconds by which its clock is before rank 0's, and how exactly that is known.
+        data: why documents cannot be read from its node; None where they can, and on all but a node's first
+            rank, which alone tries.
     """
 
     place: Place
@@ -104,6 +106,7 @@ class Finding:
     shared_memory: int | None
     folder: Folder
     clock: tuple[float, float]
+    data: str | None = None
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ def judge(findings: Sequence[Finding], limits: Limits) -> list[Problem]:
         *_unlike(False, places, "kernel", [finding.kernel for finding in findings]),
         *_clocks(findings, limits),
         *_folders(findings),
+        *_data(findings),
         *_shared_memory(findings, limits),
     ]
 
@@ -148,6 +149,13 @@ def _folders(findings: Sequence[Finding]) -> list[Problem]:
     needed = f"{gib(folders[0].needed)} for the run's checkpoints"
     advice = "make room, lower checkpoint.keep, or choose another --output_dir"
     return problems + _problems(True, places, short, "disk", needed, advice)
+
+
+def _data(findings: Sequence[Finding]) -> list[Problem]:
+    faults = {finding.place.rank: finding.data for finding in findings if finding.data is not None}
+    places = [finding.place for finding in findings]
+    advice = "train.py would end there"
+    return _problems(True, places, faults, "data", "a document, on every node", advice)
 
 
 def _shared_memory(findings: Sequence[Finding], limits: Limits) -> list[Problem]:

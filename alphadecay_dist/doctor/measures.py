@@ -16,6 +16,7 @@ import torch
 
 import alphadecay_dist
 from alphadecay_dist.doctor.findings import Device, Place, Processor
+from alphadecay_dist.engines.rank_variables import local_size
 from alphadecay_dist.training.ranks import environment
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -25,14 +26,13 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 def place_of(device: torch.device, versions: Mapping[str, str | None], mistake: str | None) -> Place:
     """Where this rank runs, by its launcher's variables; see :class:`Place` for the arguments."""
-    local_ranks = environment("LOCAL_WORLD_SIZE", environment("LOCAL_SIZE", 1))
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     return Place(
         rank=environment("RANK", 0),
         node=node(),
         machine=machine(),
         local_rank=environment("LOCAL_RANK", 0),
-        local_ranks=local_ranks,
+        local_ranks=local_size(),
         device=device.type,
         gpus=gpus,
         versions=versions,

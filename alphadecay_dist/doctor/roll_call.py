@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,19 +13,12 @@ from dataclasses import asdict
 import torch.distributed as dist
 
 from alphadecay_dist.doctor.findings import Place
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.errors import LaunchError, UserError
 
 LINGER = 3.0  # seconds that rank 0 keeps the store open for others to read
 ROLL = "roll"
 COMPLETE = ""
 TICK = 0.2
-
-
-def unheard(text: str) -> UserError:
-    """An error that rank 0 is not there to say: the rank does it itself."""
-    if os.environ.get("RANK", "0") != "0":
-        print(f"alphadecay doctor: error: {text}", file=sys.stderr, flush=True)
-    return UserError(text)
 
 
 def call_roll(store: dist.Store, mine: Place, world_size: int, seconds: float) -> list[Place]:
@@ -129,7 +121,7 @@ def _heard(store: dist.Store, mine: Place, seconds: float) -> str:
             return store.get(ROLL).decode()
     except dist.DistError:  # it has ended
         pass
-    raise unheard(f"rank {mine.rank} on {mine.node}: rank 0 did not end the roll call; look at its log")
+    raise LaunchError(f"rank {mine.rank} on {mine.node}: rank 0 did not end the roll call; look at its log")
 
 
 def _come(store: dist.Store, keys: Sequence[str], seconds: float) -> bool:

@@ -11,7 +11,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.engines.rank_variables import LOOPBACK, settle_rank
+from alphadecay_dist.errors import LaunchError, RunError, UserError
 
 
 def local_device() -> torch.device:
@@ -28,7 +29,7 @@ def open_store(timeout: timedelta) -> dist.TCPStore:
 
     Raises:
         OSError: the host did not answer within ``timeout``.
-        UserError: this is one of several tasks of SLURM, and no launcher's.
+        UserError: the launcher's variables are wrong, see :func:`settle_rank`.
     """
     _alone_without_launcher()
     agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
@@ -59,18 +60,20 @@ def join(device: torch.device, store: dist.Store | None = None, timeout: timedel
         Whether it had to be made: whoever made it is to end it.
 
     Raises:
-        UserError: this is one of several tasks of SLURM, and no launcher's.
+        UserError: the launcher's variables are wrong, or lead nowhere.
+        RunError: not all ranks came in time.
     """
     _alone_without_launcher()
     # FSDP2 and DeepSpeed still call collectives by their old names.
     warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated", FutureWarning)
     if device.type == "cuda":
+        _require_gpu(device)
         torch.cuda.set_device(device)
     if dist.is_initialized():
         return False
     backend = "nccl" if device.type == "cuda" else "gloo"
     if store is None:
-        dist.init_process_group(backend, timeout=timeout)
+        _meet(backend, timeout)
     else:
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world_size)
@@ -78,16 +81,58 @@ def join(device: torch.device, store: dist.Store | None = None, timeout: timedel
 
 
 def _alone_without_launcher() -> None:
-    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if "RANK" not in os.environ and tasks != "1":  # each would train a run of its own
-        raise UserError(
-            f"RANK: not set in one of {tasks} tasks of a SLURM step, expected RANK, LOCAL_RANK, WORLD_SIZE, "
-            "MASTER_ADDR and MASTER_PORT; export them in each task, as slurm/rank.sh does"
-        )
+    """Settle which rank this is; without any launcher it is the only one."""
+    settle_rank()
     if "RANK" not in os.environ:
-        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}
-        os.environ |= {key: str(value) for key, value in alone.items()}
+        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": LOOPBACK}
+        os.environ.update({key: str(value) for key, value in alone.items()})
         os.environ["MASTER_PORT"] = str(_free_port())
+
+
+def _require_gpu(device: torch.device) -> None:
+    found = torch.cuda.device_count()
+    if device.index >= found:
+        raise LaunchError(
+            f"LOCAL_RANK: found {device.index} with {found} GPUs that this rank sees, expected 0 to "
+            f"{found - 1}; start as many ranks a node as it has GPUs, and let each see all"
+        )
+
+
+def _meet(backend: str, timeout: timedelta | None) -> None:
+    """Join by the launcher's variables; what is wrong with them is one line.
+
+    Raises:
+        UserError: no such host, or a port that is taken.
+        RunError: not all ranks came in time.
+    """
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    try:
+        socket.getaddrinfo(host, int(port))
+    except OSError as error:
+        raise UserError(
+            f"MASTER_ADDR: found {host!r}, which is no host here ({error.strerror}); give rank 0's host"
+        ) from None
+    try:
+        dist.init_process_group(backend, timeout=timeout)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" in str(error):
+            raise LaunchError(
+                f"MASTER_PORT: {port} is taken on {socket.gethostname()}, expected a free port; give the "
+                "launcher another one (--master_port), or export MASTER_PORT to all ranks"
+            ) from None
+        raise LaunchError(
+            f"rank {os.environ['RANK']} found no rank 0 at {host}:{port} ({_first_line(error)}); look at "
+            "rank 0's output, and give MASTER_ADDR and MASTER_PORT alike to all ranks"
+        ) from None
+    except dist.DistError as error:
+        raise RunError(
+            f"not all of {os.environ['WORLD_SIZE']} ranks came to {host}:{port} ({_first_line(error)}); look "
+            "at their output, and whether all have the same MASTER_ADDR and MASTER_PORT"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
 
 
 def _wait_for(host: str, port: int, timeout: timedelta) -> None:

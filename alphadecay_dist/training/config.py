@@ -18,7 +18,8 @@ import yaml
 
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.sharding.groups import PREMULTIPLY
-from alphadecay_dist.training.recipe import AT_LEAST, AT_MOST, CHOICES, Config
+from alphadecay_dist.training.recipe import AT_LEAST, AT_MOST, CHOICES, SIZES, Config
+from alphadecay_dist.training.units import bytes_of
 
 DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d*)?)s?)?")
 UNITS = (86400, 3600, 60, 1)
@@ -188,8 +189,19 @@ def _section(section: str, cls: type, values: Any) -> Any:
     hints = typing.get_type_hints(cls)
     for name in values:
         if name not in hints:
-            raise UserError(f"unknown key {section}.{_bare(name)}{nearest(_bare(name), hints)}")
+            raise UserError(f"unknown key {section}.{_bare(name)}{_hint(section, _bare(name), hints)}")
     return cls(**{name: _convert(f"{section}.{name}", hints[name], value) for name, value in values.items()})
+
+
+def _hint(section: str, name: str, known: Iterable[str]) -> str:
+    """How an error goes on after an unknown key: the same name in another section, or the nearest one."""
+    if section == "model":
+        return (
+            "; known: name; the model's sizes are in a JSON, as in recipes/models/llama_60m.json: give yours "
+            "by --model.name=PATH.json"
+        )
+    others = [key for key, _ in flat(Config()) if key.partition(".")[2] == name]
+    return f"; did you mean {' or '.join(map(repr, others))}?" if others else nearest(name, known)
 
 
 def _bare(name: Any) -> str:
@@ -212,12 +224,26 @@ def _convert(key: str, hint: Any, value: Any) -> Any:
             pass
     elif hint is str and isinstance(value, bool) and not value and "off" in CHOICES.get(key, ()):
         return "off"  # YAML reads off as false
+    elif hint is str and isinstance(value, bool):
+        raise UserError(_no_text(key, value))
+    elif hint is int and isinstance(value, str) and key in SIZES:
+        return bytes_of(value, key)
     elif isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
         return value
     elif hint is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     expected = getattr(hint, "__name__", str(hint))
     raise UserError(f"{key}: found {shown(value)}, expected {expected}")
+
+
+def _no_text(key: str, value: bool) -> str:
+    """The error for a word that YAML takes for true or false: on, off, yes, no, true, false."""
+    words = "on, yes or true" if value else "off, no or false"
+    if key in CHOICES:
+        expected = f"one of {', '.join(CHOICES[key])}"
+    else:
+        expected = f"str; put the word in quotes of YAML: --{key}='\"yes\"'"
+    return f"{key}: found {value} ({words} in YAML), expected {expected}"
 
 
 def _parse_yaml(text: str, where: str) -> Any:

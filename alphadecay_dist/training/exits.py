@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from alphadecay_dist.errors import RunError, UserError
+from alphadecay_dist.errors import LaunchError, RunError, UserError
 
 FAILURE, USER_ERROR, PREEMPTED = 1, 2, 75  # PREEMPTED: stopped early, to be started again
 
@@ -16,17 +16,24 @@ class Preempted(Exception):  # noqa: N818 (it is no error)
     """The run was asked to stop, and has; the text is the reason. The same command goes on with it."""
 
 
-def exit_code_of(work: Callable[[], None], program: str = "train.py") -> int:
-    """Run; what ends it early is said on rank 0. Other errors are left to raise, with their tracebacks."""
+def exit_code_of(work: Callable[[], int | None], program: str = "train.py") -> int:
+    """Run; what ends it early is said on rank 0. Other errors are left to raise, with their tracebacks.
+
+    Args:
+        work: gives the exit code; None is 0.
+        program: what is running, as its line begins.
+    """
     try:
-        work()
+        return work() or 0
     except Preempted as stop:
         return _say(program, f"stopped early: {stop}; the same command goes on", code_of(stop))
+    except LaunchError as error:
+        print(f"{program}: error: {error}", file=sys.stderr, flush=True)
+        return code_of(error)
     except UserError as error:
         return _say(program, f"error: {error}", code_of(error))
     except RunError as error:
         return _say(program, f"failed: {error}", code_of(error))
-    return 0
 
 
 def code_of(error: BaseException) -> int:
@@ -43,7 +50,7 @@ def told(error: BaseException) -> str:
 
 
 def _say(program: str, line: str, code: int) -> int:
-    if os.environ.get("RANK", "0") == "0":
+    if (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0":
         print(f"{program}: {line}", file=sys.stderr, flush=True)
     else:
         time.sleep(2)  # a launcher kills the others at the first exit: let rank 0 speak first

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +25,8 @@ from alphadecay_dist.training.metrics import (
 )
 from alphadecay_dist.training.preemption import StopRequests
 
+SHOWN_AT_ONCE, SECONDS_BETWEEN = 10, 10.0  # lines of refreshes: all of the first ones, then one in a while
+
 
 class RunLog:
     """The run's files and wandb on rank 0; elsewhere it takes records and does nothing.
@@ -40,6 +45,8 @@ class RunLog:
         self._files = files
         self._tracker = tracker
         self._requests = requests
+        self._refreshes = 0
+        self._shown_at = -math.inf  # the last refresh's line
 
     def line(self, name: str, record: Mapping[str, Any], wandb: bool = True) -> None:
         """A line in a file of the output directory, and in wandb under the file's name."""
@@ -49,16 +56,15 @@ class RunLog:
             self._tracker.log(record["step"], {f"{prefix}{k}": v for k, v in record.items() if k != "step"})
 
     def refresh(self, refresh: Refresh) -> None:
-        """A refresh's line, its means in wandb, and a line on stderr where alphas are undefined."""
+        """A refresh's line, its means in wandb, and a short line on stderr."""
         self._write(DECAY, lambda files: files.append(DECAY, refresh_record(refresh)))
         if self._tracker:
             self._tracker.log(refresh.step, means_by_type(refresh))
-        undefined = undefined_modules(refresh)
-        if undefined:
-            self.say(
-                f"refresh at update {refresh.step}: alpha is undefined in {undefined} of "
-                f"{len(refresh.modules)} modules, which keep their decays (see {DECAY})"
-            )
+        now = time.monotonic()
+        if self._refreshes < SHOWN_AT_ONCE or now - self._shown_at >= SECONDS_BETWEEN:
+            self.say(refresh_line(refresh))
+            self._shown_at = now
+        self._refreshes += 1
 
     def go_back(self, step: int) -> None:
         """Drop the lines of updates after a checkpoint."""
@@ -97,3 +103,21 @@ class RunLog:
                 f"{self._files.folder / name} cannot be written: {error.strerror}; mend that and start "
                 "again: the last checkpoint stands"
             )
+
+
+def refresh_line(refresh: Refresh) -> str:
+    """A refresh in a line for the terminal."""
+    modules = refresh.modules.values()
+    alphas = [module.alpha for module in modules if module.alpha is not None]
+    decays = [module.weight_decay for module in modules]
+    lagged = f", written at {refresh.written_at}" if refresh.written_at != refresh.step else ""
+    shown = "alpha undefined"
+    if alphas:
+        low, middle, high = min(alphas), statistics.median(alphas), max(alphas)
+        shown = f"alpha {low:.2f} to {high:.2f}, median {middle:.2f}"
+    undefined = undefined_modules(refresh)
+    kept = f" ({undefined} undefined keep their decays)" if undefined else ""
+    return (
+        f"refresh at update {refresh.step}{lagged}: {len(decays)} matrices, {shown}, "
+        f"decay {min(decays):.3g} to {max(decays):.3g}, {refresh.seconds:.2g} s{kept}"
+    )

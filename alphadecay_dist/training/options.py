@@ -6,13 +6,20 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import fields
 
+from alphadecay_dist import __version__
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.training.changes import KINDS
-from alphadecay_dist.training.check import Options
+from alphadecay_dist.training.check import Checked, Options
+from alphadecay_dist.training.config import flat
+from alphadecay_dist.training.ranks import Ranks
+
+# What a site may keep under another name on each node.
+OF_A_NODE = ("data.source", "data.validation", "data.prepared", "tokenizer.model", "model.name")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The trainer's options; what the parser then leaves over are fields of the recipe."""
+    parser.add_argument("--version", action="version", version=f"alphadecay_dist {__version__}")
     parser.add_argument("--recipe", default="demo", help="a name or a YAML file (default: demo)")
     parser.add_argument("--deepspeed", metavar="JSON", help="train under DeepSpeed with this config")
     parser.add_argument("--engine", choices=("fsdp2", "ddp"), help="without --deepspeed (default: fsdp2)")
@@ -41,20 +48,35 @@ def _kinds(text: str) -> frozenset[str]:
     return kinds
 
 
-def options_of(args: argparse.Namespace, rest: Sequence[str]) -> Options:
+def options_of(args: argparse.Namespace, overrides: Sequence[str]) -> Options:
     """The options that were given.
 
     Args:
         args: what a parser with :func:`add_options` understood.
-        rest: what it left over, ``--section.key=value`` each.
+        overrides: fields of the recipe, ``section.key=value`` each.
+    """
+    given = {field.name: getattr(args, field.name) for field in fields(Options) if field.name != "overrides"}
+    return Options(overrides=tuple(overrides), **given)
+
+
+def require_same_options(options: Options, checked: Checked, ranks: Ranks) -> None:
+    """Refuse ranks that were given different runs. Collective.
 
     Raises:
-        UserError: something else was left over.
+        UserError: the first option that differs, and on which rank.
     """
-    for option in rest:
-        if not option.startswith("--") or "." not in option.partition("=")[0]:
-            raise UserError(
-                f"{option!r}: unknown option; fields of a recipe are --section.key=value, see --help"
-            )
-    given = {field.name: getattr(args, field.name) for field in fields(Options) if field.name != "overrides"}
-    return Options(overrides=tuple(option.removeprefix("--") for option in rest), **given)
+    given = {
+        "output_dir": str(checked.folder),
+        "resume": options.resume,
+        "overwrite": options.overwrite,
+        "dry_run": options.dry_run,
+        **{key: value for key, value in flat(checked.config) if key not in OF_A_NODE},
+    }
+    first, *others = ranks.gather(given)
+    for rank, other in enumerate(others, 1):
+        for name, value in first.items():
+            if other[name] != value:
+                raise UserError(
+                    f"--{name}: rank 0 has {shown(value)}, rank {rank} has {shown(other[name])}; give all "
+                    "ranks the same options"
+                )

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 import torch.distributed as dist
 
+from alphadecay_dist.engines.rank_variables import local_size
 from alphadecay_dist.errors import RunError, UserError
 
 T = TypeVar("T")
@@ -28,8 +29,7 @@ def limit_threads() -> None:
     if "OMP_NUM_THREADS" in os.environ:
         return
     cores = len(os.sched_getaffinity(0))
-    local_ranks = environment("LOCAL_WORLD_SIZE", environment("LOCAL_SIZE", 1))
-    threads = max(1, cores // local_ranks)
+    threads = max(1, cores // max(1, local_size()))
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
 

@@ -18,7 +18,11 @@ AUTO, NONE, NFKC = "auto", "none", "nmt_nfkc"  # of the text that a tokenizer is
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """``name``: one of recipes/models, or the path of a LLaMA config JSON."""
+    """What is trained.
+
+    Attributes:
+        name: one of recipes/models, or the path of a LLaMA config JSON, which holds the model's sizes.
+    """
 
     name: str = "llama_demo"
 
@@ -151,8 +155,8 @@ class DecayConfig:
         farms_grid: windows along the rows and along the columns.
         preset: ``reference`` repeats the released code: see :class:`alphadecay_dist.AlphaDecay`; or null.
         untuned: ``base`` or ``zero``: what embeddings, norms and head get.
-        memory_budget: bytes that the gathering may hold at once on a rank; null is two of the largest
-            matrices or 256 MiB.
+        memory_budget: bytes, or such as 256MiB, that the gathering may hold at once on a rank; null is two
+            of the largest matrices or 256 MiB.
         lag: updates between a refresh and the writing of its decays, below ``interval``, in which its spectra
             are computed beside training; 0 lets training wait.
         device: where spectra are computed: ``cuda``, ``cpu`` or ``auto``: where the weights are.
@@ -235,7 +239,12 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """``every``: updates between evaluations (0: first and last alone); ``tokens``: of each evaluation."""
+    """When the validation loss is taken, and of how much.
+
+    Attributes:
+        every: updates between evaluations; 0 evaluates before the first update and after the last alone.
+        tokens: of each evaluation.
+    """
 
     every: int = 0
     tokens: int = 100_000
@@ -243,10 +252,12 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """``wandb``: ``auto`` (online when logged in, else offline), ``online``, ``offline`` or ``off``.
+    """What is written beside metrics.jsonl, which gets every update.
 
-    ``every``: updates between lines sent to wandb; metrics.jsonl gets every update.
-    ``sequences``: write a digest of each sequence that an update consumed to sequences.jsonl.
+    Attributes:
+        wandb: ``auto`` (online when logged in, else offline), ``online``, ``offline`` or ``off``.
+        every: updates between lines sent to wandb.
+        sequences: write a digest of each sequence that an update consumed to sequences.jsonl.
     """
 
     wandb: str = "auto"
@@ -288,6 +299,7 @@ CHOICES = {
     "tokenizer.normalization": (AUTO, NONE, NFKC),
     "logging.wandb": ("auto", "online", "offline", "off"),
 }
+SIZES = ("decay.memory_budget",)  # bytes, which may be written with a unit
 AT_MOST = {"train.global_batch": 2**32, "train.seq_len": 2**32}  # others: what 63 bits hold
 AT_LEAST = {
     "data.holdout": 2,

@@ -26,6 +26,7 @@ from alphadecay_dist.training.config import seconds_of, to_yaml
 from alphadecay_dist.training.data import (
     EvaluationData,
     TrainingData,
+    micro_batch,
     open_data,
 )
 from alphadecay_dist.training.dry_run import describe
@@ -36,9 +37,11 @@ from alphadecay_dist.training.lock import FolderLock
 from alphadecay_dist.training.logs import RunLog
 from alphadecay_dist.training.loop import Trainer
 from alphadecay_dist.training.metrics import RunFiles, Tracker
+from alphadecay_dist.training.options import require_same_options
 from alphadecay_dist.training.preemption import StopRequests, silence
 from alphadecay_dist.training.prefetch import Prefetched
 from alphadecay_dist.training.ranks import Ranks
+from alphadecay_dist.training.recipe import TrainConfig
 from alphadecay_dist.training.tokenizer import Tokenizer
 
 
@@ -82,6 +85,8 @@ def _run_joined(
 ) -> None:
     """The run, once all ranks are in one process group."""
     engine.check_config()
+    require_same_options(options, checked, ranks)
+    _say_sizes(checked.config.train, ranks)
     if not options.dry_run:
         ranks.from_main(lock.before_reading)
     begin = start.begin(checked.folder, checked.config, options.resume, options.overwrite, ranks)
@@ -113,6 +118,16 @@ def _run_joined(
     _unless_asked(ranks, requests)
     ranks.from_main(lambda: _written(checked, begin, tokenizer, inputs, lock))
     _train(checked, engine, ranks, begin, decay, data, evaluation, inputs, requests)
+
+
+def _say_sizes(train: TrainConfig, ranks: Ranks) -> None:
+    """Say where a micro-batch is smaller than the recipe's."""
+    size = micro_batch(train, ranks.world_size)
+    if size < train.micro_batch:
+        ranks.say(
+            f"micro-batches of {size} sequences: train.micro_batch is {train.micro_batch}, and {size} is the "
+            f"largest divisor below it of a rank's {train.global_batch // ranks.world_size} an update"
+        )
 
 
 def _unless_asked(ranks: Ranks, requests: StopRequests) -> None:

@@ -165,6 +165,8 @@ def test_a_mistake_in_cluster_env_is_named(parts, site, message):
         (["--recipe", "llama_1b"], "runs/llama_1b"),
         (["--recipe=my/own.yaml"], "runs/own"),
         (["--output_dir", "a", "--recipe=llama_1b", "--output_dir=b"], "b"),
+        (["--output_dir=a", "--output-dir", "b"], "b"),
+        (["--output-dir=a-b", "--recipe", "llama_1b"], "a-b"),
     ],
 )
 def test_the_output_directory_is_the_trainers(parts, arguments, folder):

@@ -98,7 +98,7 @@ BEFORE_THE_RANKS_MEET = {
     "unknown key": (lambda _: ["--train.stepz=3"], ["train.stepz", "did you mean 'steps'"]),
     "unknown section": (lambda _: ["--trian.steps=3"], ["'trian'", "did you mean 'train'"]),
     "unknown option": (lambda _: ["--resum=none"], ["'--resum=none'", "unknown option", "--help"]),
-    "value apart": (lambda _: ["--train.steps", "3"], ["'3'", "--section.key=value"]),
+    "value of nothing": (lambda _: ["--overwrite", "3"], ["'3'", "belongs to no option", "--help"]),
     "option without value": (lambda _: ["--output_dir"], ["--output_dir", "expected one argument"]),
     "wrong type": (lambda _: ["--train.steps=many"], ["train.steps", "'many'", "int"]),
     "lag": (lambda _: ["--decay.lag=-1"], ["decay.lag", "-1", "0 or more"]),

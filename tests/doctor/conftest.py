@@ -1,0 +1,3 @@
+from tests.training.conftest import prepared, texts
+
+__all__ = ["prepared", "texts"]
