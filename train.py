@@ -15,6 +15,10 @@ if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, lambda *_: os._exit(75))  # loading torch takes seconds: nothing is lost yet
 
+import alphadecay_dist.openmp  # noqa: F401  (before torch is loaded)
+
+# isort: split
+
 from alphadecay_dist.engines.rank_variables import settle_rank
 from alphadecay_dist.training.arguments import Parser, normalized
 from alphadecay_dist.training.check import Options

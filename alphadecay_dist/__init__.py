@@ -3,11 +3,51 @@
 See :class:`AlphaDecay` and :func:`param_groups`; ``alphadecay_dist.spectral.analyze`` looks at one matrix.
 """
 
-from alphadecay_dist.controller import AlphaDecay
-from alphadecay_dist.errors import UserError
-from alphadecay_dist.refresh import ModuleRefresh, Refresh
-from alphadecay_dist.sharding.groups import param_groups
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"  # setup.cfg reads it here
 
-__all__ = ["AlphaDecay", "ModuleRefresh", "Refresh", "UserError", "param_groups"]
+if TYPE_CHECKING:
+    from alphadecay_dist import spectral
+    from alphadecay_dist.controller import AlphaDecay
+    from alphadecay_dist.errors import UserError
+    from alphadecay_dist.refresh import ModuleRefresh, Refresh, TunedModule, log_refresh
+    from alphadecay_dist.sharding.groups import param_groups
+else:
+    # Loaded at first use: a module of the package can run before torch is loaded, and need not load it.
+    _HOMES = {
+        "AlphaDecay": "controller",
+        "ModuleRefresh": "refresh",
+        "Refresh": "refresh",
+        "TunedModule": "refresh",
+        "UserError": "errors",
+        "log_refresh": "refresh",
+        "param_groups": "sharding.groups",
+    }
+
+    def __getattr__(name: str) -> object:
+        if name == "spectral":
+            return importlib.import_module(f"{__name__}.spectral")
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
+
+__all__ = [
+    "AlphaDecay",
+    "ModuleRefresh",
+    "Refresh",
+    "TunedModule",
+    "UserError",
+    "log_refresh",
+    "param_groups",
+    "spectral",
+]

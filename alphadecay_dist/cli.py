@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import alphadecay_dist.openmp  # noqa: F401  (before torch is loaded)
+
+# isort: split
+
 import argparse
 import json
 import sys

@@ -8,7 +8,6 @@ With a lag the spectra are computed beside training, see :mod:`alphadecay_dist.l
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,20 +16,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from alphadecay_dist.decay import weight_decay_of
+from alphadecay_dist.advice import Advice
 from alphadecay_dist.decay_state import DecayState
 from alphadecay_dist.engines import Host, host_for
+from alphadecay_dist.engines.given import unwrapped
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.lagged import Beside, Pending, device_of
-from alphadecay_dist.refresh import Found, Refresh, numbers_of, report
+from alphadecay_dist.module_table import ModuleTable
+from alphadecay_dist.refresh import Found, Refresh, TunedModule, numbers_of
 from alphadecay_dist.settings import Settings
-from alphadecay_dist.sharding.agreement import gathered, require_equal, taking_part, together
-from alphadecay_dist.sharding.exchange import Exchange, exchange_device
+from alphadecay_dist.sharding.agreement import require_equal, taking_part, together
+from alphadecay_dist.sharding.group_snapshot import GroupSnapshot
 from alphadecay_dist.sharding.groups import GROUPS, weights_in
-from alphadecay_dist.sharding.inventory import Weight
-from alphadecay_dist.sharding.layout import ShardSource
-from alphadecay_dist.sharding.work import analysed, plan_for
-from alphadecay_dist.spectral import FAILED, Analysis, Windows, analyze_each, measured_rates
+from alphadecay_dist.sharding.planning import dtype_of, plan_exchange, require_options
+from alphadecay_dist.sharding.work import analysed
+from alphadecay_dist.spectral import FAILED, Analysis, Windows, analyze_each
 from alphadecay_dist.writers import writer_for
 
 STATE_KEY = "alphadecay"  # the one key of state_dict(): its value is a JSON string, safe in any checkpoint
@@ -43,10 +43,12 @@ class AlphaDecay:
     an engine once an update, after unscaling and clipping and before ``optimizer.step()``.
 
     Args:
-        model: the model whose :func:`alphadecay_dist.param_groups` the optimizer was made of.
-        optimizer: the torch optimizer given to the engine, or used alone.
+        model: the model whose :func:`alphadecay_dist.param_groups` the optimizer was made of; or the
+            ``DeepSpeedEngine`` that trains it, which is then ``engine`` too.
+        optimizer: the torch optimizer given to the engine, or used alone; accelerate's wrapper of it too.
         engine: the ``DeepSpeedEngine``, where there is one.
-        process_group: ranks that share the work, without an engine; the default group if there is one.
+        process_group: ranks that share the work, without an engine; the default group if there is one. They
+            must hold the same weights: those of a mesh of one dimension, which may be given itself.
         weight_decay: the base decay.
         interval: optimizer updates between refreshes.
         min_ratio: smallest decay, in base decays; with the linear map that of the smallest alpha (heaviest
@@ -65,8 +67,8 @@ class AlphaDecay:
             norms squared, no bounds but for the linear map. Its biases and batch norms share their weight's
             decay: ``param_groups(..., follow=["bias", "batchnorm"])``.
         parts: sizes of fused weights by glob pattern, where names do not tell: ``{"*.qkv": (64, 64, 64)}``.
-        dtype: the type that weights travel and are analysed in. By default their own; torch.bfloat16 halves
-            the traffic of fp32 ones, torch.float32 takes DeepSpeed's fp32 masters.
+        dtype: the type that weights travel and are analysed in, or its name. By default their own;
+            torch.bfloat16 halves the traffic of fp32 ones, torch.float32 takes DeepSpeed's fp32 masters.
         memory_budget: bytes that the gathering may hold at once on a rank, buffers and all. By default two of
             the largest matrices, which is the least that it can do with, or 256 MiB where that is more. As
             many gathered matrices are analysed at once as fit; the spectra's own workspace comes on top.
@@ -105,13 +107,14 @@ class AlphaDecay:
         farms: Windows | None = None,
         preset: str | None = None,
         parts: Mapping[str, Sequence[int]] | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         memory_budget: int | None = None,
         lag: int = 0,
         device: str = "auto",
         apply: str = GROUPS,
     ) -> None:
-        self._host: Host = host_for(model, optimizer, engine, process_group)
+        given = unwrapped(model, optimizer, engine, process_group)
+        self._host: Host = host_for(*given)
         with together(self._host.group):
             self.settings = Settings(
                 weight_decay,
@@ -128,32 +131,63 @@ class AlphaDecay:
                 lag=lag,
             )
             self._device = device_of(device)
-            named = weights_in(self._host.param_groups(), model, parts or {})
-            weights = analysed(named, model, self.settings)
+            read_as = dtype_of(dtype)
+            require_options(memory_budget, parts)
+            named = weights_in(self._host.param_groups(), given.model, parts or {})
+            weights = analysed(named, given.model, self.settings)
         self._weights = {unit: weight for weight in weights for unit in weight.units()}
-        self._exchange, self._owners = _exchange(self._host, weights, self.settings, dtype, memory_budget)
-        self._parts = {weight.name: _parts(weight) for weight in weights}
-        sizes = {weight.name: math.prod(weight.shape) for weight in weights}
-        self._sizes = {part: sizes[name] // len(own) for name, own in self._parts.items() for part in own}
-        self._alphas: dict[str, float | None] = dict.fromkeys(self._sizes)
-        self._decays = dict.fromkeys(self._sizes, weight_decay)
+        self._exchange, self._owners = plan_exchange(
+            weights,
+            lambda: self._host.sources(weights, read_as),
+            self.settings,
+            group=self._host.group,
+            dtype=read_as,
+            budget=memory_budget,
+        )
+        self._table = ModuleTable(weights, weight_decay)
         self._updates = 0
         self._refreshed_at: int | None = None
         self._pending: Pending | None = None
         with together(self._host.group):
             self._beside = Beside(self._exchange, self._weights, self.settings, self._device)
             self._writer = writer_for(apply, self._host, named, weight_decay)
+        self._groups = GroupSnapshot(self._host.param_groups())
+        self._advice = Advice(self._host, self.settings)
 
-    def step(self) -> Refresh | None:
+    @property
+    def modules(self) -> dict[str, TunedModule]:
+        """Every tuned module by name, with its alpha, decay and status as they are now."""
+        return self._table.modules()
+
+    def __repr__(self) -> str:
+        """What is tuned, and how far it is."""
+        at = self._refreshed_at
+        last = "no refresh yet" if at is None else f"last refresh before update {at}"
+        return (
+            f"AlphaDecay({self._table} tuned; weight_decay={self.settings.weight_decay}, "
+            f"interval={self.settings.interval}; {self._updates} updates counted, {last})"
+        )
+
+    def step(self, boundary: bool | None = None) -> Refresh | None:
         """Refresh if one is due, and count the update; at a micro-batch that updates nothing, do nothing.
 
         With a lag, a refresh that is due takes its snapshot and returns None; it is written, and returned,
         by the call before update ``step + lag + 1``, on all ranks alike.
 
-        Collective where a refresh is due or to be written, always in the calling thread. Returns the refresh
-        that was written, if there was one.
+        Collective where a refresh is due or to be written, always in the calling thread.
+
+        Args:
+            boundary: whether the update comes after this micro-batch; None asks the engine, and is True
+                without one. To be given where the engine is told inside backward, after this call, as
+                Accelerate does: ``step(boundary=accelerator.sync_gradients)``.
+
+        Returns:
+            The refresh that was written, if there was one.
         """
-        if not self._host.at_boundary():
+        if boundary is None:
+            boundary = self._host.at_boundary()
+        self._advice.at_step(boundary)
+        if not boundary:
             return None
         refresh = self._finish()
         due = self.settings.due(self._updates) and self._refreshed_at != self._updates
@@ -214,14 +248,10 @@ class AlphaDecay:
             begin: the time when the refresh began, less what training went on beside it.
         """
         values = {name: found.value for name, found in shared.items()}
-        assigned = self.settings.decays(values, self._decays, self._sizes)
-        self._alphas = {name: found.alpha for name, found in shared.items()}
-        self._decays = {name: assignment.weight_decay for name, assignment in assigned.items()}
+        assigned = self.settings.decays(values, self._table.decays, self._table.sizes)
+        self._table.refreshed(shared, assigned)
         self._write()
-        modules = {
-            name: report(parts, shared, assigned, self.settings.metric, self._decay_of(name))
-            for name, parts in self._parts.items()
-        }
+        modules = self._table.reports(shared, assigned, self.settings.metric)
         return Refresh(step, self._updates, time.perf_counter() - begin, received, modules)
 
     def _analyses(self) -> dict[str, Analysis]:
@@ -265,7 +295,13 @@ class AlphaDecay:
         if pending is not None:
             self._settle(pending)
         state = DecayState(
-            self._updates, self._refreshed_at, self.settings.as_dict(), pending, self._alphas, self._decays
+            self._updates,
+            self._refreshed_at,
+            self.settings.as_dict(),
+            pending,
+            self._table.alphas,
+            self._table.decays,
+            self._table.statuses,
         )
         return {STATE_KEY: json.dumps(state.as_dict())}
 
@@ -279,7 +315,8 @@ class AlphaDecay:
         Collective.
 
         Raises:
-            UserError: the state is another model's, or none, or ranks were given different ones.
+            UserError: the state is another model's, or none, or ranks were given different ones; the
+                optimizer was loaded from groups in another order.
         """
         with together(self._host.group):
             if not isinstance(state, Mapping) or STATE_KEY not in state:
@@ -288,11 +325,11 @@ class AlphaDecay:
                 loaded = DecayState.of(state[STATE_KEY])
             except ValueError as error:
                 raise UserError(f"AlphaDecay state: {error}; give what state_dict() returned") from None
-            if loaded.alphas.keys() != self._alphas.keys():
-                odd = sorted(loaded.alphas.keys() ^ self._alphas.keys())
+            if loaded.alphas.keys() != self._table.alphas.keys():
+                odd = sorted(loaded.alphas.keys() ^ self._table.alphas.keys())
                 raise UserError(
-                    f"AlphaDecay state: {len(loaded.alphas)} modules saved, {len(self._alphas)} tuned here; "
-                    f"{odd[0]!r} is in one alone: load the state of the same model"
+                    f"AlphaDecay state: {len(loaded.alphas)} modules saved, {len(self._table.alphas)} tuned "
+                    f"here; {odd[0]!r} is in one alone: load the state of the same model"
                 )
         require_equal(
             "AlphaDecay state: the ranks were given different ones",
@@ -306,73 +343,14 @@ class AlphaDecay:
             self._pending = loaded.pending
         self._updates = loaded.step
         self._refreshed_at = loaded.refreshed_at
-        for name in self._alphas:
-            self._alphas[name] = loaded.alphas[name]
-            self._decays[name] = loaded.decays[name]
+        self._table.loaded(loaded.alphas, loaded.decays, loaded.statuses)
+        self._advice.loaded()
         self._host.loaded()
         self._write()
 
     def _write(self) -> None:
-        """Hand each module's decay to what applies it."""
-        self._writer.write({name: self._decay_of(name) for name in self._parts})
-
-    def _decay_of(self, name: str) -> float:
-        """The decay of a module: the mean of its parts'."""
-        return weight_decay_of([self._decays[part] for part in self._parts[name]])
-
-
-def _parts(weight: Weight) -> list[str]:
-    return [part for unit in weight.units() for part in weight.parts(unit)]
-
-
-def _only_dtype(sources: Sequence[ShardSource]) -> torch.dtype:
-    """The type of all sources."""
-    dtypes = {source.dtype for source in sources}
-    if len(dtypes) != 1:
-        found = ", ".join(sorted(map(str, dtypes)))
-        raise UserError(
-            f"tuned weights have types {found}, expected one; name the one to read them in: dtype=..."
-        )
-    return dtypes.pop()
-
-
-def tridiagonal_weight(device: torch.device, group: dist.ProcessGroup | None) -> float:
-    """How much slower tridiagonalisation is than a product, by the slowest rank. Collective."""
-    own = int(measured_rates(device).tridiagonal_weight)
-    return max(weight for (weight,) in gathered([own], group))
-
-
-def _exchange(
-    host: Host,
-    weights: Sequence[Weight],
-    settings: Settings,
-    dtype: torch.dtype | None,
-    budget: int | None,
-) -> tuple[Exchange, Mapping[str, int]]:
-    """Plan owners and rounds for the weights as the engine holds them, and agree on the plan."""
-    chosen = {**settings.as_dict(), "dtype": dtype, "memory_budget": budget}
-    lines = [f"{name} {value}" for name, value in chosen.items()]
-    lines += [f"{weight.name}: shape {weight.shape}, parts {_parts(weight)}" for weight in weights]
-    require_equal(
-        "the ranks were given different settings or models",
-        lines,
-        host.group,
-        "construct AlphaDecay with the same ones on every rank",
-        kind=UserError,
-    )
-    sources = host.sources(weights, dtype)
-    tridiagonal = tridiagonal_weight(exchange_device(sources, host.group), host.group)
-    world_size = dist.get_world_size(host.group) if host.group else 1
-    with together(host.group):
-        dtype = dtype or _only_dtype(sources)
-        blocks, planned = plan_for(
-            weights,
-            {source.name: source.pieces() for source in sources},
-            world_size,
-            copied=[source.name for source in sources if source.dtype != dtype],
-            itemsize=dtype.itemsize,
-            tridiagonal=tridiagonal,
-            windows=settings.farms,
-            budget=budget,
-        )
-    return Exchange(sources, blocks, planned, dtype, host.group), planned.owners
+        """Hand each module's decay to what applies it, in groups that have their names. Collective."""
+        with together(self._host.group):
+            restored = self._groups.restore(self._host.param_groups())
+        self._advice.restored(restored)
+        self._writer.write(self._table.module_decays())

@@ -9,7 +9,7 @@ from typing import Any
 
 from alphadecay_dist.fields import count, counted, finite, get, items
 from alphadecay_dist.lagged import Pending
-from alphadecay_dist.refresh import Found
+from alphadecay_dist.refresh import ASSIGNED, NOT_REFRESHED, UNKNOWN, Found
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class DecayState:
         pending: a refresh that is to be written, whose findings are shared.
         alphas: None where undefined.
         decays: as they were written last.
+        statuses: of the last refresh.
     """
 
     step: int
@@ -31,6 +32,7 @@ class DecayState:
     pending: Pending | None
     alphas: Mapping[str, float | None]
     decays: Mapping[str, float]
+    statuses: Mapping[str, str]
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data."""
@@ -40,7 +42,7 @@ class DecayState:
             "settings": dict(self.settings),
             "pending": self.pending and self.pending.as_dict(),
             "modules": {
-                name: {"alpha": alpha, "weight_decay": self.decays[name]}
+                name: {"alpha": alpha, "weight_decay": self.decays[name], "status": self.statuses[name]}
                 for name, alpha in self.alphas.items()
             },
         }
@@ -70,6 +72,7 @@ class DecayState:
                 for name, module in modules.items()
             },
             decays={name: _decay(module, name) for name, module in modules.items()},
+            statuses={name: _status(module, data.get("refreshed_at")) for name, module in modules.items()},
         )
 
 
@@ -82,6 +85,15 @@ def _decay(module: Mapping[str, Any], name: str) -> float:
     if decay < 0:
         raise ValueError(f"has {decay} as weight_decay of {name}, expected 0 or more")
     return decay
+
+
+def _status(module: Mapping[str, Any], refreshed_at: object) -> str:
+    """The status; states of before it was kept tell it by the alpha alone."""
+    if "status" in module:
+        return get(module, "status", str)
+    if module.get("alpha") is not None:
+        return ASSIGNED
+    return NOT_REFRESHED if refreshed_at is None else UNKNOWN
 
 
 def _pending(data: Mapping[str, Any]) -> Pending:

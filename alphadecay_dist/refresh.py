@@ -1,15 +1,25 @@
-"""What a refresh finds, how it travels between ranks, and what is said of it."""
+"""What a refresh finds, how it travels between ranks, what is said of it, and its line in decay.jsonl."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
 
 from alphadecay_dist.decay import Assignment
 from alphadecay_dist.settings import Settings
 from alphadecay_dist.spectral import STATUSES, Analysis
 
+DECAY = "decay.jsonl"  # a line a refresh
+ASSIGNED = "assigned"  # the status of what got the decay of its own alpha
+WRITTEN = (ASSIGNED, "all_equal")  # statuses of modules whose decay was found
+NOT_REFRESHED = "not_refreshed"  # the status before the first refresh
+UNKNOWN = "unknown"  # that of an undefined alpha in states that had no statuses yet
 MIXED = "mixed"  # the status of a fused weight whose parts have several
 
 
@@ -53,6 +63,64 @@ class Refresh:
     seconds: float
     bytes_received: tuple[int, ...]
     modules: dict[str, ModuleRefresh]
+
+    @property
+    def undefined(self) -> int:
+        """Number of modules that kept their decay, or a part of theirs: their spectra are undefined."""
+        return sum(
+            any(found.status not in WRITTEN for found in module.parts.values() or [module])
+            for module in self.modules.values()
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record of a line in decay.jsonl, as docs/engines.md describes it."""
+        record = asdict(self)
+        record["undefined"] = self.undefined
+        record["modules"] = {name: _present(module) for name, module in record["modules"].items()}
+        return record
+
+
+def _present(module: dict[str, Any]) -> dict[str, Any]:
+    """A module's record without a value that is alpha's own and without parts where it is whole."""
+    parts = {name: _present(part) for name, part in module.pop("parts").items()}
+    value = module.pop("value")
+    return {**module, **({} if value is None else {"value": value}), **({"parts": parts} if parts else {})}
+
+
+def log_refresh(folder: str | Path, refresh: Refresh | None) -> None:
+    """Add a refresh to ``decay.jsonl`` in a directory, which ``alphadecay report`` draws; on rank 0 alone.
+
+    Args:
+        folder: made where it is not there.
+        refresh: what ``step()`` or ``refresh()`` returned; None adds nothing.
+    """
+    if refresh is None or (dist.is_initialized() and dist.get_rank() != 0):
+        return
+    path = Path(folder) / DECAY
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(refresh.as_dict(), allow_nan=False) + "\n")
+
+
+@dataclass(frozen=True)
+class TunedModule:
+    """A tuned module as it is now.
+
+    Attributes:
+        name: of the module, or of the parameter where a module has several.
+        shape: of the whole weight, whatever this rank holds of it.
+        alpha: tail exponent at the last refresh; None where undefined or before the first. The mean of its
+            parts' for a fused weight or a stack.
+        weight_decay: what applies to it now, the mean of its parts'; with ``premultiply`` too.
+        status: as in :class:`ModuleRefresh`; "not_refreshed" before the first refresh, "unknown" where a
+            state of an earlier version does not tell.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    alpha: float | None
+    weight_decay: float
+    status: str
 
 
 @dataclass(frozen=True)
@@ -101,22 +169,33 @@ def report(
     reports = {}
     for part in parts:
         own, assignment = found[part], assigned[part]
-        status = own.status if own.value is None else assignment.case
+        status = status_of(own, assignment)
         value = None if metric == "alpha" else own.value
         reports[part] = ModuleRefresh(own.alpha, assignment.weight_decay, own.owner, status, value)
     if len(reports) == 1:
         return reports[parts[0]]
     return ModuleRefresh(
-        _mean(report.alpha for report in reports.values()),
+        mean(report.alpha for report in reports.values()),
         weight_decay,
         reports[parts[0]].owner,
-        reports[parts[0]].status if len({r.status for r in reports.values()}) == 1 else MIXED,
-        _mean(report.value for report in reports.values()),
+        common(report.status for report in reports.values()),
+        mean(report.value for report in reports.values()),
         reports,
     )
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def status_of(found: Found, assignment: Assignment) -> str:
+    """The status of one part."""
+    return found.status if found.value is None else assignment.case
+
+
+def common(statuses: Iterable[str]) -> str:
+    """The status of a module from those of its parts."""
+    different = set(statuses)
+    return different.pop() if len(different) == 1 else MIXED
+
+
+def mean(values: Iterable[float | None]) -> float | None:
     """Mean of those that are defined; None without any."""
     defined = [value for value in values if value is not None]
     return math.fsum(defined) / len(defined) if defined else None

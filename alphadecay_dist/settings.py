@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from alphadecay_dist.decay import SHAPES, Assignment, Bounds, assign, normalize_mean
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.spectral import FITS, METRICS, MIN_EIGENVALUES, Analysis, Estimator, Windows
 
 NORMALIZE = ("none", "mean")
@@ -77,12 +77,20 @@ class Settings:
             raise UserError(str(error)) from None
 
     def _check_numbers(self) -> None:
+        for name in ("weight_decay", "min_ratio", "max_ratio", "xmin_pos"):
+            found = getattr(self, name)
+            if not isinstance(found, int | float):
+                raise UserError(f"{name}: found {shown(found)}, expected a number")
+        if self.farms is not None and not isinstance(self.farms, Windows):
+            raise UserError(
+                f"farms: found {shown(self.farms)}, expected alphadecay_dist.spectral.Windows or None"
+            )
         if not isinstance(self.interval, int) or self.interval < 1:
-            raise UserError(f"interval: found {self.interval}, expected 1 or more updates")
+            raise UserError(f"interval: found {shown(self.interval)}, expected 1 or more updates")
         if not isinstance(self.lag, int) or not 0 <= self.lag < self.interval:
             raise UserError(
-                f"lag: found {self.lag} with interval {self.interval}, expected 0 <= lag < interval; a "
-                "refresh is written before the next one begins"
+                f"lag: found {shown(self.lag)} with interval {self.interval}, expected 0 <= lag < interval; "
+                "a refresh is written before the next one begins"
             )
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise UserError(f"weight_decay: found {self.weight_decay}, expected a number >= 0")

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from alphadecay_dist.advice import low_precision
 from alphadecay_dist.engines import Host
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.groups import GROUP_KEY, GROUPS, NAMES_KEY, PREMULTIPLY, layout_of, names_in
@@ -103,7 +104,8 @@ class Premultiplier:
         weight_decay: the base decay, which every weight begins with.
 
     Raises:
-        UserError: the optimizer is no AdamW, or the engine cannot be served.
+        UserError: the optimizer is no AdamW, the engine cannot be served, or it updates half precision
+            weights without fp32 masters.
     """
 
     def __init__(self, host: Host, weights: Sequence[Weight], weight_decay: float) -> None:
@@ -111,6 +113,13 @@ class Premultiplier:
         refusal = host.premultiply_refusal()
         if refusal is not None:
             raise UserError(f"apply: found {PREMULTIPLY!r}, expected {GROUPS!r}: {refusal}")
+        low = low_precision(host)
+        if low:
+            raise UserError(
+                f"apply: found {PREMULTIPLY!r} with {', '.join(sorted(map(str, low)))} weights without fp32 "
+                "masters, where a weight times 1 - lr * decay rounds back to itself; keep fp32 weights and "
+                f"compute under autocast, or use apply={GROUPS!r} with torch.optim.AdamW(..., fused=True)"
+            )
         self._host = host
         self._parameters = [weight.parameter for weight in weights]
         self._decays = {weight.name: weight_decay for weight in weights}

@@ -13,6 +13,7 @@ those of each pair of turns.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import statistics
 import tempfile
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from ranks import deepspeed_engine, joined
+from ranks import deepspeed_engine, joined, outcome
 from refresh import SIZES, machine
 from torch import nn
 
@@ -83,7 +84,8 @@ def main() -> None:
     for size in args.sizes:
         for ranks in args.ranks:
             for way in WAYS:
-                print(row(size, ranks, way, args.repeats, args.device), flush=True)
+                work = functools.partial(row, size, ranks, way, args.repeats, args.device)
+                print(outcome(way, work), flush=True)
 
 
 def row(size: str, ranks: int, way: str, repeats: int, device: str) -> str:

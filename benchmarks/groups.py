@@ -13,6 +13,7 @@ fused.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import tempfile
 import time
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from ranks import deepspeed_engine, joined
+from ranks import deepspeed_engine, joined, outcome
 from refresh import machine
 from torch import Tensor, nn
 
@@ -73,10 +74,10 @@ def main() -> None:
     print("|---" * len(COLUMNS) + "|")
     for engine in args.engine:
         for ranks in args.ranks:
-            print("\n".join(rows(engine, ranks, args)), flush=True)
+            print(outcome(engine, functools.partial(rows, engine, ranks, args)), flush=True)
 
 
-def rows(engine: str, ranks: int, args: argparse.Namespace) -> list[str]:
+def rows(engine: str, ranks: int, args: argparse.Namespace) -> str:
     """Two lines of the table."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(run_rank, (ranks, folder, engine, args), nprocs=ranks)
@@ -90,7 +91,7 @@ def rows(engine: str, ranks: int, args: argparse.Namespace) -> list[str]:
             f"| {1e3 * statistics.median(many):.1f} | {ratio(many, uniform):.3f} "
             f"| {1e3 * statistics.median(two):.1f} | {ratio(two, uniform):.3f} |"
         )
-    return lines
+    return "\n".join(lines)
 
 
 def ratio(times: list[float], baseline: list[float]) -> float:

@@ -6,8 +6,8 @@
 For every line of ``ENGINES`` it compares each gathered matrix bit for bit with the whole weight, the decays
 of all engines with each other, and bytes and peak with what ``alphadecay plan`` foretells; at last one rank
 plans otherwise, which all must refuse. Shapes are uneven and few, so that some ranks send or receive nothing
-in a round, which is where NCCL has been reported to hang. It prints a line an engine and exits with 1 at the
-first fault; a hang ends after ``--timeout`` seconds.
+in a round, which is where NCCL has been reported to hang. It prints a line an engine and exits with 1 where
+one has a fault, after which the others are checked in new processes; a hang ends after ``--timeout`` seconds.
 
 It leaves out: a killed rank (NCCL's watchdog aborts the process), what the allocator holds (the table of
 ``exchange.py`` has it), expert parallelism on a mesh of its own, and more than one node.
@@ -16,6 +16,7 @@ It leaves out: a killed rank (NCCL's watchdog aborts the process), what the allo
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -27,12 +28,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from ranks import deepspeed_engine, joined
+from ranks import SKIPPED, deepspeed_engine, joined, lacks_deepspeed, reason
 from torch import Tensor, nn
 
 from alphadecay_dist import AlphaDecay, UserError, param_groups
 from alphadecay_dist.sharding.inventory import named_modules
 
+MISMATCH = "another plan on one rank"
 SHAPES = [(64, 172), (61, 67), (172, 64), (67, 61), (53, 127)]
 Built = tuple[nn.Module, torch.optim.Optimizer, Any, torch.dtype | None]
 
@@ -63,34 +65,63 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=max(1, torch.cuda.device_count()))
     parser.add_argument("--timeout", type=int, default=120)
     parser.add_argument("--no_timing", action="store_true")
+    parser.add_argument("--without", metavar="NAME", help="leave out engines whose names begin so (zero)")
     args = parser.parse_args()
     print(f"{args.ranks} ranks on {args.device}, torch {torch.__version__}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(check_all, (args.ranks, folder, args.device, args.timeout), nprocs=args.ranks)
+    checks = [*ENGINES, MISMATCH]
+    if args.without:
+        checks = [name for name in checks if not name.lower().startswith(args.without.lower())]
+    faults = check_all(checks, args)
     if not args.no_timing:
         ranks = [str(n) for n in (2, 4, 8) if n <= args.ranks]
         command = [sys.executable, str(Path(__file__).with_name("exchange.py")), "--device", args.device]
-        return subprocess.run([*command, "--ranks", *ranks], check=False).returncode if ranks else 0
-    return 0
+        timing = subprocess.run([*command, "--ranks", *ranks], check=False).returncode if ranks else 0
+        return timing or min(1, faults)
+    return min(1, faults)
 
 
-def check_all(rank: int, ranks: int, folder: str, device: str, timeout: int) -> None:
-    """All engines in turn, on one rank."""
-    with joined(rank, ranks, folder, device, timeout):
-        expected: dict[frozenset[str], dict[str, float]] = {}  # by names: DDP comes first
-        for engine in ENGINES:
-            decays = check(rank, engine, device)
-            first = expected.setdefault(frozenset(decays), decays)
-            off = max(abs(decays[name] / first[name] - 1) for name in first)
-            assert off <= 1e-6, f"{engine}: decays off by {off:.1e}"
+def check_all(checks: list[str], args: argparse.Namespace) -> int:
+    """Each in turn in the same processes, and after a fault the rest in new ones; the number of faults."""
+    for name in filter(lacks_deepspeed, checks):
+        print(f"{name}: {SKIPPED}", flush=True)
+    checks = [name for name in checks if not lacks_deepspeed(name)]
+    faults = 0
+    with tempfile.TemporaryDirectory() as folder:
+        while checks:
+            store, done = tempfile.mkdtemp(dir=folder), Path(folder) / "done"
+            done.write_text("")
+            try:
+                mp.spawn(check_on_rank, (checks, args, folder, store), nprocs=args.ranks)
+                break
+            except Exception as error:
+                finished = len(done.read_text().splitlines())
+                print(f"{checks[finished]}: failed: {reason(error)}", flush=True)
+                checks = checks[finished + 1 :]
+                faults += 1
+    return faults
+
+
+def check_on_rank(rank: int, checks: list[str], args: argparse.Namespace, folder: str, store: str) -> None:
+    """All in turn, on one rank; rank 0 notes what is done, and the decays that later engines shall have."""
+    with joined(rank, args.ranks, store, args.device, args.timeout):
+        notes, done = Path(folder) / "decays.json", Path(folder) / "done"
+        expected: dict[str, dict[str, float]] = json.loads(notes.read_text()) if notes.exists() else {}
+        for name in checks:
+            if name == MISMATCH:
+                check_mismatch(rank, args.ranks, args.device)
+                line = f"{name}: refused by all"
+            else:
+                decays = check(rank, name, args.device)
+                first = expected.setdefault(",".join(sorted(decays)), decays)  # by names: DDP comes first
+                off = max(abs(decays[module] / first[module] - 1) for module in first)
+                assert off <= 1e-6, f"{name}: decays off by {off:.1e}"
+                line = f"{name}: matrices bit-identical, bytes and peak as expected, decays off by {off:.1e}"
+            dist.barrier()
             if rank == 0:
-                print(
-                    f"{engine}: matrices bit-identical, bytes and peak as foretold, decays off by {off:.1e}"
-                )
-                sys.stdout.flush()
-        check_mismatch(rank, ranks, device)
-        if rank == 0:
-            print("another plan on one rank: refused by all", flush=True)
+                print(line, flush=True)
+                notes.write_text(json.dumps(expected))
+                with done.open("a") as file:
+                    file.write(f"{name}\n")
 
 
 def check(rank: int, engine: str, device: str) -> dict[str, float]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -13,6 +14,29 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+
+SKIPPED = "skipped: no deepspeed"
+
+
+def lacks_deepspeed(row: str) -> bool:
+    """Whether a row, by its name, is one of DeepSpeed's, which is not installed."""
+    return row.lower().startswith("zero") and importlib.util.find_spec("deepspeed") is None
+
+
+def outcome(row: str, work: Callable[[], str]) -> str:
+    """What a row of a table shows: what ``work`` returns, or in a line why it has nothing to show."""
+    if lacks_deepspeed(row):
+        return f"{row}: {SKIPPED}"
+    try:
+        return work()
+    except Exception as error:  # one row that fails does not end the others
+        return f"{row}: failed: {reason(error)}"
+
+
+def reason(error: Exception) -> str:
+    """The last line of an error, which of a rank's traceback is what was raised there."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 @contextmanager

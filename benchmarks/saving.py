@@ -10,6 +10,10 @@ for which it waits either way. Prints a table on rank 0.
 
 from __future__ import annotations
 
+import alphadecay_dist.openmp  # noqa: F401  (before torch is loaded, as in train.py)
+
+# isort: split
+
 import argparse
 import os
 import platform

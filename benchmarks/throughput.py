@@ -10,6 +10,10 @@ made), and so are updates with a refresh, whose exposed seconds are told apart. 
 
 from __future__ import annotations
 
+import alphadecay_dist.openmp  # noqa: F401  (before torch is loaded, as in train.py)
+
+# isort: split
+
 import argparse
 import os
 import platform

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import alphadecay_dist.openmp  # noqa: F401  (before torch is loaded; processes that tests start inherit it)
+
+# isort: split
+
 from collections.abc import Iterator
 
 import pytest

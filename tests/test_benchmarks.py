@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from tests.training.runs import tiny_options
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+PARTS = ("check", "doctor", "spectra", "exchange", "groups", "train256", "train2048", "zero", "zero_train")
 
 
 def run(script, *options):
@@ -83,3 +85,62 @@ def test_saving_is_timed_both_ways(tmp_path):
     rows = [cells(line) for line in done.stdout.splitlines()[-2:]]
     assert [row[:2] for row in rows] == [["false", "2"], ["true", "2"]]
     assert all(float(row[3]) > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_updates_are_timed_alone_and_beside_a_busy_process(tmp_path):
+    sizes = ("--repeats", "1", "--updates", "3")
+    rows = [cells(line) for line in run("busy.py", *sizes, *tiny_options(tmp_path))[-3:]]
+    assert [row[0] for row in rows] == ["raw torch loop", "trainer, before", "trainer, now"]
+    assert all(float(cell) > 0 for row in rows for cell in row[1:])
+    assert rows[-1][2] == rows[-1][4] == "1.00"
+
+
+@pytest.fixture
+def ranks(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("ranks")
+
+
+def test_a_row_that_fails_is_a_line(ranks):
+    assert ranks.outcome("fsdp2", lambda: "| fsdp2 | 1 |") == "| fsdp2 | 1 |"
+    assert ranks.outcome("fsdp2", lambda: str(int("x"))).startswith("fsdp2: failed: invalid literal")
+
+
+@pytest.mark.parametrize("row", ["zero1", "ZeRO-3 GatheredParameters"])
+def test_rows_without_deepspeed_are_skipped(ranks, row, monkeypatch):
+    assert ranks.outcome(row, lambda: "run") == "run"
+    monkeypatch.setitem(sys.modules, "deepspeed", None)  # as where it is not installed
+    assert ranks.outcome(row, lambda: "run") == f"{row}: skipped: no deepspeed"
+
+
+def gpu(*options):
+    command = ["bash", str(BENCHMARKS / "gpu.sh"), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow
+def test_a_part_for_gpus_writes_its_file(tmp_path):
+    done = gpu("groups", "--device", "cpu", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    machine, _, command, *rest = (tmp_path / "groups.txt").read_text().splitlines()
+    assert "torch" in machine
+    assert command.startswith("$ python3 benchmarks/groups.py --device cpu --ranks 2")
+    assert [cells(line)[0] for line in rest[-4:]] == ["fsdp2", "fsdp2", "ddp", "ddp"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [((), "give --out DIR"), (("--fast",), "unknown option --fast"), (("wings",), "unknown part wings")],
+)
+def test_a_mistake_in_the_options_of_gpus_is_a_line(options, said, tmp_path):
+    out = ("--out", str(tmp_path)) if "wings" in options else ()
+    done = gpu(*options, *out, "--device", "cpu")
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_the_page_names_every_part():
+    page = (BENCHMARKS.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert all(f"`{part}`" in page for part in PARTS)
+    assert f"all=({' '.join(PARTS)})" in (BENCHMARKS / "gpu.sh").read_text()

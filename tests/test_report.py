@@ -11,7 +11,7 @@ from alphadecay_dist.refresh import ModuleRefresh, Refresh
 from alphadecay_dist.report import _drawn, plot_spectrum
 from alphadecay_dist.spectral import analyze
 from alphadecay_dist.spectrum import Row
-from alphadecay_dist.training.metrics import RunFiles, means_by_type, read_lines, refresh_record
+from alphadecay_dist.training.metrics import RunFiles, means_by_type, read_lines
 
 NAMES = [f"model.layers.{layer}.{part}" for layer in (0, 1) for part in ("self_attn.q_proj", "mlp.down_proj")]
 
@@ -41,7 +41,7 @@ def test_a_type_without_a_defined_alpha_has_no_mean_alpha():
 def write_run(folder):
     files = RunFiles(folder)
     for step, alphas in ((0, [2.0, 3.0, 2.5, None]), (10, [1.9, None, 2.4, None])):
-        files.append("decay.jsonl", refresh_record(a_refresh(step, alphas)))
+        files.append("decay.jsonl", a_refresh(step, alphas).as_dict())
     for step in range(1, 21):
         files.append("metrics.jsonl", {"step": step, "loss": 5 / math.sqrt(step)})
     files.append("eval.jsonl", {"step": 0, "loss": 6.0})

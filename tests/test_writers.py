@@ -81,10 +81,12 @@ def test_weights_are_equal_bit_for_bit(implementation, tensor_lr):
     assert not any(same for name, same in equal(runs[0], without).items() if name != "scale")
 
 
-def test_bf16_weights_without_masters_are_equal_under_foreach():
-    """The for-loop rounds 1 - lr * decay to bf16, the fused kernel does not round in between."""
-    options = {"foreach": True, "dtype": torch.bfloat16}
-    assert all(equal(trained("groups", **options), trained("premultiply", **options)).values())
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_half_precision_weights_without_masters_are_refused(implementation, dtype):
+    """A product with 1 - lr * decay rounds back to the weight, also where AdamW's fused kernel decays."""
+    with pytest.raises(UserError, match=rf"'premultiply' with {dtype} weights without.*fused=True"):
+        built("premultiply", dtype=dtype, **IMPLEMENTATIONS[implementation])
 
 
 def test_a_weight_without_a_gradient_is_left_as_it_is():

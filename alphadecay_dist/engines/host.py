@@ -48,6 +48,14 @@ class Host(Protocol):
         """
         ...
 
+    def updated_dtypes(self) -> set[torch.dtype]:
+        """The types in which the optimizer updates the tuned weights, on this rank."""
+        ...
+
+    def updates(self) -> int | None:
+        """Updates that the engine has finished; None where nobody counts them."""
+        ...
+
     def loaded(self) -> None:
         """Put right what a load of the optimizer left wrong."""
         ...

@@ -9,13 +9,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from alphadecay_dist.engines.fsdp1 import FlatParameterSource, FlatPlace, flat_places, sharded_over
 from alphadecay_dist.engines.fsdp2 import DTensorSource
 from alphadecay_dist.engines.replicated import ReplicatedSource
-from alphadecay_dist.engines.updated import parameters_of
+from alphadecay_dist.engines.updated import dtypes_of, parameters_of
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.sharding.agreement import agreed, together
+from alphadecay_dist.sharding.agreement import agreed, require_equal, together
 from alphadecay_dist.sharding.groups import names_in
 from alphadecay_dist.sharding.inventory import Weight
 from alphadecay_dist.sharding.layout import ShardSource
@@ -55,6 +56,13 @@ class PlainHost:
         """The group's own parameters, of which a module may hold another tensor."""
         return parameters_of(group)
 
+    def updated_dtypes(self) -> set[torch.dtype]:
+        """Those of the groups' own parameters."""
+        return dtypes_of(self.param_groups())
+
+    def updates(self) -> None:
+        """Nobody counts."""
+
     def loaded(self) -> None:
         """Nothing: torch's own loading leaves nothing wrong."""
 
@@ -87,6 +95,13 @@ class PlainHost:
             return [rank for among in shards.values() for rank in among]
 
         everyone = agreed(local, self._group)
+        require_equal(
+            "the ranks of AlphaDecay's process group hold the weights with different ranks",
+            _holders(self._model, own),
+            self._group,
+            "give process_group= the ranks of one mesh or one DDP alone, such as mesh.get_group()",
+            kind=UserError,
+        )
         with together(self._group):
             copies: dict[int, list[tuple[int, ...]]] = {}
             start = 0
@@ -112,6 +127,20 @@ class PlainHost:
             return FlatParameterSource(weight.name, weight.shape, place, groups, rank)
         _check_whole(weight, parameter)
         return ReplicatedSource(weight, len(ranks))
+
+
+def _holders(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[str]:
+    """Which ranks hold the weights together with this one, as far as DDP and meshes say; a line each."""
+    lines = []
+    if isinstance(model, DistributedDataParallel):
+        lines.append(f"DDP over ranks {dist.get_process_group_ranks(model.process_group)}")
+    meshes = {
+        name: str(parameter.device_mesh.mesh.flatten().tolist())
+        for name, parameter in parameters.items()
+        if isinstance(parameter, DTensor)
+    }
+    first = {ranks: name for name, ranks in reversed(meshes.items())}
+    return lines + [f"{name}: mesh of ranks {ranks}" for ranks, name in first.items()]
 
 
 def _check_whole(weight: Weight, parameter: nn.Parameter | None) -> None:

@@ -6,11 +6,14 @@ Under DeepSpeed a group's ``params`` is one flat fp32 tensor. Where in it a weig
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+from alphadecay_dist.sharding.groups import names_in
 
 Updated = list[tuple[int, Tensor]]  # place in the group's names, this rank's part
 
@@ -22,6 +25,11 @@ def parameters_of(group: Mapping[str, Any]) -> Updated:
         for place, parameter in enumerate(group["params"])
         if parameter.grad is not None
     ]
+
+
+def dtypes_of(groups: Iterable[Mapping[str, Any]]) -> set[torch.dtype]:
+    """The types of what the groups of tuned weights hold."""
+    return {parameter.dtype for group in groups if names_in(group) for parameter in group["params"]}
 
 
 def fragments_of(parameters: Sequence[nn.Parameter]) -> Updated:

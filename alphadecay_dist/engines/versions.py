@@ -1,32 +1,42 @@
-"""Which versions of torch and DeepSpeed the engines are written for."""
+"""Which versions of torch, DeepSpeed and transformers this package has been run with: docs/versions.md."""
 
 from __future__ import annotations
 
+import re
 import warnings
 from importlib.metadata import version
 
-from packaging.version import Version
-
-# From the version that the private names used here were read in, to the next one that may change them.
-RANGES = {"torch": ("2.13", "2.14"), "deepspeed": ("0.19.8", "0.20")}
+# The oldest version that works, and the first one that nobody has run; setup.cfg has the same lower ends.
+RANGES = {"torch": ("2.13", "2.15"), "deepspeed": ("0.19.8", "0.20"), "transformers": ("5.0", "5.25")}
+RELEASE = re.compile(r"(?:\d+!)?(\d+(?:\.\d+)*)")  # of "2.13.0a0+5228986c39.nv26.01": 2.13.0
 
 
 def require(package: str) -> None:
-    """Check the version that is installed; warn about one that is newer than the tests know.
+    """Check the version that is installed; warn about one that is newer than any that was run.
+
+    Builds count by their release: NVIDIA's images have 2.13.0a0+..., nightly builds 2.14.0.dev20260101.
 
     Raises:
         ImportError: it is too old.
     """
-    found, (least, beyond) = Version(version(package)), RANGES[package]
-    release = Version(found.base_version)  # NVIDIA's images and nightly builds have 2.13.0a0+...
+    found, (least, beyond) = version(package), RANGES[package]
     advice = f"pip install '{package}>={least},<{beyond}'"
-    if release < Version(least):
+    if _release(found) < _release(least):
         raise ImportError(
             f"{package} {found} is too old for alphadecay_dist, expected {least} or later: {advice}"
         )
-    if release >= Version(beyond):
+    if _release(found) >= _release(beyond):
         warnings.warn(
             f"{package} {found} is newer than alphadecay_dist has been tested with (below {beyond}); run its "
             f"tests, or {advice}",
             stacklevel=3,
         )
+
+
+def _release(text: str) -> tuple[int, ...]:
+    """The numbers of a version's release, without zeros at the end: 2.13 and 2.13.0 are one."""
+    found = RELEASE.match(text)
+    numbers = [int(number) for number in found[1].split(".")] if found else []
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)

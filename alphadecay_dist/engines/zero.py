@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from alphadecay_dist.engines import zero_config
 from alphadecay_dist.engines.replicated import replicated_sources
 from alphadecay_dist.engines.state import scalar_tensor
-from alphadecay_dist.engines.updated import fragments_of, parameters_of, partitions_of
+from alphadecay_dist.engines.updated import dtypes_of, fragments_of, parameters_of, partitions_of
 from alphadecay_dist.engines.versions import require
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.agreement import agreed, together
@@ -112,6 +112,12 @@ class ZeroHost:
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
+        if type(self.optimizer).__module__.startswith("deepspeed.runtime.zero.muon"):
+            raise UserError(
+                f"optimizer: found DeepSpeed's own {type(self.optimizer).__name__}, whose groups lose their "
+                "names; make a torch optimizer of param_groups() and give it to "
+                "deepspeed.initialize(optimizer=...)"
+            )
 
     @property
     def group(self) -> dist.ProcessGroup | None:
@@ -139,6 +145,16 @@ class ZeroHost:
         if stage == 3:
             return partitions_of(group, parameters)
         return fragments_of(parameters) if stage else parameters_of(group)
+
+    def updated_dtypes(self) -> set[torch.dtype]:
+        """Of the fp32 masters, or what the config has in their place. At stage 3 no group holds them."""
+        if self._engine.zero_optimization_stage() == 3:
+            return {flat.dtype for flat in self._engine.optimizer.fp32_partitioned_groups_flat}
+        return dtypes_of(self.optimizer.param_groups)
+
+    def updates(self) -> int:
+        """Those that it skipped count."""
+        return self._engine.global_steps
 
     def loaded(self) -> None:
         """Give each flat partition a step counter of its own.

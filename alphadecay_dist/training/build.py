@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from alphadecay_dist.checkpoint.reader import Checkpoint
@@ -93,16 +95,18 @@ def build(checked: Checked, options: Options, engine: Training, ranks: Ranks) ->
     wrapped = engine.initialize(model, optimizer)
     if decay.policy == "uniform":
         return None
-    return AlphaDecay(
-        model,
-        optimizer,
-        engine=wrapped,
-        dtype=dtype,
-        memory_budget=decay.memory_budget,
-        device=decay.device,
-        apply=decay.apply,
-        **vars(decay.settings()),
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"optimizer: found Adam\b")  # the published recipes name it
+        return AlphaDecay(
+            model,
+            optimizer,
+            engine=wrapped,
+            dtype=dtype,
+            memory_budget=decay.memory_budget,
+            device=decay.device,
+            apply=decay.apply,
+            **vars(decay.settings()),
+        )
 
 
 def utilization_of(checked: Checked, engine: Training, ranks: Ranks) -> Utilization:

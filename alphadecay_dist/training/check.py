@@ -17,11 +17,11 @@ from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.inventory import require_weights, tuned_weights
 from alphadecay_dist.training import model as models
 from alphadecay_dist.training.config import load_config
-from alphadecay_dist.training.corpus import find_files
 from alphadecay_dist.training.data import micro_batch
 from alphadecay_dist.training.prepared import check_tokenizer, read_manifest
 from alphadecay_dist.training.ranks import environment
 from alphadecay_dist.training.recipe import Config
+from alphadecay_dist.training.sources import find_files
 
 
 @dataclass(frozen=True)

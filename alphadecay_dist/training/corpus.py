@@ -2,70 +2,75 @@
 
 The order of a lane's documents depends on the seed, the lane and the files alone: the files of an epoch in a
 seeded permutation, and within a file blocks of ``shuffle`` documents, each permuted. So a position is four
-numbers, and a resume reads one block again. (The shuffle buffers of ``datasets`` lose and repeat documents
-on resume; its plain streams, used here, do not.)
+numbers, and a resume reads one block again.
 """
 
 from __future__ import annotations
 
-import glob
-import logging
-import os
 import random
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.errors import UserError, warn
 from alphadecay_dist.fields import count
+from alphadecay_dist.training.documents import Files, LocalFiles, rows_of
+from alphadecay_dist.training.holdout import Holdout
+from alphadecay_dist.training.hub import open_c4
 from alphadecay_dist.training.recipe import DataConfig
-from alphadecay_dist.training.retries import Patience, may_pass
+from alphadecay_dist.training.sources import find_files
 
-LOADERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-C4 = ("allenai/c4", "en")
-COMMIT = re.compile(r"@([0-9a-f]{40})/")  # in the address of a file on the hub
+LOOKED_AT = 1000  # files whose first row is looked at before training
 
 
 class Corpus:
     """Documents in numbered files, each read as a stream from any row on.
 
     Args:
-        stream: a ``datasets.IterableDataset`` without shuffling.
-        text_field: its column of text.
-        where: what errors call it.
-        holdout: every so many rows one belongs to the validation set; 0 is none.
+        files: where they are.
+        where: what errors call the whole.
+        holdout: which rows belong to the validation set; None is none.
         held_out: take those rows instead of the others.
         revision: the commit, of data on the hub.
     """
 
     def __init__(
         self,
-        stream: Any,
-        text_field: str,
+        files: Files,
         where: str,
-        holdout: int = 0,
+        holdout: Holdout | None = None,
         held_out: bool = False,
         revision: str | None = None,
     ) -> None:
         self.revision = revision
-        self._stream = stream
-        self._field = text_field
+        self._files = files
         self._where = where
         self._holdout = holdout
         self._held_out = held_out
+        self._nulls = 0
+        self._counted: dict[int, int] = {}  # up to which row of each file nulls were counted
+        self._reported = False
 
     @property
     def name(self) -> str:
         """What errors call it."""
-        return f"{self._where} (every {self._holdout}th document of it)" if self._held_out else self._where
+        if self._holdout is None or not self._held_out:
+            return self._where
+        return f"{self._where} (every {self._holdout.every}th document of it)"
+
+    @property
+    def advice(self) -> str:
+        """What to do where a lane has no document."""
+        if self._holdout is not None and self._held_out:
+            return self._holdout.advice
+        return "use more documents, fewer data.lanes or another data.holdout"
 
     @property
     def num_files(self) -> int:
         """Number of files, each a unit of the order."""
-        return self._stream.num_shards
+        return len(self._files)
 
     def documents(self) -> Iterator[str]:
         """All documents, file by file."""
@@ -75,37 +80,35 @@ class Corpus:
         """Row number and text of the non-empty documents of one file, from row ``start`` on.
 
         Raises:
-            UserError: a row without the text column, or a file that cannot be read.
+            UserError: a row without text, or a file that cannot be read.
         """
-        for row, record in self._records(file, start):
-            text = record.get(self._field)
-            if not isinstance(text, str):
-                raise UserError(
-                    f"{self._where}: row {row} has no text in {self._field!r} (its fields: "
-                    f"{', '.join(record)}); set data.text_field"
-                )
-            if self._belongs(row) and text.strip():
-                yield row, text.strip()
+        for row, value in rows_of(self._files, file, start):
+            if value is None:
+                self._pass_over(file, row)
+            elif self._belongs(file, row) and (text := value.strip()):
+                yield row, text
 
-    def _records(self, file: int, row: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The records of one file from a row on; where the connection fails, opened again at the next row."""
-        patience = Patience()
-        while True:
-            stream = self._stream.shard(num_shards=self.num_files, index=file)
-            try:
-                for record in stream.skip(row) if row else stream:
-                    yield row, record
-                    row += 1
-                    patience.progress()
-                return
-            except Exception as error:  # readers raise a dozen unrelated types: EOFError, zlib.error, Arrow's
-                if not (may_pass(error) and patience.wait(self._where, error)):
-                    raise _unreadable(self._where, error) from error
+    def report_nulls(self) -> None:
+        """Say, once, how many rows were passed over."""
+        if self._nulls > 1 and not self._reported:
+            self._reported = True
+            field = self._files.field
+            warn(f"data: {self._where}: {self._nulls} rows so far are null in {field!r} and were passed over")
 
-    def _belongs(self, row: int) -> bool:
-        if not self._holdout:
-            return True
-        return (row % self._holdout == self._holdout - 1) == self._held_out
+    def _pass_over(self, file: int, row: int) -> None:
+        """Count a row whose text is null; one that is read again counts once."""
+        if row < self._counted.get(file, 0):
+            return
+        self._counted[file] = row + 1
+        self._nulls += 1
+        if self._nulls == 1:
+            warn(
+                f"data: {self._files.name(file)}: row {row} (counted from 0) is null in "
+                f"{self._files.field!r}; such rows are passed over"
+            )
+
+    def _belongs(self, file: int, row: int) -> bool:
+        return self._holdout is None or self._holdout.has(file, row) == self._held_out
 
 
 @dataclass
@@ -165,7 +168,7 @@ class DocumentLane:
             if self.cursor.epoch > begun + 1:
                 raise UserError(
                     f"data: {self._corpus.name}: lane {self._lane} of {self._lanes} has no document; "
-                    "use more documents, fewer data.lanes or another data.holdout"
+                    f"{self._corpus.advice}"
                 )
 
     def _advance(self, ended: bool) -> None:
@@ -175,6 +178,7 @@ class DocumentLane:
         elif self.cursor.file + 1 < len(self._files(self.cursor.epoch)):
             self.seek(Cursor(self.cursor.epoch, self.cursor.file + 1))
         else:
+            self._corpus.report_nulls()
             self.seek(Cursor(self.cursor.epoch + 1))
         self._block = None
 
@@ -228,22 +232,19 @@ def open_corpora(config: DataConfig) -> tuple[Corpus, Corpus]:
     """The training and the validation corpus.
 
     Raises:
-        UserError: a missing or unreadable file, or a hub that does not answer.
+        UserError: a missing or unreadable file, a file whose first row has no text, or a hub that does not
+            answer.
     """
     if config.source == "c4":
-        return _open_c4("train", config.revision), _open_c4("validation", config.revision)
+        return _open_hub("train", config.revision), _open_hub("validation", config.revision)
     if config.source == "demo":
         train, validation = demo_files()
-        return _open_files(train, "text"), _open_files(validation, "text")
+        return _open(train, "text"), _open(validation, "text")
     if config.validation is not None:
-        return (
-            _open_files(config.source, config.text_field),
-            _open_files(config.validation, config.text_field),
-        )
-    return (
-        _open_files(config.source, config.text_field, config.holdout, held_out=False),
-        _open_files(config.source, config.text_field, config.holdout, held_out=True),
-    )
+        return _open(config.source, config.text_field), _open(config.validation, config.text_field)
+    files = _open_files(config.source, config.text_field)
+    holdout = Holdout.of(files, config.holdout)
+    return Corpus(files, config.source, holdout), Corpus(files, config.source, holdout, held_out=True)
 
 
 def demo_files() -> tuple[str, str]:
@@ -252,68 +253,25 @@ def demo_files() -> tuple[str, str]:
     return str(folder / "train.json.gz"), str(folder / "validation.json.gz")
 
 
-def find_files(source: str) -> tuple[str, list[str]]:
-    """The loader and the sorted files of a path, directory or glob.
-
-    Raises:
-        UserError: no file, files of several kinds, or of a kind that cannot be read.
-    """
-    path = Path(source)
-    if os.path.isdir(path):
-        files = sorted(str(p) for p in path.rglob("*") if _loader(p.name) and p.is_file())
-    else:
-        files = [source] if os.path.isfile(path) else sorted(glob.glob(source, recursive=True))
-    if not files:
-        raise UserError(
-            f"data: {source}: no such file, and no directory or glob with {', '.join(LOADERS)} files; "
-            "data.source also takes 'demo' and 'c4'"
-        )
-    kinds = {_loader(name) for name in files}
-    loader = kinds.pop()
-    if kinds or loader is None:
-        raise UserError(f"data: {source}: expected files of one kind of {', '.join(LOADERS)} (.gz too)")
-    return loader, files
+def _open_hub(split: str, revision: str | None) -> Corpus:
+    files = open_c4(split, revision)
+    return Corpus(files, "c4", revision=files.revision)
 
 
-def _loader(name: str) -> str | None:
-    return LOADERS.get(Path(name.removesuffix(".gz")).suffix)
+def _open(source: str, text_field: str) -> Corpus:
+    return Corpus(_open_files(source, text_field), source)
 
 
-def _open_files(source: str, text_field: str, holdout: int = 0, held_out: bool = False) -> Corpus:
-    import datasets  # noqa: PLC0415  (slow to load, and not needed to refuse a bad path)
-
-    datasets.logging.set_verbosity(logging.CRITICAL)  # its errors reach the user once, as ours
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # local files: no word to the hub, no wait for it
-    loader, files = find_files(source)
-    options = {"sample_by": "paragraph"} if loader == "text" else {}
-    names = [glob.escape(name) for name in files]  # load_dataset takes every name for a pattern
-    try:
-        stream = datasets.load_dataset(loader, data_files=names, split="train", streaming=True, **options)
-    except StopIteration:  # how the JSON reader meets files without a byte
-        raise UserError(f"data: {source}: has no document; give files with text") from None
-    except Exception as error:
-        raise _unreadable(source, error) from error
-    return Corpus(stream, "text" if loader == "text" else text_field, source, holdout, held_out)
+def _open_files(source: str, text_field: str) -> LocalFiles:
+    """The files of a source, once the first row of each was looked at; of very many, of some."""
+    kind, paths = find_files(source)
+    files = LocalFiles(kind, paths, "text" if kind == "text" else text_field)
+    every = range(len(files))
+    looked = [_has_row(files, file) for file in every[:: -(-len(files) // LOOKED_AT)]]
+    if not any(looked) and not any(_has_row(files, file) for file in every):
+        raise UserError(f"data: {source}: has no document; give files with text")
+    return files
 
 
-def _open_c4(split: str, revision: str | None) -> Corpus:
-    import datasets  # noqa: PLC0415
-
-    # Its own retries can take ten minutes an attempt and say nothing: a failed read comes to Corpus at once.
-    datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
-    try:
-        builder = datasets.load_dataset_builder(*C4, revision=revision)
-        stream = builder.as_streaming_dataset(split=split)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"data.source c4: the hub does not give {C4[0]}: {reason}; "
-            "without network give local files: --data.source=PATH"
-        ) from error
-    found = COMMIT.search(str(builder.config.data_files[split][0]))
-    return Corpus(stream, "text", "c4", revision=found[1] if found else None)
-
-
-def _unreadable(where: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return UserError(f"data: {where}: cannot be read: {reason}; check it, or give another data.source")
+def _has_row(files: Files, file: int) -> bool:
+    return next(rows_of(files, file, 0), None) is not None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch.distributed as dist
 import yaml
 
-from alphadecay_dist.controller import tridiagonal_weight
 from alphadecay_dist.engines.training import Training
 from alphadecay_dist.sharding.agreement import collective_device
 from alphadecay_dist.sharding.inventory import Weight, tuned_weights
 from alphadecay_dist.sharding.ownership import assign_owners
+from alphadecay_dist.sharding.planning import tridiagonal_weight
 from alphadecay_dist.sharding.work import analysed, costs_of
 from alphadecay_dist.training import model as models
 from alphadecay_dist.training.check import Checked

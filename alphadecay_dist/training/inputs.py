@@ -11,11 +11,12 @@ from typing import Any
 from alphadecay_dist.fields import count, get, items
 from alphadecay_dist.training import model as models
 from alphadecay_dist.training.check import Checked
-from alphadecay_dist.training.corpus import Corpus, demo_files, find_files
+from alphadecay_dist.training.corpus import Corpus, demo_files
 from alphadecay_dist.training.data import Source
 from alphadecay_dist.training.fingerprint import FileMark, Marks, marks_of
 from alphadecay_dist.training.prepared import Shards
 from alphadecay_dist.training.recipe import DataConfig
+from alphadecay_dist.training.sources import find_files
 
 INPUTS = "inputs.json"  # in the output directory, to be looked at
 

@@ -12,16 +12,13 @@ from typing import Any
 from tqdm import tqdm
 
 from alphadecay_dist.errors import RunError
-from alphadecay_dist.refresh import Refresh
+from alphadecay_dist.refresh import DECAY, Refresh
 from alphadecay_dist.training.metrics import (
-    DECAY,
     METRICS,
     STATUS,
     RunFiles,
     Tracker,
     means_by_type,
-    refresh_record,
-    undefined_modules,
 )
 from alphadecay_dist.training.preemption import StopRequests
 
@@ -57,7 +54,7 @@ class RunLog:
 
     def refresh(self, refresh: Refresh) -> None:
         """A refresh's line, its means in wandb, and a short line on stderr."""
-        self._write(DECAY, lambda files: files.append(DECAY, refresh_record(refresh)))
+        self._write(DECAY, lambda files: files.append(DECAY, refresh.as_dict()))
         if self._tracker:
             self._tracker.log(refresh.step, means_by_type(refresh))
         now = time.monotonic()
@@ -115,7 +112,7 @@ def refresh_line(refresh: Refresh) -> str:
     if alphas:
         low, middle, high = min(alphas), statistics.median(alphas), max(alphas)
         shown = f"alpha {low:.2f} to {high:.2f}, median {middle:.2f}"
-    undefined = undefined_modules(refresh)
+    undefined = refresh.undefined
     kept = f" ({undefined} undefined keep their decays)" if undefined else ""
     return (
         f"refresh at update {refresh.step}{lagged}: {len(decays)} matrices, {shown}, "

@@ -7,18 +7,16 @@ import math
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from alphadecay_dist.checkpoint.manifest import write_atomically
 from alphadecay_dist.errors import UserError, warn
 from alphadecay_dist.fields import count, counted, get
-from alphadecay_dist.refresh import Refresh
+from alphadecay_dist.refresh import DECAY, Refresh
 
-METRICS, EVAL, DECAY, SEQUENCES = "metrics.jsonl", "eval.jsonl", "decay.jsonl", "sequences.jsonl"
+METRICS, EVAL, SEQUENCES = "metrics.jsonl", "eval.jsonl", "sequences.jsonl"
 STATUS = "status.json"
-WRITTEN = ("assigned", "all_equal")  # statuses of modules whose decay was found
 
 
 class RunFiles:
@@ -105,29 +103,6 @@ def read_status(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return status
-
-
-def refresh_record(refresh: Refresh) -> dict[str, Any]:
-    """A refresh as its line in decay.jsonl; what a module does not have is left out."""
-    record = asdict(refresh)
-    record["undefined"] = undefined_modules(refresh)
-    record["modules"] = {name: _present(module) for name, module in record["modules"].items()}
-    return record
-
-
-def undefined_modules(refresh: Refresh) -> int:
-    """Number of modules that kept their decay, or a part of theirs, because their spectra are undefined."""
-    return sum(
-        any(found.status not in WRITTEN for found in module.parts.values() or [module])
-        for module in refresh.modules.values()
-    )
-
-
-def _present(module: dict[str, Any]) -> dict[str, Any]:
-    """A module's record without a value that is alpha's own and without parts where it is whole."""
-    parts = {name: _present(part) for name, part in module.pop("parts").items()}
-    value = module.pop("value")
-    return {**module, **({} if value is None else {"value": value}), **({"parts": parts} if parts else {})}
 
 
 def modules_by_type(names: Mapping[str, Any]) -> dict[str, list[str]]:

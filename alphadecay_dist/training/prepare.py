@@ -24,7 +24,7 @@ from tqdm import tqdm
 from alphadecay_dist.checkpoint.manifest import write_atomically
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.fields import get
-from alphadecay_dist.training.corpus import Corpus, DocumentLane, find_files, open_corpora
+from alphadecay_dist.training.corpus import Corpus, DocumentLane, open_corpora
 from alphadecay_dist.training.data import EVAL_SEED
 from alphadecay_dist.training.prepared import (
     ENDS,
@@ -40,6 +40,7 @@ from alphadecay_dist.training.prepared import (
     shards_of,
 )
 from alphadecay_dist.training.recipe import Config, DataConfig
+from alphadecay_dist.training.sources import find_files
 from alphadecay_dist.training.tokenizer import TRAIN, Tokenizer, check_vocabulary, find_tokenizer
 
 PROGRESS, LOCK = "progress.json", "lock"

@@ -33,9 +33,10 @@ class DataConfig:
 
     Attributes:
         source: ``demo`` (the text shipped with the package), ``c4`` (streamed from the hub), or a local
-            file, directory or glob of .txt, .json, .jsonl (.gz too) or .parquet files.
+            file, directory or glob of .txt, .json, .jsonl (.gz, .bz2, .xz, .zst too) or .parquet files.
         validation: held-out files, given like ``source``; without them every ``holdout``-th document of a
-            local source is held out. ``demo`` and ``c4`` have a validation set of their own.
+            local source is held out, counted in each file, or over all where no file has as many. ``demo``
+            and ``c4`` have a validation set of their own.
         holdout: see ``validation``.
         text_field: the column or key that holds the text.
         pack: cut the joined documents into full sequences, instead of a sequence a document, cut or padded.

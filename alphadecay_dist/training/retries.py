@@ -1,10 +1,15 @@
-"""Which failures of a remote read may pass by themselves, and how long to wait for it."""
+"""Which failures of a read may pass by themselves, how long to wait for it, and where to read on."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from alphadecay_dist.errors import UserError
+
+T = TypeVar("T")
 
 # Seconds before each new attempt. The hub's client tries for half a minute by itself each time: together
 # about six minutes, below the ten after which NCCL gives up on the ranks that wait for this one.
@@ -54,11 +59,44 @@ class Patience:
             return False
         seconds = WAITS[self._failures]
         self._failures += 1
-        reason = " ".join(str(error).split()) or type(error).__name__
         attempt = f"attempt {self._failures} of {len(WAITS)}"
-        print(f"data: {where}: {reason}; {attempt} in {seconds} s", file=sys.stderr, flush=True)
+        print(f"data: {where}: {_reason(error)}; {attempt} in {seconds} s", file=sys.stderr, flush=True)
         time.sleep(seconds)
         return True
+
+
+def read_on(read: Callable[[int], Iterator[T]], start: int, where: str) -> Iterator[tuple[int, T]]:
+    """Rows from ``start`` on and their numbers; where the connection fails, read again from the next row on.
+
+    Args:
+        read: gives the rows from a number on.
+        start: the first row.
+        where: what errors call that which is read.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    row = start
+    patience = Patience()
+    while True:
+        try:
+            for value in read(row):
+                yield row, value
+                row += 1
+                patience.progress()
+            return
+        except UserError:
+            raise
+        except Exception as error:  # readers raise a dozen unrelated types: EOFError, zlib.error, Arrow's
+            if not (may_pass(error) and patience.wait(where, error)):
+                raise UserError(
+                    f"data: {where}: cannot be read: {_reason(error)} (at row {row}); check it, or give "
+                    "another data.source"
+                ) from error
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

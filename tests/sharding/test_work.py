@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from alphadecay_dist import UserError, controller
+from alphadecay_dist import UserError
 from alphadecay_dist.settings import Settings
+from alphadecay_dist.sharding import planning
 from alphadecay_dist.sharding.inventory import tuned_weights
 from alphadecay_dist.sharding.work import analysed
 from alphadecay_dist.spectral import Rates, Windows
@@ -53,8 +54,8 @@ def test_a_dry_run_has_the_owners_of_the_rule():
 
 def check_agreed():
     rank = dist.get_rank()
-    controller.measured_rates = lambda device: Rates(1e12, 1e12 / (5 if rank else 300))
-    return controller.tridiagonal_weight(torch.device("cpu"), dist.group.WORLD)
+    planning.measured_rates = lambda device: Rates(1e12, 1e12 / (5 if rank else 300))
+    return planning.tridiagonal_weight(torch.device("cpu"), dist.group.WORLD)
 
 
 @pytest.mark.slow

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import bz2
 import functools
 import gzip
 import json
-from collections.abc import Iterable
+import lzma
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+import pyarrow
 
 from alphadecay_dist.training.corpus import Corpus, open_corpora
 from alphadecay_dist.training.recipe import NFKC, DataConfig
 from alphadecay_dist.training.tokenizer import Tokenizer, train_tokenizer
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda content: pyarrow.Codec("zstd").compress(content, asbytes=True),
+}
 
 
 @functools.cache
@@ -29,14 +40,18 @@ def write_files(folder: Path, documents: list[list[str]]) -> Path:
     """A directory with a JSON-lines file for every list of documents."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, texts in enumerate(documents):
-        write_lines(folder / f"part-{i:02d}.jsonl", ({"text": text} for text in texts))
+        write_lines(folder / f"part-{i:03d}.jsonl", ({"text": text} for text in texts))
     return folder
 
 
 def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> Path:
-    """A JSON-lines file; gzipped where the name says so."""
-    content = "".join(json.dumps(record) + "\n" for record in records).encode()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    """A JSON-lines file, compressed as its name says."""
+    return write_bytes(path, "".join(json.dumps(record) + "\n" for record in records).encode())
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """A file, compressed as its name says."""
+    path.write_bytes(COMPRESS.get(path.suffix, bytes)(content))
     return path
 
 

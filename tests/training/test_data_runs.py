@@ -15,6 +15,7 @@ from alphadecay_dist.training.corpus import Corpus
 from alphadecay_dist.training.metrics import read_lines, read_status
 from alphadecay_dist.training.prepared import Shards
 from tests.multirank import run_ranks
+from tests.training.corpora import numbered, write_lines
 from tests.training.runs import ENGINES, final_weights, tiny_options, train_on
 from tests.training.test_resume import same_weights, without_times
 
@@ -102,6 +103,20 @@ def test_data_that_fail_on_one_rank_leave_a_checkpoint_from_which_the_run_goes_o
     assert without_times(resumed) == without_times(whole)
     assert same_weights(broken, tmp_path / "whole")
     assert sequences(broken) == sequences(tmp_path / "whole")
+
+
+def test_a_bad_row_deep_in_a_corpus_is_named_and_leaves_a_checkpoint(tmp_path):
+    good = [{"text": text, "meta": None} for text in numbered(100)]
+    path = write_lines(tmp_path / "a.jsonl", [*good, {"text": "7", "meta": {"id": 1}}, {"text": 8}, *good])
+    options = tiny_options(tmp_path, data__shuffle=1, data__pack=False, train__steps=20)
+    validation = write_lines(tmp_path / "validation.jsonl", good)
+    options += [f"--data.source={path}", f"--data.validation={validation}"]
+    argv = [*ENGINES["ddp"], "--output_dir", str(tmp_path / "run"), *options]
+    assert run_ranks(train.main, 1, argv) == [1]
+    status = read_status(tmp_path / "run")
+    words = f"update 9: data: {path}: row 101 (counted from 0) has a number in 'text', expected text"
+    assert status["reason"].startswith(words), status
+    assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == "step-00000008\n"
 
 
 def test_sequences_are_not_written_unless_asked_for(tmp_path):

@@ -187,7 +187,7 @@ AFTER_THE_RANKS_MEET = {
     ),
     "broken data": (
         lambda f: [f"--data.source={write(f / 'broken.json', '{')}"],
-        ["broken.json", "cannot be read"],
+        ["broken.json", "row 0", "is not whole"],
     ),
     "no text field": (
         lambda f: [f"--data.source={write(f / 'a.json', [{'body': 'x'}] * 50)}", "--tokenizer.model=train"],

@@ -39,7 +39,7 @@ def engine_in(folder):
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
-    """A directory with a run of 3 of 6 updates, ``run``, the same unbroken, ``whole``, and all their files."""
+    """All files of a run, with 3 of its 6 updates in ``run`` and the same unbroken in ``whole``."""
     folder = tmp_path_factory.mktemp("begun") / "all"
     (folder / "texts").mkdir(parents=True)
     corpus, _ = open_corpora(DataConfig())

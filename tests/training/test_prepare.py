@@ -18,7 +18,7 @@ from alphadecay_dist.errors import UserError
 from alphadecay_dist.training import prepare as preparing
 from alphadecay_dist.training.prepare import prepare
 from alphadecay_dist.training.prepared import read_manifest, verify
-from tests.training.corpora import number_tokenizer
+from tests.training.corpora import number_tokenizer, numbered, write_files, write_lines
 from tests.training.preparations import VOCABULARY, recipe
 
 
@@ -124,6 +124,38 @@ def test_the_command_prepares_a_recipe_with_changes(texts, tmp_path, capsys):
     assert main([*argv, f"--tokenizer.model={model}", "--data.holdout=5"]) == 2
     assert main([*argv, "--data.sauce=5"]) == 2
     assert "did you mean 'source'" in capsys.readouterr().err
+
+
+def prepared_from(source, output, *options):
+    model = output.parent / "numbers.model"
+    model.write_bytes(number_tokenizer().proto)
+    argv = ["data", "prepare", "--output", str(output), f"--data.source={source}", *options]
+    return main([*argv, f"--tokenizer.model={model}"])
+
+
+def test_the_command_counts_what_it_passes_over(tmp_path, capsys):
+    texts = [text if row % 9 else None for row, text in enumerate(numbered(30))]
+    path = write_lines(tmp_path / "a.jsonl.zst", ({"text": text} for text in texts))
+    with pytest.warns(UserWarning, match="null in 'text'") as caught:
+        assert prepared_from(path, tmp_path / "data", "--data.holdout=10") == 0
+    assert any(": 4 rows so far are null" in str(warning.message) for warning in caught)
+    assert "train: 24 documents" in capsys.readouterr().out  # row 9 is null, 19 and 29 are held out
+
+
+def test_the_command_names_the_row_that_has_no_text(tmp_path, capsys):
+    folder = write_files(tmp_path / "texts", [numbered(30), numbered(30)])
+    path = write_lines(folder / "part-002.jsonl", [*({"text": text} for text in numbered(25)), {"text": 3}])
+    assert prepared_from(folder, tmp_path / "data") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert f"data: {path}: row 25 (counted from 0) has a number in 'text', expected text" in line
+
+
+def test_many_small_files_are_prepared_with_a_validation_set(tmp_path, capsys):
+    folder = write_files(tmp_path / "texts", [[text] for text in numbered(120)])
+    assert prepared_from(folder, tmp_path / "data") == 0
+    told = capsys.readouterr().out
+    assert "train: 119 documents" in told
+    assert "validation: 1 document" in told
 
 
 SLOWLY = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import datasets
 import pytest
 import requests
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training import retries
 from alphadecay_dist.training.corpus import Corpus, DocumentLane, open_corpora
+from alphadecay_dist.training.hub import HubFiles
 from alphadecay_dist.training.recipe import DataConfig
 from alphadecay_dist.training.retries import WAITS, may_pass
 from tests.training.corpora import numbered, texts_of, write_files
@@ -98,39 +100,45 @@ def folder(tmp_path_factory):
     return write_files(tmp_path_factory.mktemp("data"), [numbered(30), numbered(17, 100)])
 
 
-def failing(corpus, failures, error=None):
+@pytest.fixture(scope="module")
+def stream(folder):
+    """The same files as the hub's library streams them."""
+    names = sorted(str(path) for path in folder.iterdir())
+    return datasets.load_dataset("json", data_files=names, split="train", streaming=True)
+
+
+def failing(stream, failures, error=None):
     error = error or httpx.ReadError("connection reset")
-    return Corpus(Failing(corpus._stream, iter(failures), error), "text", "c4")
+    return Corpus(HubFiles(Failing(stream, iter(failures), error), "text", "c4"), "c4")
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(failures=st.lists(st.integers(0, 9), max_size=len(WAITS)), shuffle=st.sampled_from([1, 4, 100]))
-def test_a_connection_that_fails_changes_no_document_and_no_order(folder, waits, failures, shuffle):
+def test_a_connection_that_fails_changes_no_document_and_no_order(folder, stream, waits, failures, shuffle):
     corpus, _ = open_corpora(DataConfig(source=str(folder), holdout=1000))
     plain = DocumentLane(corpus, 0, 1, 0, shuffle)
-    broken = DocumentLane(failing(corpus, failures), 0, 1, 0, shuffle)
+    broken = DocumentLane(failing(stream, failures), 0, 1, 0, shuffle)
     for _ in range(100):
         assert broken.next() == plain.next()
         assert broken.state() == plain.state()
 
 
-def test_each_wait_is_longer_and_progress_begins_anew(folder, waits, capsys):
-    corpus, _ = open_corpora(DataConfig(source=str(folder), holdout=1000))
-    assert len(texts_of(failing(corpus, [0, 0, 0, 5, 0]))) == 47
+def test_each_wait_is_longer_and_progress_begins_anew(stream, waits, capsys):
+    assert len(texts_of(failing(stream, [0, 0, 0, 5, 0]))) == 47
     assert waits == [1, 2, 4, 1, 2]
     lines = capsys.readouterr().err.splitlines()
     assert lines[1] == f"data: c4: connection reset; attempt 2 of {len(WAITS)} in 2 s"
 
 
-def test_a_connection_that_stays_away_is_one_error(folder, waits):
-    corpus, _ = open_corpora(DataConfig(source=str(folder), holdout=1000))
-    with pytest.raises(UserError, match=r"^data: c4: cannot be read: connection reset; check it"):
-        texts_of(failing(corpus, itertools.repeat(0)))
+def test_a_connection_that_stays_away_is_one_error(stream, waits):
+    with pytest.raises(
+        UserError, match=r"^data: c4: cannot be read: connection reset \(at row 0\); check it"
+    ):
+        texts_of(failing(stream, itertools.repeat(0)))
     assert waits == list(WAITS)
 
 
-def test_what_the_server_refuses_is_not_asked_again(folder, waits):
-    corpus, _ = open_corpora(DataConfig(source=str(folder), holdout=1000))
-    with pytest.raises(UserError, match=r"c4: cannot be read"):
-        texts_of(failing(corpus, [3], hub_error(403)))
+def test_what_the_server_refuses_is_not_asked_again(stream, waits):
+    with pytest.raises(UserError, match=r"c4: cannot be read: no \(at row 3\)"):
+        texts_of(failing(stream, [3], hub_error(403)))
     assert waits == []

@@ -1,0 +1,139 @@
+"""What a caller gave as model, optimizer, engine and process group: unwrapped, or refused with advice."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from alphadecay_dist.errors import UserError, shown, warn
+
+
+class Given(NamedTuple):
+    """A model and an optimizer, with the engine and the ranks that train them."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    engine: Any | None
+    process_group: dist.ProcessGroup | None
+
+
+def unwrapped(model: Any, optimizer: Any, engine: Any, process_group: Any) -> Given:
+    """Undo what accelerate and others wrap.
+
+    A DeepSpeed engine given as the model is the engine, and its module the model. An optimizer that passes on
+    the groups of another is that other.
+
+    Raises:
+        UserError: something else than was expected.
+    """
+    if isinstance(model, torch.optim.Optimizer) or isinstance(optimizer, nn.Module):
+        if is_engine(optimizer):
+            raise UserError(
+                "optimizer: found a DeepSpeedEngine; give AlphaDecay(model, optimizer, engine=engine, ...)"
+            )
+        raise UserError(
+            f"AlphaDecay: found {_kind(model)} as model and {_kind(optimizer)} as optimizer; give "
+            "AlphaDecay(model, optimizer, ...)"
+        )
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model: found {shown(model)}, expected the nn.Module given to param_groups()")
+    if engine is not None and not is_engine(engine):
+        engine = getattr(engine, "engine", engine)  # accelerate's DeepSpeedEngineWrapper
+    if engine is not None and not is_engine(engine):
+        raise UserError(
+            f"engine: found {_kind(engine)}, expected the DeepSpeedEngine of deepspeed.initialize(); "
+            "without DeepSpeed leave engine out"
+        )
+    if is_engine(model):
+        if engine is not None and engine is not model:
+            raise UserError("model: found another engine than engine=; give the model that engine= trains")
+        model, engine = model.module, model
+    if engine is None:
+        optimizer = _plain(optimizer)
+        _require_engine(model, optimizer)
+    return Given(model, optimizer, engine, _group(process_group))
+
+
+def is_engine(value: object) -> bool:
+    """Whether it is a DeepSpeedEngine, without loading DeepSpeed."""
+    loaded = sys.modules.get("deepspeed.runtime.engine")
+    return loaded is not None and isinstance(value, loaded.DeepSpeedEngine)
+
+
+def trained_by_deepspeed(model: nn.Module) -> bool:
+    """Whether an engine was made of the model, at any stage: it leaves hooks on it."""
+    hooks = [*model._forward_pre_hooks.values(), *model._forward_hooks.values()]
+    return any(getattr(hook, "__module__", None) == "deepspeed.runtime.engine" for hook in hooks)
+
+
+def _plain(optimizer: Any) -> torch.optim.Optimizer:
+    """The innermost of optimizers that have the same groups."""
+    if not hasattr(optimizer, "param_groups"):
+        raise UserError(
+            f"optimizer: found {_kind(optimizer)}, expected a torch optimizer; {_advice(optimizer)}"
+        )
+    inner = getattr(optimizer, "optimizer", None)
+    while getattr(inner, "param_groups", None) is optimizer.param_groups and inner is not optimizer:
+        optimizer, inner = inner, getattr(inner, "optimizer", None)
+    return optimizer
+
+
+def _advice(optimizer: object) -> str:
+    items = list(optimizer) if isinstance(optimizer, list | tuple) else []
+    if any(isinstance(item, torch.optim.Optimizer) for item in items):
+        return "put all param groups into one optimizer, for one map goes over all tuned weights"
+    if any(isinstance(item, dict) for item in items):
+        return "give these groups to one, such as torch.optim.AdamW(groups, lr=...), and that to AlphaDecay"
+    return "give the one that was made of param_groups(model, ...)"
+
+
+def _require_engine(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse a model whose weights DeepSpeed keeps, at stages 1 to 3; at stage 0 warn."""
+    owned = any(
+        hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping") for parameter in model.parameters()
+    )
+    flattened = trained_by_deepspeed(model) and not _has_parameters_of(optimizer, model)
+    if owned or flattened:
+        raise UserError(
+            "engine: found none, but DeepSpeed trains this model; give AlphaDecay(model, optimizer, "
+            "engine=engine, ...) with the engine that deepspeed.initialize() returned"
+        )
+    if trained_by_deepspeed(model) and not (dist.is_initialized() and dist.get_rank()):
+        warn(
+            "engine: found none, though a DeepSpeedEngine was made of this model: every call of step() "
+            "counts as an update, at micro-batches too; give AlphaDecay(..., engine=engine)"
+        )
+
+
+def _has_parameters_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:
+    own = {id(parameter) for parameter in model.parameters()}
+    return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
+
+
+def _group(group: Any) -> dist.ProcessGroup | None:
+    """The process group, of a mesh too.
+
+    Raises:
+        UserError: it is none, or this rank is not in it.
+    """
+    if isinstance(group, DeviceMesh):
+        if group.ndim != 1:
+            raise UserError(
+                f"process_group: found a mesh of {group.ndim} dimensions, expected one or a process "
+                "group; leave it out where the mesh holds all ranks, else give a new_group() of its ranks"
+            )
+        group = group.get_group()
+    if group is dist.GroupMember.NON_GROUP_MEMBER:
+        raise UserError("process_group: this rank is not in it; construct AlphaDecay on its ranks alone")
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        raise UserError(f"process_group: found {shown(group)}, expected a torch.distributed process group")
+    return group
+
+
+def _kind(value: object) -> str:
+    return shown(value) if isinstance(value, str | int | float) else type(value).__name__
