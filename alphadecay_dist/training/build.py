@@ -6,6 +6,7 @@ import warnings
 
 import torch
 
+from alphadecay_dist.checkpoint.reader import Checkpoint
 from alphadecay_dist.controller import AlphaDecay
 from alphadecay_dist.engines.training import Training
 from alphadecay_dist.training import model as models
@@ -30,20 +31,27 @@ from alphadecay_dist.training.tokenizer import (
 TOKENIZER = "tokenizer.model"
 
 
-def tokenizer_of(checked: Checked, ranks: Ranks, source: Source, begin: start.Start) -> Tokenizer:
-    """The run's tokenizer: kept, found, or trained, on rank 0, and the same bytes everywhere."""
+def tokenizer_of(checked: Checked, ranks: Ranks, source: Source, begin: start.Start, new: bool) -> Tokenizer:
+    """The run's tokenizer: kept, found, or trained, on rank 0, and the same bytes everywhere.
+
+    Args:
+        checked: the recipe, and the model whose vocabulary it is to fit.
+        ranks: this rank among the others.
+        source: the data.
+        begin: how the run begins.
+        new: whether another tokenizer than the kept one was accepted.
+    """
 
     def find() -> bytes:
         if isinstance(source, Shards):
             return source.proto
-        if begin.checkpoint is not None:
+        if begin.checkpoint is not None and not new:
             kept = begin.checkpoint.folder.parents[1] / TOKENIZER
             if kept.is_file():
                 return load_tokenizer(str(kept)).proto
         if checked.config.tokenizer.model == TRAIN:
             ranks.say("training a tokenizer on the corpus")
-        model, vocabulary = checked.config.tokenizer.model, checked.model_config.vocab_size
-        return find_tokenizer(model, source.documents(), vocabulary).proto
+        return find_tokenizer(checked.config, source.documents(), checked.model_config.vocab_size).proto
 
     tokenizer = Tokenizer(ranks.from_main(find))
     check_vocabulary(tokenizer, checked.model_config.vocab_size)
@@ -51,14 +59,14 @@ def tokenizer_of(checked: Checked, ranks: Ranks, source: Source, begin: start.St
 
 
 def training_data(
-    config: Config, source: Source, tokenizer: Tokenizer, ranks: Ranks, begin: start.Start
+    config: Config, source: Source, tokenizer: Tokenizer, ranks: Ranks, checkpoint: Checkpoint | None
 ) -> TrainingData:
-    """This rank's data, enough for an update, or those that the checkpoint goes on with."""
+    """This rank's data, enough for an update, or from a checkpoint's position on."""
     data = TrainingData(source, tokenizer, config.data, config.train, ranks.rank, ranks.world_size)
-    if begin.checkpoint is None:
+    if checkpoint is None:
         data.check_size()
     else:
-        data.load(saved_state(begin.checkpoint).lanes)
+        data.load(saved_state(checkpoint).lanes)
     return data
 
 

@@ -37,6 +37,7 @@ class Options:
     resume: str = "auto"
     overwrite: bool = False
     init_from: str | None = None
+    accept_changes: frozenset[str] = frozenset()
     dry_run: bool = False
 
 

@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 from alphadecay_dist.checkpoint.foreign import CONFIG, ForeignTensor, foreign_tensors, read_config
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.training.architecture import differences, require_llama
-from alphadecay_dist.training.model import config_of
+from alphadecay_dist.training.model import llama_of
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 TABLE = ".rotary_emb.inv_freq"  # how names of tables that a LLaMA computes itself end
@@ -62,7 +62,7 @@ def _require_same_model(config_file: Path, own: LlamaConfig) -> None:
         return
     require_llama(sizes, str(config_file))
     try:
-        other = config_of(sizes)
+        other = llama_of(sizes)
     except Exception:  # a config that transformers cannot build says nothing; shapes are compared
         return
     for key, value, theirs in differences(own, other):

@@ -80,9 +80,18 @@ def read_model_config(name: str, seq_len: int) -> LlamaConfig:
     if not isinstance(sizes, dict):
         raise UserError(f"model.name {name}: found {shown(sizes)}, expected a JSON object")
     require_llama(sizes, f"model.name {name}")
+    return config_of(name, sizes, seq_len)
+
+
+def config_of(name: str, sizes: Mapping[str, Any], seq_len: int) -> LlamaConfig:
+    """A LLaMA config from the values of a JSON.
+
+    Raises:
+        UserError: see :func:`read_model_config`; ``name`` is what the errors call it.
+    """
     _check_sizes(name, sizes, seq_len)
     try:
-        config = config_of(sizes)
+        config = llama_of(sizes)
         build_on_meta(config)
     except Exception as error:  # transformers and torch raise a dozen unrelated types
         reason = " ".join(str(error).split())[:300]
@@ -93,13 +102,25 @@ def read_model_config(name: str, seq_len: int) -> LlamaConfig:
     return config
 
 
-def config_of(sizes: Mapping[str, Any]) -> LlamaConfig:
-    """The LLaMA that a config.json describes."""
+def llama_of(sizes: Mapping[str, Any]) -> LlamaConfig:
+    """The LLaMA of a JSON's values; what is not TAKEN is left out."""
     taken = {key: sizes[key] for key in TAKEN if key in sizes}
     return LlamaConfig(use_cache=False, **{"tie_word_embeddings": False, **taken})
 
 
-def _check_sizes(name: str, sizes: dict[str, Any], seq_len: int) -> None:
+def values_of(config: LlamaConfig) -> dict[str, Any]:
+    """The values of a JSON that gives the config back, whichever version of transformers reads it.
+
+    Those of the rotary embedding are ``rope_theta`` and, scaled, ``rope_scaling``: all versions take these.
+    """
+    values = {key: getattr(config, key) for key in TAKEN if not key.startswith("rope_")}
+    rope = dict(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {})
+    values["rope_theta"] = rope.pop("rope_theta", None) or config.rope_theta
+    scaled = rope.get("rope_type", "default") != "default"
+    return values | {"rope_scaling": rope if scaled else None}
+
+
+def _check_sizes(name: str, sizes: Mapping[str, Any], seq_len: int) -> None:
     for key in REQUIRED:
         _check_whole(name, key, sizes.get(key))
     if sizes["num_hidden_layers"] > MOST_LAYERS:  # each is built, if without storage
