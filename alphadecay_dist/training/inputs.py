@@ -88,9 +88,13 @@ def inputs_from(data: Any) -> Inputs:
 
 def _data(config: DataConfig, source: Source, validation: Source) -> dict[str, Marks]:
     if isinstance(source, Shards) and isinstance(validation, Shards):
-        splits = (("train", source), ("validation", validation))
-        return {"data.prepared": {name: FileMark(split.tokens, split.fingerprint) for name, split in splits}}
+        return {"data.prepared": {"train": _prepared(source), "validation": _prepared(validation)}}
     return {field: marks_of(name, find_files(name)[1]) for field, name in _named(config)}
+
+
+def _prepared(split: Shards) -> FileMark:
+    files = (file for shard in split.shards for file in shard.files.values())
+    return FileMark(sum(file["bytes"] for file in files), split.fingerprint)
 
 
 def _named(config: DataConfig) -> Iterable[tuple[str, str]]:
