@@ -22,7 +22,7 @@ FILES = ("tokenizer.model", "spiece.model")  # what a checkpoint directory calls
 OTHER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")  # tokenizers of other kinds
 # How each normalization trains. NONE is LLaMA's: merges of byte pairs, and bytes for what has no piece.
 KINDS: dict[str, dict[str, Any]] = {
-    NFKC: {"model_type": "unigram", "hard_vocab_limit": False},  # what the corpus does not carry is left out
+    NFKC: {"model_type": "unigram"},
     NONE: {
         "model_type": "bpe",
         "normalization_rule_name": "identity",
@@ -135,6 +135,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, normalization: st
             sentence_iterator=_lines(documents, unreadable),
             model_writer=proto,
             vocab_size=vocab_size,
+            hard_vocab_limit=False,  # of a small corpus as many as it carries
             pad_id=0,
             eos_id=1,
             unk_id=2,
