@@ -172,6 +172,6 @@ def test_mistakes_are_one_line(run, tmp_path, capsys):
     assert "tokenizer.model: cannot be read" in refusal(capsys, alone, *to)
     other = tmp_path / "other.json"
     other.write_text(json.dumps(SIZES | {"intermediate_size": 180}))
-    assert "has shape" in refusal(capsys, run[0], *to, "--model", other)
+    assert "intermediate_size: found 180" in refusal(capsys, run[0], *to, "--model", other)
     assert "no such file" in refusal(capsys, run[0], *to, "--model", tmp_path / "none.json")
     assert not Path(tmp_path / "out").exists()
