@@ -263,6 +263,10 @@ def test_a_tokenizer_that_was_trained_for_the_run_is_that_one_or_none(moved):
     path.unlink()
     train_on(1, "2", moved / "trained", [*trained, "--train.stop_after=3"])
     assert path.read_bytes() == own
+    line = error_of_ranks([*argv, "--tokenizer.normalization=nmt_nfkc"])
+    assert "tokenizer.normalization: found 'nmt_nfkc', the run was begun with 'none'; to go on" in line
+    same = [*trained, "--tokenizer.normalization=none", "--train.stop_after=4"]
+    assert len(train_on(1, "2", moved / "trained", same)["metrics"]) == 4
 
 
 def stripped(run):
