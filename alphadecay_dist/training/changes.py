@@ -16,8 +16,8 @@ from alphadecay_dist.training.tokenizer import TRAIN, normalization_of
 
 MODEL, TOKENIZER, DATA, DEEPSPEED = KINDS = ("model", "tokenizer", "data", "deepspeed")
 SHOWN_NAMES = 5
-# What a DeepSpeed JSON may change in mid-run: how the same numbers are computed, held and reported, and what the
-# recipe fills in. Of what is left, such as communication_data_type, the updates depend.
+# What a DeepSpeed JSON may change in mid-run: how the same numbers are computed, held and reported, and what
+# the recipe fills in. Of what is left, such as communication_data_type, the updates depend.
 FREE = {
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
