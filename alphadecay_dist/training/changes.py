@@ -11,12 +11,13 @@ from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.training.config import flat
 from alphadecay_dist.training.fingerprint import Marks
 from alphadecay_dist.training.inputs import Inputs
-from alphadecay_dist.training.recipe import Config
+from alphadecay_dist.training.recipe import AUTO, Config
+from alphadecay_dist.training.tokenizer import TRAIN, normalization_of
 
 MODEL, TOKENIZER, DATA, DEEPSPEED = KINDS = ("model", "tokenizer", "data", "deepspeed")
 SHOWN_NAMES = 5
-# What a DeepSpeed JSON may change in mid-run: how the same numbers are computed, held and told, and what the
-# recipe fills in. Of what is left, such as communication_data_type, the updates depend.
+# What a DeepSpeed JSON may change in mid-run: how the same numbers are computed, held and reported, and what
+# the recipe fills in. Of what is left, such as communication_data_type, the updates depend.
 FREE = {
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
@@ -100,6 +101,9 @@ def tokenizer_change(sha256: str | None, kept: Inputs, config: Config, before: C
         text = f"tokenizer.model {name}: is not the model that the run was begun with (SHA-256)"
     elif sha256 is None and Path(name).name != Path(old).name:
         text = f"tokenizer.model: found {name!r}, the run was begun with {old!r}"
+    elif name == TRAIN and config.tokenizer.normalization not in (AUTO, normalization_of(before)):
+        found, begun = config.tokenizer.normalization, normalization_of(before)
+        text = f"tokenizer.normalization: found {found!r}, the run was begun with {begun!r}"
     else:
         return None
     return Change(TOKENIZER, "tokenizer.model", text)

@@ -63,7 +63,7 @@ def _mark(path: Path) -> FileMark:
             size = os.fstat(file.fileno()).st_size
             return FileMark(size, _sampled(file, size))
     except OSError as error:
-        raise UserError(f"data: {path}: cannot be read: {error.strerror}; check it") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}; check it") from None
 
 
 def _sampled(file: BinaryIO, size: int) -> str:

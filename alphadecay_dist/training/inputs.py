@@ -75,7 +75,8 @@ def inputs_from(data: Any) -> Inputs:
     get(engine, "name", str), get(engine, "settings", dict)
     changes = get(data, "changes", list)
     for change in changes:
-        count(change, "step"), get(change, "change", str)
+        count(change, "step")
+        get(change, "change", str)
     return Inputs(
         model=get(data, "model", dict),
         tokenizer=get(data, "tokenizer", str),

@@ -14,7 +14,7 @@ from alphadecay_dist.training.data import Source
 from alphadecay_dist.training.inputs import Inputs, inputs_of
 from alphadecay_dist.training.prepared import Shards, check_tokenizer, read_manifest, sha256
 from alphadecay_dist.training.ranks import Ranks
-from alphadecay_dist.training.recipe import AUTO, NFKC
+from alphadecay_dist.training.recipe import AUTO, NFKC, DataConfig, TokenizerConfig
 from alphadecay_dist.training.saved import SavedState, saved_state
 from alphadecay_dist.training.tokenizer import TRAIN, Tokenizer, tokenizer_in
 
@@ -56,31 +56,43 @@ def settled(checked: Checked, options: Options, begin: start.Start, ranks: Ranks
     """The recipe with what a run decides at its beginning: whose tokenizer, which commit of C4. Collective.
 
     Raises:
-        UserError: --init_from has a tokenizer that cannot be read here.
+        UserError: --init_from has a tokenizer that cannot be read here, or not that of the prepared data.
     """
-    state = None if begin.checkpoint is None else saved_state(begin.checkpoint)
+    data, tokenizer = ranks.from_main(lambda: _settled(checked, options, begin))
+    config = dataclasses.replace(checked.config, data=data, tokenizer=tokenizer)
+    return dataclasses.replace(checked, config=config)
+
+
+def _settled(checked: Checked, options: Options, begin: start.Start) -> tuple[DataConfig, TokenizerConfig]:
     data, tokenizer = checked.config.data, checked.config.tokenizer
-    if state is not None and state.inputs is None:
+    state = None if begin.checkpoint is None else saved_state(begin.checkpoint)
+    if state is None:
+        if options.init_from is not None and tokenizer.model == TRAIN:
+            tokenizer = _of_weights(Path(options.init_from), tokenizer)
+    elif state.inputs is None:
         if tokenizer.normalization == AUTO:  # it was begun when there was no other
             tokenizer = dataclasses.replace(tokenizer, normalization=NFKC)
-    elif options.init_from is not None and tokenizer.model == TRAIN:
-        folder = Path(options.init_from)
-        found = ranks.from_main(lambda: tokenizer_in(folder))
-        if found is not None:
-            tokenizer = dataclasses.replace(tokenizer, model=str(found))
-        elif state is None and ranks.is_main:
-            warn(
-                f"--init_from {folder}: has no tokenizer: one is trained, whose ids are not those that the "
-                "weights were trained with; give theirs as --tokenizer.model=PATH"
-            )
+    else:
+        if tokenizer.model == TRAIN and state.inputs.init_from is not None:  # settled when it was begun
+            tokenizer = dataclasses.replace(tokenizer, model=state.config.tokenizer.model)
+        if data.revision is None:
+            data = dataclasses.replace(data, revision=state.inputs.revision)
     if data.prepared is not None:
         folder, vocabulary = Path(data.prepared), checked.model_config.vocab_size
-        ranks.together(lambda: check_tokenizer(read_manifest(folder), folder, tokenizer, vocabulary))
-    if state is not None and state.inputs is not None and data.revision is None:
-        data = dataclasses.replace(data, revision=state.inputs.revision)
-    return dataclasses.replace(
-        checked, config=dataclasses.replace(checked.config, data=data, tokenizer=tokenizer)
+        check_tokenizer(read_manifest(folder), folder, tokenizer, vocabulary)
+    return data, tokenizer
+
+
+def _of_weights(folder: Path, tokenizer: TokenizerConfig) -> TokenizerConfig:
+    """With the model of a checkpoint directory, whose weights know its ids."""
+    found = tokenizer_in(folder)
+    if found is not None:
+        return dataclasses.replace(tokenizer, model=str(found))
+    warn(
+        f"--init_from {folder}: has no tokenizer: one is trained, whose ids are not those that the "
+        "weights were trained with; give theirs as --tokenizer.model=PATH"
     )
+    return tokenizer
 
 
 def keep(

@@ -110,10 +110,14 @@ def find_tokenizer(config: Config, documents: Iterable[str], vocab_size: int) ->
     """
     if config.tokenizer.model != TRAIN:
         return load_tokenizer(config.tokenizer.model)
-    normalization = config.tokenizer.normalization
-    if normalization == AUTO:
-        normalization = NFKC if config.data.source == "demo" else NONE
-    return train_tokenizer(documents, vocab_size, normalization)
+    return train_tokenizer(documents, vocab_size, normalization_of(config))
+
+
+def normalization_of(config: Config) -> str:
+    """How a recipe trains a tokenizer: one of KINDS."""
+    if config.tokenizer.normalization != AUTO:
+        return config.tokenizer.normalization
+    return NFKC if config.data.source == "demo" else NONE
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int, normalization: str = NONE) -> Tokenizer:

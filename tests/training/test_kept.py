@@ -263,6 +263,10 @@ def test_a_tokenizer_that_was_trained_for_the_run_is_that_one_or_none(moved):
     path.unlink()
     train_on(1, "2", moved / "trained", [*trained, "--train.stop_after=3"])
     assert path.read_bytes() == own
+    line = error_of_ranks([*argv, "--tokenizer.normalization=nmt_nfkc"])
+    assert "tokenizer.normalization: found 'nmt_nfkc', the run was begun with 'none'; to go on" in line
+    same = [*trained, "--tokenizer.normalization=none", "--train.stop_after=4"]
+    assert len(train_on(1, "2", moved / "trained", same)["metrics"]) == 4
 
 
 def stripped(run):
@@ -315,13 +319,14 @@ def test_prepared_data_are_compared_with_both_their_splits(moved):
 
 def test_init_from_brings_its_tokenizer_and_stays_recorded(moved):
     assert cli.main(["export", str(moved / "run"), "--to", "hf", "--output", str(moved / "hf")]) == 0
-    options = [f"--init_from={moved}/hf", "--tokenizer.model=train", "--train.steps=2"]
+    options = [f"--init_from={moved}/hf", "--tokenizer.model=train", "--train.steps=3"]
     go_on(moved, *options, "--train.stop_after=1", output="next")
     theirs = (moved / "hf" / "tokenizer.model").read_bytes()
     assert (moved / "next" / "tokenizer.model").read_bytes() == theirs
     inputs = json.loads((moved / "next" / "inputs.json").read_text())
     assert "model.safetensors" in inputs["init_from"]
-    assert len(go_on(moved, *options, output="next")["metrics"]) == 2
+    assert len(go_on(moved, *options, "--train.stop_after=2", output="next")["metrics"]) == 2
+    assert len(go_on(moved, *options[1:], output="next")["metrics"]) == 3  # its weights are the run's by now
     (moved / "hf" / "tokenizer.model").unlink()
     line = refused(moved, *options, output="none")
     assert "hf: its tokenizer is tokenizer.json, expected tokenizer.model or spiece.model" in line
