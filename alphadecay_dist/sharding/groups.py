@@ -10,13 +10,13 @@ from torch import nn
 from torch.distributed.fsdp import FlatParameter
 
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.sharding.coverage import require_weights
 from alphadecay_dist.sharding.inventory import (
     Weight,
     all_weights,
-    named_modules,
-    require_weights,
     tuned_weights,
 )
+from alphadecay_dist.sharding.wrappers import named_modules
 
 UNTUNED = "untuned"  # the name of the group that holds everything else
 TUNED = "tuned"  # the name of the group that holds all tuned weights, where they share one
@@ -68,7 +68,7 @@ def param_groups(
         raise UserError(f"follow: found {sorted(followers)} with apply={apply!r}, expected none")
     _require_matrices(model)
     weights = tuned_weights(model, modules)
-    require_weights(weights)
+    require_weights(weights, model)
     if apply == PREMULTIPLY:
         groups = [_shared_group(weights)]
     else:
