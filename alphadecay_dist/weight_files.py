@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from alphadecay_dist.checkpoint.foreign import foreign_tensors
+from alphadecay_dist.checkpoint.other_formats import is_deepspeed
 from alphadecay_dist.checkpoint.reader import Checkpoint, find
 from alphadecay_dist.checkpoint.restore import StoredWhole, stored_weights
-from alphadecay_dist.errors import UserError
 from alphadecay_dist.settings import Settings
 from alphadecay_dist.sharding.fused import Heads
 from alphadecay_dist.training.saved import saved_state
@@ -65,14 +65,10 @@ def open_weights(path: Path, trust: bool = False) -> StoredWeights:
     Raises:
         UserError: none of these is there, or it cannot be read.
     """
-    checkpoint = find(path)
+    checkpoint = None if is_deepspeed(path) else find(path)
     if checkpoint is not None:
         return _from_checkpoint(checkpoint)
     tensors = foreign_tensors(path, trust, "--trust")
-    if not tensors:
-        raise UserError(
-            f"{path}: found no safetensors file, expected one, a directory with some, a run or a checkpoint"
-        )
     return StoredWeights(path, sorted(tensors, key=_natural), _heads(tensors[0].file.parent / "config.json"))
 
 

@@ -56,7 +56,7 @@ run() {
   timeout -k 10 "$left" "$@" 2> "$work/stderr"
   local code=$?
   if ((code)); then
-    tail -n 20 "$work/stderr"
+    grep -aE '[Ee]rror:' "$work/stderr" | tail -n 5
     echo "failed: exit code $code"
     failed=1
   fi
@@ -65,8 +65,9 @@ run() {
 launched() { run python3 -m torch.distributed.run --nproc_per_node "$ranks" "$@"; }
 
 model=(--recipe llama_1b "--model.name=$work/llama_1b.json" --train.steps=12 --decay.interval=6)
-few=(--sizes 1b)
-solvers=(--sizes 512 1024 2048 4096)
+lag=4
+few=(--sizes 1b_layer 1b --repeats 2)
+solvers=(--sizes 512 1024 2048)
 matrices=(--width 1024 --rows 4096)
 gathered=(--sizes 60m 130m 350m)
 # The published model, with room for sequences of 2048.
@@ -74,6 +75,7 @@ sed 's/"max_position_embeddings": 1024/"max_position_embeddings": 2048/' \
   alphadecay_dist/recipes/models/llama_1b.json > "$work/llama_1b.json"
 if [[ $device == cpu ]]; then
   model=(--recipe demo --train.steps=4 --decay.interval=2)
+  lag=1
   few=(--sizes 60m --repeats 1)
   solvers=(--sizes 64 --repeats 1)
   matrices=(--matrices 4 --width 64 --rows 8 --repeats 2)
@@ -92,7 +94,7 @@ throughput() {
 
 train() {
   throughput "$1" "$2" --train.compile=true --decay.apply=premultiply
-  throughput "$1" "$2" --train.compile=true --decay.apply=premultiply --decay.lag=4
+  throughput "$1" "$2" --train.compile=true --decay.apply=premultiply "--decay.lag=$lag"
   throughput "$1" "$2" --train.compile=true
   throughput "$1" "$2"
 }
@@ -102,8 +104,8 @@ part() {
     check) run python3 benchmarks/nccl_check.py --device "$device" --ranks "$ranks" --no_timing --without zero ;;
     doctor) launched -m alphadecay_dist doctor --output_dir "$work/doctor" ;;
     spectra)
-      run python3 benchmarks/refresh.py --device "$device" "${few[@]}"
       run python3 benchmarks/solvers.py --device "$device" "${solvers[@]}"
+      run python3 benchmarks/refresh.py --device "$device" "${few[@]}"
       ;;
     exchange)
       if ((ranks > 1)); then

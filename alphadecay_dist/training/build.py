@@ -6,12 +6,14 @@ import warnings
 
 import torch
 
+from alphadecay_dist.checkpoint.reader import Checkpoint
 from alphadecay_dist.controller import AlphaDecay
 from alphadecay_dist.engines.training import Training
 from alphadecay_dist.training import model as models
 from alphadecay_dist.training import start
 from alphadecay_dist.training.check import Checked, Options
 from alphadecay_dist.training.data import EvaluationData, Source, TrainingData, validation_sequences
+from alphadecay_dist.training.given_weights import values_from
 from alphadecay_dist.training.optimizer import build_optimizer, pick_apply
 from alphadecay_dist.training.prepared import Shards
 from alphadecay_dist.training.ranks import Ranks
@@ -29,20 +31,27 @@ from alphadecay_dist.training.tokenizer import (
 TOKENIZER = "tokenizer.model"
 
 
-def tokenizer_of(checked: Checked, ranks: Ranks, source: Source, begin: start.Start) -> Tokenizer:
-    """The run's tokenizer: kept, found, or trained, on rank 0, and the same bytes everywhere."""
+def tokenizer_of(checked: Checked, ranks: Ranks, source: Source, begin: start.Start, new: bool) -> Tokenizer:
+    """The run's tokenizer: kept, found, or trained, on rank 0, and the same bytes everywhere.
+
+    Args:
+        checked: the recipe, and the model whose vocabulary it is to fit.
+        ranks: this rank among the others.
+        source: the data.
+        begin: how the run begins.
+        new: whether another tokenizer than the kept one was accepted.
+    """
 
     def find() -> bytes:
         if isinstance(source, Shards):
             return source.proto
-        if begin.checkpoint is not None:
+        if begin.checkpoint is not None and not new:
             kept = begin.checkpoint.folder.parents[1] / TOKENIZER
             if kept.is_file():
                 return load_tokenizer(str(kept)).proto
         if checked.config.tokenizer.model == TRAIN:
             ranks.say("training a tokenizer on the corpus")
-        model, vocabulary = checked.config.tokenizer.model, checked.model_config.vocab_size
-        return find_tokenizer(model, source.documents(), vocabulary).proto
+        return find_tokenizer(checked.config, source.documents(), checked.model_config.vocab_size).proto
 
     tokenizer = Tokenizer(ranks.from_main(find))
     check_vocabulary(tokenizer, checked.model_config.vocab_size)
@@ -50,14 +59,14 @@ def tokenizer_of(checked: Checked, ranks: Ranks, source: Source, begin: start.St
 
 
 def training_data(
-    config: Config, source: Source, tokenizer: Tokenizer, ranks: Ranks, begin: start.Start
+    config: Config, source: Source, tokenizer: Tokenizer, ranks: Ranks, checkpoint: Checkpoint | None
 ) -> TrainingData:
-    """This rank's data, enough for an update, or those that the checkpoint goes on with."""
+    """This rank's data, enough for an update, or from a checkpoint's position on."""
     data = TrainingData(source, tokenizer, config.data, config.train, ranks.rank, ranks.world_size)
-    if begin.checkpoint is None:
+    if checkpoint is None:
         data.check_size()
     else:
-        data.load(saved_state(begin.checkpoint).lanes)
+        data.load(saved_state(checkpoint).lanes)
     return data
 
 
@@ -79,7 +88,7 @@ def build(checked: Checked, options: Options, engine: Training, ranks: Ranks) ->
     if options.init_from is None:
         values = models.random_values(checked.shapes, config.train.seed)
     else:
-        values = models.values_from(options.init_from, checked.shapes, config.checkpoint.trust)
+        values = values_from(options.init_from, checked.shapes, config.checkpoint.trust)
     dtype = getattr(torch, config.train.dtype)
     models.fill(model, values, dtype, engine.assign)
     fused = engine.device.type == "cuda"

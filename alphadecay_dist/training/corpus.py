@@ -33,9 +33,18 @@ class Corpus:
         where: what errors call the whole.
         holdout: which rows belong to the validation set; None is none.
         held_out: take those rows instead of the others.
+        revision: the commit, of data on the hub.
     """
 
-    def __init__(self, files: Files, where: str, holdout: Holdout | None = None, held_out: bool = False):
+    def __init__(
+        self,
+        files: Files,
+        where: str,
+        holdout: Holdout | None = None,
+        held_out: bool = False,
+        revision: str | None = None,
+    ) -> None:
+        self.revision = revision
         self._files = files
         self._where = where
         self._holdout = holdout
@@ -227,15 +236,26 @@ def open_corpora(config: DataConfig) -> tuple[Corpus, Corpus]:
             answer.
     """
     if config.source == "c4":
-        return Corpus(open_c4("train"), "c4"), Corpus(open_c4("validation"), "c4")
+        return _open_hub("train", config.revision), _open_hub("validation", config.revision)
     if config.source == "demo":
-        folder = Path(str(resources.files("alphadecay_dist.recipes") / "text"))
-        return _open(str(folder / "train.json.gz"), "text"), _open(str(folder / "validation.json.gz"), "text")
+        train, validation = demo_files()
+        return _open(train, "text"), _open(validation, "text")
     if config.validation is not None:
         return _open(config.source, config.text_field), _open(config.validation, config.text_field)
     files = _open_files(config.source, config.text_field)
     holdout = Holdout.of(files, config.holdout)
     return Corpus(files, config.source, holdout), Corpus(files, config.source, holdout, held_out=True)
+
+
+def demo_files() -> tuple[str, str]:
+    """The training and the validation file that come with the package."""
+    folder = Path(str(resources.files("alphadecay_dist.recipes") / "text"))
+    return str(folder / "train.json.gz"), str(folder / "validation.json.gz")
+
+
+def _open_hub(split: str, revision: str | None) -> Corpus:
+    files = open_c4(split, revision)
+    return Corpus(files, "c4", revision=files.revision)
 
 
 def _open(source: str, text_field: str) -> Corpus:

@@ -17,14 +17,16 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from alphadecay_dist.checkpoint.manifest import flush
+from alphadecay_dist.checkpoint.other_formats import recognised
 from alphadecay_dist.checkpoint.reader import Checkpoint, find
 from alphadecay_dist.checkpoint.restore import StoredWhole, stored_tensors, stored_weights
 from alphadecay_dist.engines.state import WEIGHT
 from alphadecay_dist.engines.zero_universal import MASTER, Parameter, write_universal
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.build import TOKENIZER
+from alphadecay_dist.training.changes import differing
 from alphadecay_dist.training.hf_tokenizer import hf_tokenizer, hf_tokenizer_config, special_ids
-from alphadecay_dist.training.model import build_on_meta, read_model_config
+from alphadecay_dist.training.model import build_on_meta, config_of, read_model_config, values_of
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.saved import saved_state
 from alphadecay_dist.training.schedule import learning_rate
@@ -48,6 +50,9 @@ def trained(path: Path) -> Trained:
     Raises:
         UserError: there is none.
     """
+    other = recognised(path)
+    if other is not None:
+        raise UserError(f"{path}: {other.what}; give the directory of a run or of its checkpoint")
     checkpoint = find(path)
     if checkpoint is None:
         raise UserError(f"{path}: found neither a run nor a checkpoint; give the directory of one")
@@ -61,12 +66,12 @@ def export_hf(found: Trained, output: Path, dtype: torch.dtype, model: str | Non
         found: what to export.
         output: the directory to make.
         dtype: of the weights on disk.
-        model: the model's config JSON, where the run's own is there no more.
+        model: the model's config JSON, for a checkpoint that does not keep it.
 
     Raises:
         UserError: model or tokenizer are not found, or the output is taken or cannot be written.
     """
-    config = read_model_config(model or found.config.model.name, found.config.train.seq_len)
+    config = _model_config(found, model)
     weights = stored_weights(found.checkpoint)
     _same_shapes(config, weights, found.checkpoint.folder)
     proto = _tokenizer(found.checkpoint)
@@ -87,6 +92,22 @@ def export_hf(found: Trained, output: Path, dtype: torch.dtype, model: str | Non
         (folder / TOKENIZER).write_bytes(proto)
 
     _made(output, write)
+
+
+def _model_config(found: Trained, given: str | None) -> LlamaConfig:
+    """The model's config as the run keeps it; checkpoints of before it was kept name its file alone.
+
+    Raises:
+        UserError: there is none, or another one was given.
+    """
+    seq_len, kept = found.config.train.seq_len, saved_state(found.checkpoint).inputs
+    if kept is None:
+        return read_model_config(given or found.config.model.name, seq_len)
+    own = config_of(f"of {found.checkpoint.folder}", kept.model, seq_len)
+    if given is not None:
+        for difference in differing(values_of(read_model_config(given, seq_len)), values_of(own)):
+            raise UserError(f"--model {given}: {difference}; leave --model out: the run keeps its own")
+    return own
 
 
 def export_universal(found: Trained, output: Path) -> None:

@@ -81,8 +81,12 @@ def _model(model: Any) -> Unigram | BPE:
 
 
 def _merges(model: Any) -> list[tuple[str, str]]:
-    """Every pair of pieces that joins to a piece; the pairs of the likeliest piece first."""
-    scores = {piece.piece: piece.score for piece in model.pieces}
+    """Every pair of pieces that joins to a piece; the pairs of the likeliest piece first.
+
+    No pair joins to a piece that is no text: those of "</s>" stay apart.
+    """
+    no_text = frozenset(_no_text(model))
+    scores = {piece.piece: piece.score for piece in model.pieces if piece.piece not in no_text}
     likeliest_first = sorted(scores, key=lambda piece: -scores[piece])
     cuts = ((piece[:i], piece[i:]) for piece in likeliest_first for i in range(1, len(piece)))
     return [(left, right) for left, right in cuts if left in scores and right in scores]
@@ -94,17 +98,16 @@ def _scores(model: Any) -> list[tuple[str, float]]:
     The penalty of an unknown character, which follows from the lowest, decides nothing: each character of a
     piece is a piece itself.
     """
-    no_text = _no_text(model)
+    no_text = frozenset(_no_text(model))
     lowest = min(piece.score for piece in model.pieces)
     never = (lowest - 10) * (1 + max(len(piece.piece) for piece in model.pieces))
     return [(piece.piece, never if piece.piece in no_text else piece.score) for piece in model.pieces]
 
 
 def _no_text(model: Any) -> list[str]:
-    """Pieces that no text is cut into: controls, such as the end of sequence, unknown and unused ones."""
-    return [
-        piece.piece for piece in model.pieces if piece.type in (KINDS.CONTROL, KINDS.UNKNOWN, KINDS.UNUSED)
-    ]
+    """Pieces that no text is cut into: controls, such as the end of sequence, unknown, unused, and bytes."""
+    kinds = (KINDS.CONTROL, KINDS.UNKNOWN, KINDS.UNUSED, KINDS.BYTE)
+    return [piece.piece for piece in model.pieces if piece.type in kinds]
 
 
 def _normalized(rules: Any) -> list[Any]:

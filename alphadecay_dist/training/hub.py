@@ -5,6 +5,7 @@ The shuffle buffers of ``datasets`` lose and repeat documents on resume; its pla
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.documents import text_of
 
 C4 = ("allenai/c4", "en")
+COMMIT = re.compile(r"@([0-9a-f]{40})/")  # in the address of a file on the hub
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,13 @@ class HubFiles:
         stream: a ``datasets.IterableDataset`` without shuffling; each of its shards is a file.
         field: its column of text.
         where: what errors call it.
+        revision: the commit that it is read at, where it is known.
     """
 
     stream: Any
     field: str
     where: str
+    revision: str | None = None
 
     def __len__(self) -> int:
         return self.stream.num_shards
@@ -43,8 +47,8 @@ class HubFiles:
             yield text_of(record, self.field, self.where, row)
 
 
-def open_c4(split: str) -> HubFiles:
-    """The ``train`` or the ``validation`` split of C4.
+def open_c4(split: str, revision: str | None = None) -> HubFiles:
+    """The ``train`` or the ``validation`` split of C4, at a commit or at the newest.
 
     Raises:
         UserError: the hub does not answer, or its cache cannot be written.
@@ -54,7 +58,8 @@ def open_c4(split: str) -> HubFiles:
     # Its own retries can take ten minutes an attempt and say nothing: a failed read comes to read_on at once.
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
     try:
-        stream = datasets.load_dataset(*C4, split=split, streaming=True)
+        builder = datasets.load_dataset_builder(*C4, revision=revision)
+        stream = builder.as_streaming_dataset(split=split)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise UserError(
@@ -66,4 +71,5 @@ def open_c4(split: str) -> HubFiles:
             f"data.source c4: the hub does not give {C4[0]}: {reason}; "
             "without network give local files: --data.source=PATH"
         ) from error
-    return HubFiles(stream, "text", "c4")
+    found = COMMIT.search(str(builder.config.data_files[split][0]))
+    return HubFiles(stream, "text", "c4", found[1] if found else None)

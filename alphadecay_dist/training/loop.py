@@ -25,6 +25,7 @@ from alphadecay_dist.errors import RunError, UserError
 from alphadecay_dist.refresh import Refresh
 from alphadecay_dist.training.data import Batch, EvaluationData, digests
 from alphadecay_dist.training.exits import Preempted
+from alphadecay_dist.training.inputs import Inputs
 from alphadecay_dist.training.logs import RunLog
 from alphadecay_dist.training.metrics import EVAL, METRICS, SEQUENCES
 from alphadecay_dist.training.nonfinite import ROLLBACK, BadUpdates
@@ -54,6 +55,7 @@ class Trainer:
 
     Args:
         config: the resolved recipe.
+        inputs: what the run is made of, to be kept in checkpoints.
         folder: output directory.
         ranks: this rank among the others.
         engine: the engine, holding model and optimizer.
@@ -68,6 +70,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
+        inputs: Inputs,
         folder: Path,
         ranks: Ranks,
         engine: Training,
@@ -79,6 +82,7 @@ class Trainer:
         requests: StopRequests,
     ) -> None:
         self._config = config
+        self._inputs = dataclasses.asdict(inputs)
         self._folder = folder
         self._ranks = ranks
         self._engine = engine
@@ -97,9 +101,8 @@ class Trainer:
         self._last_refresh: Refresh | None = None
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Take up a checkpoint: weights, optimizer, decays, data position; collective."""
+        """Take up a checkpoint: weights, optimizer, decays; the data are where they go on. Collective."""
         state = self._restore(checkpoint)
-        self._data.load(state.lanes)
         self._evaluation_owed = state.evaluation_owed
         self._bad.load(state.bad_updates)
 
@@ -311,6 +314,7 @@ class Trainer:
             "evaluation_owed": self._evaluation_owed,
             "bad_updates": self._bad.state(),
             "decay": self._decay.state_dict() if self._decay is not None else None,
+            "inputs": self._inputs,
         }
 
     def _progress_bar(self) -> Any:

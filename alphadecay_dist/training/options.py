@@ -8,6 +8,7 @@ from dataclasses import fields
 
 from alphadecay_dist import __version__
 from alphadecay_dist.errors import UserError, shown
+from alphadecay_dist.training.changes import KINDS
 from alphadecay_dist.training.check import Checked, Options
 from alphadecay_dist.training.config import flat
 from alphadecay_dist.training.ranks import Ranks
@@ -25,11 +26,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_dir", help="default: runs/<recipe name>")
     parser.add_argument("--resume", default="auto", help="auto (default), none, or a checkpoint directory")
     parser.add_argument("--overwrite", action="store_true", help="with --resume none: remove the old run")
+    parser.add_argument(
+        "--accept_changes",
+        type=_kinds,
+        default=frozenset(),
+        metavar="KINDS",
+        help=f"go on with files that have changed since the run was begun: {','.join(KINDS)}",
+    )
     parser.add_argument("--init_from", metavar="DIR", help="start from a HF checkpoint's weights")
     parser.add_argument(
         "--dry_run", action="store_true", help="print config, plan and first batch, then stop"
     )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # added by the deepspeed launcher
+
+
+def _kinds(text: str) -> frozenset[str]:
+    """The kinds of changes in a list with commas."""
+    kinds = frozenset(text.split(","))
+    if not kinds <= set(KINDS):
+        raise argparse.ArgumentTypeError(f"found {shown(text)}, expected some of {','.join(KINDS)}")
+    return kinds
 
 
 def options_of(args: argparse.Namespace, overrides: Sequence[str]) -> Options:

@@ -96,7 +96,7 @@ def _tokenizer(config: Config, vocabulary: int, folder: Path, corpus: Corpus | N
     if begun and config.tokenizer.model == TRAIN:
         return Tokenizer(path.read_bytes())
     documents = corpus.documents() if corpus is not None else iter(())
-    tokenizer = find_tokenizer(config.tokenizer.model, documents, vocabulary)
+    tokenizer = find_tokenizer(config, documents, vocabulary)
     check_vocabulary(tokenizer, vocabulary)
     if not begun:
         path.write_bytes(tokenizer.proto)

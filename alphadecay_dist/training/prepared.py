@@ -183,9 +183,9 @@ class Shards:
         self.folder = folder
         self.manifest = manifest
         self.proto = proto
-        self._shards = manifest.shards(split)
-        self._documents = [0, *accumulate(shard.documents for shard in self._shards)]
-        self._tokens = [0, *accumulate(shard.tokens for shard in self._shards)]
+        self.shards = manifest.shards(split)
+        self._documents = [0, *accumulate(shard.documents for shard in self.shards)]
+        self._tokens = [0, *accumulate(shard.tokens for shard in self.shards)]
 
     @property
     def documents(self) -> int:
@@ -200,7 +200,7 @@ class Shards:
     @property
     def fingerprint(self) -> str:
         """Sixteen digits that no other split has, and the same split prepared again has too."""
-        content = [self.manifest.tokenizer["sha256"], *(asdict(shard) for shard in self._shards)]
+        content = [self.manifest.tokenizer["sha256"], *(asdict(shard) for shard in self.shards)]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def document(self, number: int) -> np.ndarray:
@@ -221,7 +221,7 @@ class Shards:
         return np.concatenate(parts)
 
     def _map(self, shard: int, suffix: str, dtype: str) -> np.ndarray:
-        return _mapped(str(self.folder / f"{self._shards[shard].name}.{suffix}"), dtype)
+        return _mapped(str(self.folder / f"{self.shards[shard].name}.{suffix}"), dtype)
 
 
 @functools.lru_cache(maxsize=OPEN_FILES)

@@ -13,6 +13,8 @@ from alphadecay_dist.spectral import METRICS, Windows
 from alphadecay_dist.training.nonfinite import POLICIES, STOP
 from alphadecay_dist.writers import APPLY
 
+AUTO, NONE, NFKC = "auto", "none", "nmt_nfkc"  # of the text that a tokenizer is trained on
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -43,6 +45,8 @@ class DataConfig:
         shuffle: documents that are shuffled together.
         prepared: a directory that ``alphadecay data prepare`` made; then ``source``, ``validation``,
             ``holdout``, ``text_field`` and ``shuffle`` have no effect.
+        revision: of ``c4`` on the hub, a commit; null is the newest at the beginning of a run, which then
+            stays with it.
     """
 
     source: str = "demo"
@@ -53,17 +57,23 @@ class DataConfig:
     lanes: int = 1
     shuffle: int = 10000
     prepared: str | None = None
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """What cuts documents into tokens.
+    """Text to token ids.
 
     Attributes:
-        model: a sentencepiece model's path, a hub repository with a spiece.model, or ``train``.
+        model: a sentencepiece model's path, a hub repository with a spiece.model, or ``train``: the model of
+            ``--init_from`` where there is one, else one that is trained on the corpus.
+        normalization: of the text, where a model is trained: ``none`` (text comes back as it was, white space
+            included), ``nmt_nfkc`` (sentencepiece's own: one space for all white space, compatible
+            characters joined), or ``auto``: nmt_nfkc for the demo's text, none for others.
     """
 
     model: str = "train"
+    normalization: str = AUTO
 
 
 @dataclass(frozen=True)
@@ -287,6 +297,7 @@ CHOICES = {
     "decay.untuned": ("base", "zero"),
     "engine.name": ("auto", "fsdp2", "ddp", "deepspeed"),
     "decay.apply": APPLY,
+    "tokenizer.normalization": (AUTO, NONE, NFKC),
     "logging.wandb": ("auto", "online", "offline", "off"),
 }
 SIZES = ("decay.memory_budget",)  # bytes, which may be written with a unit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,6 +31,8 @@ from alphadecay_dist.training.data import (
 )
 from alphadecay_dist.training.dry_run import describe
 from alphadecay_dist.training.exits import PREEMPTED, Preempted, code_of, told
+from alphadecay_dist.training.inputs import INPUTS, Inputs
+from alphadecay_dist.training.kept import keep, settled
 from alphadecay_dist.training.lock import FolderLock
 from alphadecay_dist.training.logs import RunLog
 from alphadecay_dist.training.loop import Trainer
@@ -95,22 +98,26 @@ def _run_joined(
             "For a new run give another --output_dir, or --resume none --overwrite",
         )
         return
+    checked = settled(checked, options, begin, ranks)
+    _unless_asked(ranks, requests)
+    source, validation = ranks.together(lambda: open_data(checked.config.data))
+    kept = keep(checked, options, source, validation, begin, ranks)
     if begin.checkpoint is not None:
         shapes = {name: tuple(parameter.shape) for name, parameter in checked.shapes.named_parameters()}
         restore.require_model(begin.checkpoint, shapes)
+    tokenizer = tokenizer_of(checked, ranks, source, begin, kept.changed("tokenizer.model"))
+    inputs = kept.with_tokenizer(tokenizer)
     _unless_asked(ranks, requests)
-    source, validation = ranks.together(lambda: open_data(checked.config.data))
-    tokenizer = tokenizer_of(checked, ranks, source, begin)
-    _unless_asked(ranks, requests)
-    data = ranks.together(lambda: training_data(checked.config, source, tokenizer, ranks, begin))
+    position = None if kept.changed("data.source", "data.prepared") else begin.checkpoint
+    data = ranks.together(lambda: training_data(checked.config, source, tokenizer, ranks, position))
     if options.dry_run:
         ranks.say(describe(checked, engine, ranks, data, tokenizer))
         return
     evaluation = evaluation_data(checked.config, validation, tokenizer, ranks)
     decay = build(checked, options, engine, ranks)
     _unless_asked(ranks, requests)
-    ranks.from_main(lambda: _written(checked, begin, tokenizer, lock))
-    _train(checked, engine, ranks, begin, decay, data, evaluation, requests)
+    ranks.from_main(lambda: _written(checked, begin, tokenizer, inputs, lock))
+    _train(checked, engine, ranks, begin, decay, data, evaluation, inputs, requests)
 
 
 def _say_sizes(train: TrainConfig, ranks: Ranks) -> None:
@@ -130,10 +137,12 @@ def _unless_asked(ranks: Ranks, requests: StopRequests) -> None:
         raise Preempted(reason)
 
 
-def _written(checked: Checked, begin: start.Start, tokenizer: Tokenizer, lock: FolderLock) -> None:
+def _written(
+    checked: Checked, begin: start.Start, tokenizer: Tokenizer, inputs: Inputs, lock: FolderLock
+) -> None:
     """Write the run's beginning; a file system that refuses it is the user's to mend."""
     try:
-        _prepare_folder(checked, begin, tokenizer, lock)
+        _prepare_folder(checked, begin, tokenizer, inputs, lock)
     except OSError as error:
         raise UserError(
             f"{checked.folder}: cannot be written: {error.strerror}; mend that and start again, or choose "
@@ -141,13 +150,16 @@ def _written(checked: Checked, begin: start.Start, tokenizer: Tokenizer, lock: F
         ) from None
 
 
-def _prepare_folder(checked: Checked, begin: start.Start, tokenizer: Tokenizer, lock: FolderLock) -> None:
+def _prepare_folder(
+    checked: Checked, begin: start.Start, tokenizer: Tokenizer, inputs: Inputs, lock: FolderLock
+) -> None:
     """Make the output directory fit the run's beginning, and this run's own."""
     lock.before_writing()
     if begin.clear:
         start.clear(checked.folder)
     files = RunFiles(checked.folder)
     files.text("config.yaml", to_yaml(checked.config))
+    files.text(INPUTS, json.dumps(dataclasses.asdict(inputs), indent=1))
     kept = checked.folder / TOKENIZER
     if not kept.is_file() or kept.read_bytes() != tokenizer.proto:  # on a full disk nothing is lost
         kept.write_bytes(tokenizer.proto)
@@ -165,6 +177,7 @@ def _train(
     decay: AlphaDecay | None,
     data: TrainingData,
     evaluation: EvaluationData,
+    inputs: Inputs,
     requests: StopRequests,
 ) -> None:
     """Train, and on rank 0 keep files, wandb and status."""
@@ -175,7 +188,17 @@ def _train(
     ahead = Prefetched(data, pin=engine.device.type == "cuda")
     utilization = utilization_of(checked, engine, ranks)
     trainer = Trainer(
-        checked.config, checked.folder, ranks, engine, decay, ahead, evaluation, log, utilization, requests
+        checked.config,
+        inputs,
+        checked.folder,
+        ranks,
+        engine,
+        decay,
+        ahead,
+        evaluation,
+        log,
+        utilization,
+        requests,
     )
     with _watched(trainer, log, requests):
         if begin.checkpoint is not None:

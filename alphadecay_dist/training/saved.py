@@ -9,6 +9,7 @@ from alphadecay_dist.checkpoint.reader import Checkpoint
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.fields import count, get, items
 from alphadecay_dist.training.config import check, config_from_dict
+from alphadecay_dist.training.inputs import Inputs, inputs_from
 from alphadecay_dist.training.recipe import Config
 
 
@@ -23,6 +24,7 @@ class SavedState:
         evaluation_owed: whether the evaluation after the last update was left to the next start.
         bad_updates: see :meth:`alphadecay_dist.training.nonfinite.BadUpdates.state`.
         decay: the controller's state; None for the uniform policy.
+        inputs: what the run is made of; None in checkpoints from before it was kept.
     """
 
     config: Config
@@ -31,6 +33,7 @@ class SavedState:
     evaluation_owed: bool
     bad_updates: dict[str, int]
     decay: dict[str, str] | None
+    inputs: Inputs | None
 
 
 def saved_state(checkpoint: Checkpoint) -> SavedState:
@@ -53,6 +56,7 @@ def saved_state(checkpoint: Checkpoint) -> SavedState:
             evaluation_owed=data.get("evaluation_owed", False) is True,
             bad_updates={key: count(bad, key) for key in ("total", "in_a_row")},
             decay=None if data.get("decay") is None else dict(items(data, "decay", str)),
+            inputs=None if data.get("inputs") is None else inputs_from(get(data, "inputs", dict)),
         )
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(

@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from alphadecay_dist.checkpoint.manifest import MANIFEST
+from alphadecay_dist.checkpoint.other_formats import recognised
 from alphadecay_dist.checkpoint.reader import Checkpoint, read, search
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.groups import GROUPS
 from alphadecay_dist.training.config import flat
+from alphadecay_dist.training.inputs import INPUTS
 from alphadecay_dist.training.metrics import DECAY, EVAL, METRICS, SEQUENCES, STATUS, read_status
 from alphadecay_dist.training.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.saved import saved_state
 
-# What a resume may not change: the rest of the run would not follow from the part that is done.
+# What a resume may not change: the rest of the run would not follow from the part that is done. Of what names
+# files (COMPARED) the content counts, where the checkpoint keeps it: see changes.py.
 FIXED = (
     "model.name",
     "data.source",
@@ -38,6 +41,7 @@ FIXED = (
     "optimizer.name",
     "decay.apply",  # the layout of the param groups
 )
+COMPARED = ("model.name", "data.source", "data.validation", "data.prepared", "tokenizer.model")
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,17 @@ def clear(folder: Path) -> None:
     The status goes last: while it is there a start that finds no checkpoint clears the rest.
     """
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    for name in ("config.yaml", METRICS, EVAL, DECAY, SEQUENCES, "tokenizer.model", "wandb_id", STATUS):
+    for name in (
+        "config.yaml",
+        METRICS,
+        EVAL,
+        DECAY,
+        SEQUENCES,
+        "tokenizer.model",
+        INPUTS,
+        "wandb_id",
+        STATUS,
+    ):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -161,6 +175,11 @@ def _nothing_to_lose(folder: Path, skipped: tuple[str, ...]) -> None:
 def _named(resume: str, damaged: Mapping[Path, str]) -> Checkpoint:
     if Path(resume) in damaged:
         raise UserError(f"--resume: {damaged[Path(resume)]}; give the directory of a whole checkpoint")
+    other = recognised(Path(resume))
+    if other is not None:
+        raise UserError(
+            f"--resume {resume}: {other.what}; give the directory of a checkpoint of this trainer"
+        )
     try:
         return read(Path(resume))
     except UserError as error:
@@ -175,11 +194,13 @@ def _not_into_another_run(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def _same_recipe(checkpoint: Checkpoint, config: Config) -> None:
-    saved = dict(flat(saved_state(checkpoint).config))
+    state = saved_state(checkpoint)
+    saved = dict(flat(state.config))
+    fixed = FIXED if state.inputs is None else tuple(key for key in FIXED if key not in COMPARED)
     now = dict(flat(config))
     # With one group for all tuned weights, one policy keeps the decay in it and the other elsewhere.
     policy = () if now["decay.apply"] == GROUPS else ("decay.policy",)
-    for key in FIXED + policy:
+    for key in fixed + policy:
         if _place_free(saved[key]) != _place_free(now[key]):
             raise UserError(
                 f"{key}: found {now[key]!r}, the run in {checkpoint.folder} was begun with {saved[key]!r}; "

@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.training.recipe import AUTO, NFKC, NONE, Config
 
 TRAIN = "train"
 TRAINING_CHARACTERS = 20_000_000  # enough for 32k pieces; the rest of a large corpus would only take time
 # sentencepiece's result depends on its thread count: fixed, so that every machine trains the same model.
 TRAINING_THREADS = 4
+FILES = ("tokenizer.model", "spiece.model")  # what a checkpoint directory calls its sentencepiece model
+OTHER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")  # tokenizers of other kinds
+# How each normalization trains. NONE is LLaMA's: merges of byte pairs, and bytes for what has no piece.
+KINDS: dict[str, dict[str, Any]] = {
+    NFKC: {"model_type": "unigram"},
+    NONE: {
+        "model_type": "bpe",
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "allow_whitespace_only_pieces": True,  # indentation
+        "byte_fallback": True,
+        "user_defined_symbols": ["\n", "\t"],  # sentencepiece learns no piece with these in it
+        # Names of special pieces can then be written as text, in transformers' tokenizers too.
+        "required_chars": "</>unkpads0123456789xABCDEF",
+    },
+}
 
 
 class Tokenizer:
@@ -67,24 +86,47 @@ def load_tokenizer(model: str) -> Tokenizer:
         raise UserError(f"tokenizer.model {model}: not a sentencepiece model: {error}") from None
 
 
-def find_tokenizer(model: str, documents: Iterable[str], vocab_size: int) -> Tokenizer:
+def tokenizer_in(folder: Path) -> Path | None:
+    """The sentencepiece model of a checkpoint directory; None where it has no tokenizer.
+
+    Raises:
+        UserError: its tokenizer is of another kind.
+    """
+    found = next((folder / name for name in FILES if (folder / name).is_file()), None)
+    other = next((name for name in OTHER_FILES if (folder / name).is_file()), None)
+    if found is None and other is not None:
+        raise UserError(
+            f"--init_from {folder}: its tokenizer is {other}, expected {' or '.join(FILES)} (sentencepiece), "
+            "the kind that is read here; give such a model that fits its vocabulary as --tokenizer.model=PATH"
+        )
+    return found
+
+
+def find_tokenizer(config: Config, documents: Iterable[str], vocab_size: int) -> Tokenizer:
     """The tokenizer that a recipe asks for: loaded, or trained on documents.
 
     Raises:
         UserError: see :func:`load_tokenizer` and :func:`train_tokenizer`.
     """
-    return train_tokenizer(documents, vocab_size) if model == TRAIN else load_tokenizer(model)
+    if config.tokenizer.model != TRAIN:
+        return load_tokenizer(config.tokenizer.model)
+    normalization = config.tokenizer.normalization
+    if normalization == AUTO:
+        normalization = NFKC if config.data.source == "demo" else NONE
+    return train_tokenizer(documents, vocab_size, normalization)
 
 
-def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train a unigram model with T5's special ids (pad 0, end of sequence 1, unknown 2) on a corpus.
+def train_tokenizer(documents: Iterable[str], vocab_size: int, normalization: str = NONE) -> Tokenizer:
+    """Train a model with T5's special ids (pad 0, end of sequence 1, unknown 2) on a corpus.
 
     Args:
         documents: text; the first 20 million characters are used.
         vocab_size: pieces; fewer where the corpus does not carry as many.
+        normalization: ``none``, with which every text comes back as it was (but for U+2581, sentencepiece's
+            own sign for a space), or ``nmt_nfkc``.
 
     Raises:
-        UserError: the corpus is too small for any model, or cannot be read.
+        UserError: the corpus is too small for any model, has more characters than pieces, or cannot be read.
     """
     proto = io.BytesIO()
     unreadable: list[UserError] = []
@@ -92,9 +134,8 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=_lines(documents, unreadable),
             model_writer=proto,
-            model_type="unigram",
             vocab_size=vocab_size,
-            hard_vocab_limit=False,
+            hard_vocab_limit=False,  # of a small corpus as many as it carries
             pad_id=0,
             eos_id=1,
             unk_id=2,
@@ -103,15 +144,30 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
             max_sentence_length=1 << 20,
             num_threads=TRAINING_THREADS,
             minloglevel=2,
+            **KINDS[normalization],
         )
     except RuntimeError as error:
         if unreadable:
             raise unreadable[0] from None
+        reason = _reason(" ".join(str(error).split()), normalization)
         raise UserError(
-            f"tokenizer.model train: sentencepiece cannot train {vocab_size} pieces on this corpus: "
-            f"{' '.join(str(error).split())}; use more text or a smaller vocab_size in the model config"
+            f"tokenizer.model train: cannot train {vocab_size} pieces on this corpus: {reason}"
         ) from None
     return Tokenizer(proto.getvalue())
+
+
+def _reason(error: str, normalization: str) -> str:
+    """Why sentencepiece trained nothing, and what to do, from its own words."""
+    few = re.search(r"smaller than required_chars\. \d+ vs (\d+)", error)
+    if few:
+        bytes_too = f"and 256 bytes (--tokenizer.normalization={NFKC} does without these) "
+        return (
+            f"its characters {bytes_too if normalization == NONE else ''}need {few[1]} pieces alone; raise "
+            f"vocab_size in the model config to {few[1]} or more, or use text with fewer different characters"
+        )
+    if "sentences_.empty()" in error or "all_chars_count" in error:
+        return "it has no text; use more text"
+    return f"sentencepiece says: {error}"
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:

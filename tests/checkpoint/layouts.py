@@ -76,7 +76,11 @@ def save(root, step=1, layout="flat", world_size=2, keep=0, values=VALUES, numbe
 
 def save_with_state(root, content):
     """A checkpoint of one rank whose state.json has some bytes, with a checksum that fits."""
-    folder = save(root, world_size=1)
+    return with_state(save(root, world_size=1), content)
+
+
+def with_state(folder, content):
+    """A checkpoint with another state.json, and a checksum that fits."""
     (folder / "state.json").write_bytes(content)
     stored = asdict(stored_file(folder / "state.json"))
     rewritten(folder, lambda data: data["files"].update({"state.json": stored}))

@@ -28,6 +28,7 @@ from tests.controllers import setup, update
 from tests.fuzz.drawn import accepted, changed, damaged, draws
 from tests.training.corpora import number_tokenizer
 from tests.training.test_data import TRAIN, data_of
+from tests.training.test_saved import INPUTS
 
 STATE = {
     "config": dataclasses.asdict(Config(train=TrainConfig(dtype="float32"))),
@@ -36,6 +37,7 @@ STATE = {
     "evaluation_owed": False,
     "bad_updates": {"total": 0, "in_a_row": 0},
     "decay": {"alphadecay": "{}"},
+    "inputs": dataclasses.asdict(INPUTS),
 }
 
 

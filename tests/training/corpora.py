@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow
 
 from alphadecay_dist.training.corpus import Corpus, open_corpora
-from alphadecay_dist.training.recipe import DataConfig
+from alphadecay_dist.training.recipe import NFKC, DataConfig
 from alphadecay_dist.training.tokenizer import Tokenizer, train_tokenizer
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -28,7 +28,7 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 @functools.cache
 def number_tokenizer() -> Tokenizer:
     """A tokenizer whose text comes back exactly: documents here are made of digits and spaces."""
-    return train_tokenizer((f"{i} {i * 7}" for i in range(2000)), 64)
+    return train_tokenizer((f"{i} {i * 7}" for i in range(2000)), 64, NFKC)
 
 
 def numbered(count: int, first: int = 0) -> list[str]:

@@ -135,7 +135,9 @@ def main(faults: list[str]) -> None:
     from alphadecay_dist.training.recipe import DataConfig
 
     fsspec.spec.AbstractBufferedFile.DEFAULT_BLOCK_SIZE = 1 << 22  # several requests a file
-    corpus, validation = open_corpora(DataConfig(source="c4"))
+    corpus, _ = open_corpora(DataConfig(source="c4"))
+    revision = corpus.revision
+    corpus, validation = open_corpora(DataConfig(source="c4", revision=revision))  # as a resume asks for it
     assert [text for _, text in validation.rows(0, 0)] == documents(3, 1)
     Hub.requests, Hub.faults = 0, faults
     waits: list[float] = []
@@ -154,6 +156,7 @@ def main(faults: list[str]) -> None:
         "error": error,
         "requests": Hub.requests,
         "waits": waits,
+        "revision": revision,
     }
     print(json.dumps(told))
 

@@ -23,7 +23,7 @@ from alphadecay_dist.training.corpus import open_corpora
 from alphadecay_dist.training.data import IGNORE, Batch, TrainingData
 from alphadecay_dist.training.metrics import read_lines
 from alphadecay_dist.training.optimizer import build_optimizer
-from alphadecay_dist.training.recipe import Config, DataConfig
+from alphadecay_dist.training.recipe import NFKC, Config, DataConfig
 from alphadecay_dist.training.schedule import learning_rate
 from alphadecay_dist.training.tokenizer import Tokenizer, train_tokenizer
 from tests.multirank import run_ranks
@@ -78,7 +78,7 @@ def tiny_options(folder: Path, **overrides: Any) -> list[str]:
 @functools.cache
 def _tokenizer() -> bytes:
     corpus, _ = open_corpora(DataConfig())
-    return train_tokenizer((text for _, text in corpus.rows(0, 0)), SIZES["vocab_size"]).proto
+    return train_tokenizer((text for _, text in corpus.rows(0, 0)), SIZES["vocab_size"], NFKC).proto
 
 
 def launch(*command: object) -> tuple[int, str]:

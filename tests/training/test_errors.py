@@ -11,6 +11,7 @@ import pytest
 
 import train
 from alphadecay_dist import cli
+from alphadecay_dist.training.recipe import NFKC
 from alphadecay_dist.training.tokenizer import train_tokenizer
 from tests.multirank import run_ranks
 from tests.ports import free_port
@@ -77,7 +78,9 @@ def small_corpus(folder):
 
 def file_of_ids(folder, pieces):
     path = folder / "large.model"
-    path.write_bytes(train_tokenizer((f"{i} {i * 7919} word{i % 97}" for i in range(5000)), pieces).proto)
+    path.write_bytes(
+        train_tokenizer((f"{i} {i * 7919} word{i % 97}" for i in range(5000)), pieces, NFKC).proto
+    )
     return path
 
 

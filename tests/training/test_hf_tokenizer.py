@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 import sentencepiece
@@ -14,10 +15,12 @@ from transformers import AutoTokenizer
 from alphadecay_dist import UserError
 from alphadecay_dist.training.corpus import open_corpora
 from alphadecay_dist.training.hf_tokenizer import hf_tokenizer, hf_tokenizer_config
-from alphadecay_dist.training.recipe import DataConfig
+from alphadecay_dist.training.recipe import NFKC, DataConfig
 from alphadecay_dist.training.tokenizer import Tokenizer, train_tokenizer
 
 TEXTS = [text for _, text in open_corpora(DataConfig())[0].rows(0, 0)]
+# "</s>" so often that its parts are pieces.
+CODE = ["</s> </s><0x0A>" * 200, *(path.read_text() for path in sorted(Path(__file__).parent.glob("*.py")))]
 NO_TEXT = ["<s>", "</s>", "<unk>", "<pad>"]
 # No combining marks: those behind a character that is normalised away are lost, as the docs say.
 WORDS = [
@@ -39,6 +42,11 @@ WORDS = [
     "▁",
     "<",
     "/s>",
+    "<0x0A>",
+    "\r\n",
+    "\x00",
+    "      ",
+    "def f(x):\n    return x",
 ]
 
 
@@ -52,7 +60,8 @@ def trained(**options):
 
 
 MODELS = {
-    "ours": lambda: train_tokenizer(TEXTS[:200], 600).proto,
+    "ours": lambda: train_tokenizer([*CODE, *TEXTS[:200]], 900).proto,
+    "the demo's": lambda: train_tokenizer(TEXTS[:200], 600, NFKC).proto,
     "bpe": lambda: trained(model_type="bpe"),
     "LLaMA's": lambda: trained(
         model_type="bpe",

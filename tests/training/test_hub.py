@@ -38,7 +38,7 @@ def c4_from(faults):
 def test_a_connection_that_fails_for_a_while_changes_no_document(faults, attempts):
     told, lines = c4_from(faults)
     assert told["error"] is None
-    assert (told["rows"], told["digest"]) == (len(TRAIN), DIGEST)
+    assert (told["rows"], told["digest"], told["revision"]) == (len(TRAIN), DIGEST, "a" * 40)
     assert len(lines) == attempts
     assert all(f"of {len(WAITS)} in " in line for line in lines)
 

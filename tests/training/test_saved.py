@@ -9,11 +9,22 @@ import pytest
 
 from alphadecay_dist.checkpoint.reader import read
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.training.fingerprint import FileMark
+from alphadecay_dist.training.inputs import Inputs
 from alphadecay_dist.training.recipe import Config, TrainConfig
 from alphadecay_dist.training.saved import saved_state
 from tests.checkpoint.layouts import save_with_state
 
 CONFIG = Config(train=TrainConfig(dtype="float32"))
+INPUTS = Inputs(
+    model={"hidden_size": 64},
+    tokenizer="5e",
+    data={"data.source": {"a.jsonl": FileMark(120, "0f")}},
+    revision=None,
+    engine={"name": "ddp", "settings": {"dtype": "float32"}},
+    init_from={"model.safetensors": FileMark(3, "ab")},
+    changes=({"step": 3, "change": "data.source a.jsonl: 3 bytes longer"},),
+)
 STATE = {
     "config": dataclasses.asdict(CONFIG),
     "tokens": 300,
@@ -21,6 +32,7 @@ STATE = {
     "evaluation_owed": True,
     "bad_updates": {"total": 2, "in_a_row": 1},
     "decay": {"alphadecay": "{}"},
+    "inputs": dataclasses.asdict(INPUTS),
 }
 
 
@@ -34,6 +46,10 @@ def test_a_state_comes_back_as_it_was(tmp_path):
     assert dataclasses.asdict(found) == STATE | {"config": dataclasses.asdict(CONFIG)}
 
 
+def test_a_state_of_before_inputs_were_kept_has_none(tmp_path):
+    assert state_of(tmp_path, {key: value for key, value in STATE.items() if key != "inputs"}).inputs is None
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -45,6 +61,10 @@ def test_a_state_comes_back_as_it_was(tmp_path):
         ({"lanes": []}, r"has \[\] as lanes"),
         ({"bad_updates": 3}, "has 3 as total"),
         ({"decay": {"alphadecay": {}}}, "in decay"),
+        ({"inputs": 3}, "has 3 as inputs"),
+        ({"inputs": {}}, "has None as engine"),
+        ({"inputs": {**STATE["inputs"], "data": {"data.source": {"a": {"bytes": -1}}}}}, "has -1 as bytes"),
+        ({"inputs": {**STATE["inputs"], "changes": [{}]}}, "has None as step"),
     ],
 )
 def test_a_state_that_cannot_be_is_one_line(tmp_path, change, words):

@@ -11,13 +11,13 @@ from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.metrics import EVAL, RunFiles
 
 
-@pytest.mark.parametrize("removals", range(8))
+@pytest.mark.parametrize("removals", range(9))
 def test_what_a_killed_start_left_of_a_run_to_be_cleared_is_cleared_by_the_next(
     tmp_path, monkeypatch, removals
 ):
     """A line in eval.jsonl of before the first update would stay, and come a second time."""
     files = RunFiles(tmp_path)
-    for name in ("config.yaml", "tokenizer.model", "wandb_id"):
+    for name in ("config.yaml", "tokenizer.model", "inputs.json", "wandb_id"):
         files.text(name, "")
     for name in ("metrics.jsonl", EVAL, "decay.jsonl", "sequences.jsonl"):
         files.append(name, {"step": 0})

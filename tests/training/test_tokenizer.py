@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.corpus import open_corpora
-from alphadecay_dist.training.recipe import DataConfig
-from alphadecay_dist.training.tokenizer import Tokenizer, check_vocabulary, load_tokenizer, train_tokenizer
+from alphadecay_dist.training.recipe import NFKC, NONE, DataConfig
+from alphadecay_dist.training.tokenizer import (
+    Tokenizer,
+    check_vocabulary,
+    find_tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
 
 VOCABULARY = 512
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +36,7 @@ def novels():
 
 @pytest.fixture(scope="module")
 def trained(novels):
-    return train_tokenizer(novels, VOCABULARY)
+    return train_tokenizer(novels, VOCABULARY, NFKC)
 
 
 def test_a_trained_model_has_t5s_ids(trained):
@@ -51,14 +63,14 @@ def test_a_character_never_seen_is_unknown(trained):
 
 
 def test_training_twice_gives_the_same_bytes_also_in_another_process(trained, novels, tmp_path):
-    assert train_tokenizer(novels, VOCABULARY).proto == trained.proto
+    assert train_tokenizer(novels, VOCABULARY, NFKC).proto == trained.proto
     code = (
         "import sys\n"
         "from alphadecay_dist.training.recipe import DataConfig\n"
         "from alphadecay_dist.training.corpus import open_corpora\n"
         "from alphadecay_dist.training.tokenizer import train_tokenizer\n"
         "texts = [text for _, text in open_corpora(DataConfig())[0].rows(0, 0)][:400]\n"
-        f"open(sys.argv[1], 'wb').write(train_tokenizer(texts, {VOCABULARY}).proto)\n"
+        f"open(sys.argv[1], 'wb').write(train_tokenizer(texts, {VOCABULARY}, {NFKC!r}).proto)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "again")], check=True, timeout=120)
     assert (tmp_path / "again").read_bytes() == trained.proto
@@ -115,22 +127,92 @@ def test_ids_outside_the_models_vocabulary_are_refused(trained):
         check_vocabulary(trained, VOCABULARY - 1)
 
 
-def test_a_small_corpus_gives_fewer_pieces_than_asked_for():
-    tokenizer = train_tokenizer(["one two three two one"], 1000)
-    assert 3 < tokenizer.vocab_size < 100
+@pytest.mark.parametrize(("normalization", "most"), [(NFKC, 100), (NONE, 256 + 100)])
+def test_a_small_corpus_gives_fewer_pieces_than_asked_for(normalization, most):
+    tokenizer = train_tokenizer(["one two three two one"], 1000, normalization)
+    assert 3 < tokenizer.vocab_size < most
     assert tokenizer.decode(tokenizer.encode(["two three"])[0][:-1]) == "two three"
 
 
 @pytest.mark.parametrize("documents", [[], [""], ["   ", "\n\n"]])
 def test_a_corpus_without_text_is_a_users_error(documents):
-    with pytest.raises(UserError, match=r"tokenizer\.model train: .*100 pieces.*use more text"):
-        train_tokenizer(documents, 100)
+    with pytest.raises(UserError, match=r"cannot train 100 pieces on this corpus: it has no text; use more"):
+        train_tokenizer(documents, 100, NFKC)
 
 
-def test_fewer_pieces_than_characters_is_a_users_error():
-    letters = "".join(chr(0x4E00 + i) for i in range(500))
-    with pytest.raises(UserError, match=r"cannot train 100 pieces on this corpus"):
-        train_tokenizer([letters] * 3, 100)
+@pytest.mark.parametrize(
+    ("normalization", "words"),
+    [
+        (
+            NFKC,
+            r"its characters need 504 pieces alone; raise vocab_size in the model config to 504 or more, ",
+        ),
+        (
+            NONE,
+            r"its characters and 256 bytes \(--tokenizer.normalization=nmt_nfkc does without these\) need ",
+        ),
+    ],
+)
+def test_fewer_pieces_than_characters_says_how_many_are_needed(normalization, words):
+    letters = ["".join(chr(0x4E00 + i) for i in range(500))] * 3
+    with pytest.raises(UserError, match=rf"cannot train 100 pieces on this corpus: {words}") as caught:
+        train_tokenizer(letters, 100, normalization)
+    assert "use more text" not in str(caught.value)
+    needed = int(re.search(r"to (\d+) or more", str(caught.value))[1])
+    assert train_tokenizer(letters, needed, normalization).vocab_size == needed
+
+
+@pytest.fixture(scope="module")
+def exact(novels):
+    """A tokenizer as users get it for their own text: here code and novels."""
+    code = [path.read_text() for path in sorted((ROOT / "alphadecay_dist" / "training").glob("*.py"))]
+    return train_tokenizer([*code, *novels], 1000)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def f(x):\n    return x",
+        "if a:\n\tb\n\n\n\t\tc\t\n",
+        "one\r\ntwo\r\n",
+        "  before, between  and   behind    ",
+        "\n",
+        "    ",
+        "",
+        "\U0001f600\u200d\u2764\ufe0f \u6f22\u5b57 e\u0301\xe9 \ufb01 \uff21 \xbd",
+        "".join(chr(code) for code in (*range(32), *range(127, 161), 0x2028, 0x2029, 0xFEFF)),
+        "</s><unk><pad><0x0A><s>",
+    ],
+    ids=ascii,
+)
+def test_text_comes_back_as_it_was(exact, text):
+    ids = exact.encode([text])[0]
+    assert exact.decode(ids[:-1]) == text
+    assert not {exact.eos, exact.pad, 2} & {*ids[:-1]}
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581")))
+def test_any_text_comes_back_as_it_was(exact, text):
+    assert exact.decode(exact.encode([text])[0][:-1]) == text
+
+
+def test_indentation_is_cheap(exact):
+    assert len(exact.encode(["        return x"])[0]) < len("        return x") / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "exactly"),
+    [
+        ([], False),
+        (["data.source=mine.txt"], True),
+        (["data.source=mine.txt", "tokenizer.normalization=nmt_nfkc"], False),
+        (["tokenizer.normalization=none"], True),
+    ],
+)
+def test_the_demo_alone_has_its_own_tokenizer(novels, options, exactly):
+    tokenizer = find_tokenizer(load_config("demo", options), novels, 600)
+    assert (tokenizer.decode(tokenizer.encode(["a\n  b"])[0][:-1]) == "a\n  b") == exactly
 
 
 def test_an_error_of_the_corpus_comes_through_as_it_is():

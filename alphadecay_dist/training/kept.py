@@ -1,0 +1,137 @@
+"""What is decided when a run begins, and compared when it goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from alphadecay_dist.errors import UserError, warn
+from alphadecay_dist.training import start
+from alphadecay_dist.training.changes import Change, changes_of, refuse, tokenizer_change
+from alphadecay_dist.training.check import Checked, Options
+from alphadecay_dist.training.data import Source
+from alphadecay_dist.training.inputs import Inputs, inputs_of
+from alphadecay_dist.training.prepared import Shards, check_tokenizer, read_manifest, sha256
+from alphadecay_dist.training.ranks import Ranks
+from alphadecay_dist.training.recipe import AUTO, NFKC
+from alphadecay_dist.training.saved import SavedState, saved_state
+from alphadecay_dist.training.tokenizer import TRAIN, Tokenizer, tokenizer_in
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the run is made of from now on.
+
+    Attributes:
+        inputs: less the tokenizer, until it is found.
+        own_tokenizer: SHA-256 of the tokenizer that a resume needs; None where any will do.
+        accepted: changes since it was begun, or last gone on with.
+    """
+
+    inputs: Inputs
+    own_tokenizer: str | None = None
+    accepted: tuple[Change, ...] = ()
+
+    def changed(self, *fields: str) -> bool:
+        """Whether one of some fields names other content than before."""
+        return any(change.field in fields for change in self.accepted)
+
+    def with_tokenizer(self, tokenizer: Tokenizer) -> Inputs:
+        """All that the run is made of.
+
+        Raises:
+            UserError: it is not the tokenizer of the run that goes on.
+        """
+        found = sha256(tokenizer.proto)
+        if self.own_tokenizer not in (None, found):
+            raise UserError(
+                "tokenizer.model: the run's own, beside its checkpoints, is missing or not the one that it "
+                "was begun with (SHA-256); bring it back"
+            )
+        return dataclasses.replace(self.inputs, tokenizer=found)
+
+
+def settled(checked: Checked, options: Options, begin: start.Start, ranks: Ranks) -> Checked:
+    """The recipe with what a run decides at its beginning: whose tokenizer, which commit of C4. Collective.
+
+    Raises:
+        UserError: --init_from has a tokenizer that cannot be read here.
+    """
+    state = None if begin.checkpoint is None else saved_state(begin.checkpoint)
+    data, tokenizer = checked.config.data, checked.config.tokenizer
+    if state is not None and state.inputs is None:
+        if tokenizer.normalization == AUTO:  # it was begun when there was no other
+            tokenizer = dataclasses.replace(tokenizer, normalization=NFKC)
+    elif options.init_from is not None and tokenizer.model == TRAIN:
+        folder = Path(options.init_from)
+        found = ranks.from_main(lambda: tokenizer_in(folder))
+        if found is not None:
+            tokenizer = dataclasses.replace(tokenizer, model=str(found))
+        elif state is None and ranks.is_main:
+            warn(
+                f"--init_from {folder}: has no tokenizer: one is trained, whose ids are not those that the "
+                "weights were trained with; give theirs as --tokenizer.model=PATH"
+            )
+    if data.prepared is not None:
+        folder, vocabulary = Path(data.prepared), checked.model_config.vocab_size
+        ranks.together(lambda: check_tokenizer(read_manifest(folder), folder, tokenizer, vocabulary))
+    if state is not None and state.inputs is not None and data.revision is None:
+        data = dataclasses.replace(data, revision=state.inputs.revision)
+    return dataclasses.replace(
+        checked, config=dataclasses.replace(checked.config, data=data, tokenizer=tokenizer)
+    )
+
+
+def keep(
+    checked: Checked,
+    options: Options,
+    source: Source,
+    validation: Source,
+    begin: start.Start,
+    ranks: Ranks,
+) -> Kept:
+    """Look at what the run is made of, on rank 0 for all, and compare it with what it was. Collective.
+
+    Raises:
+        UserError: something was changed, and not accepted.
+    """
+    kept = ranks.from_main(lambda: _kept(checked, options, source, validation, begin))
+    for change in kept.accepted:
+        ranks.say(f"accepted: {change.text}")
+    if kept.changed("data.source", "data.prepared"):
+        ranks.say("the data are read from their beginning")
+    return kept
+
+
+def _kept(checked: Checked, options: Options, source: Source, validation: Source, begin: start.Start) -> Kept:
+    now = inputs_of(checked, source, validation, options.init_from)
+    if begin.checkpoint is None:
+        return Kept(now)
+    state = saved_state(begin.checkpoint)
+    if state.inputs is None:  # its checkpoint is older than this comparison
+        return Kept(dataclasses.replace(now, init_from=None))
+    changes = _compared(now, state, state.inputs, checked, source)
+    refuse(changes, options.accept_changes, begin.checkpoint.folder)
+    if options.init_from is not None and now.init_from != state.inputs.init_from:
+        warn(
+            f"--init_from {options.init_from}: has no effect: the run goes on from {begin.checkpoint.folder}"
+        )
+    written = ({"step": begin.step, "change": change.text} for change in changes)
+    inputs = dataclasses.replace(
+        now, init_from=state.inputs.init_from, changes=(*state.inputs.changes, *written)
+    )
+    own = None if any(change.field == "tokenizer.model" for change in changes) else state.inputs.tokenizer
+    return Kept(inputs, own, tuple(changes))
+
+
+def _compared(
+    now: Inputs, state: SavedState, before: Inputs, checked: Checked, source: Source
+) -> list[Change]:
+    changes = changes_of(now, before, checked.config, state.config)
+    path = Path(checked.config.tokenizer.model)
+    asked = source.proto if isinstance(source, Shards) else path.read_bytes() if path.is_file() else None
+    tokenizer = tokenizer_change(
+        None if asked is None else sha256(asked), before, checked.config, state.config
+    )
+    return changes if tokenizer is None else [*changes, tokenizer]
