@@ -113,7 +113,7 @@ def test_a_model_with_nothing_to_tune_is_an_error():
 
 
 def test_untuned_is_base_or_zero():
-    with pytest.raises(UserError, match="untuned: found 'none', expected 'base' or 'zero'"):
+    with pytest.raises(UserError, match="untuned: found 'none', expected 'base', 'zero' or 'zero_1d'"):
         param_groups(llama(), weight_decay=0.1, untuned="none")
 
 
