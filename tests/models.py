@@ -70,7 +70,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         vocab_size=96,
         max_seq_len=32,
         **IDS,
-        attn_config={"kv_n_heads": 2, "clip_qkv": 8.0},
+        attn_config={"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
         ffn_config={"ffn_hidden_size": 64, "moe_num_experts": 3, "moe_top_k": 1, "hidden_size": 64},
     ),
     "vit_gpt2": vision_encoder_decoder,
