@@ -65,7 +65,8 @@ def test_experts_that_training_joins_share_a_decay_and_keep_their_names(tmp_path
     assert set(shared) == {(layer, kind) for layer in "01" for kind in ("down", "gate_up")}
     decays = trained(model)
     for (layer, kind), found in shared.items():
-        assert found == {pytest.approx(decays[f"model.layers.{layer}.mlp.experts.{kind}_proj"])}
+        (value,) = found
+        assert value == pytest.approx(decays[f"model.layers.{layer}.mlp.experts.{kind}_proj"])
 
 
 def own_mixture():

@@ -93,8 +93,8 @@ def tuned_weights(
 ) -> list[Weight]:
     """The weights whose decay follows their spectrum, in the model's order.
 
-    By default every weight of :func:`all_weights` that belongs to an ``nn.Linear``, ``nn.Conv2d`` or
-    ``nn.MultiheadAttention``, or is a stack of experts, inside a numbered block (a name such as
+    By default every weight of :func:`all_weights` that belongs to an ``nn.Linear``, ``nn.Conv2d``,
+    ``nn.MultiheadAttention`` or transformers' ``Conv1D``, or is a stack of experts, inside a numbered block (a name such as
     ``model.layers.0.mlp.up_proj``); embeddings, the head, norms and LoRA factors are not.
 
     Args:
