@@ -33,7 +33,7 @@ class Biased(nn.Module):
 
 
 def trained(wrap=lambda model: model, **options):
-    """A step without gradients' effect: with lr and zero gradients only decays act."""
+    """A step whose gradients are zero, so that decays alone act; with which parameters moved."""
     torch.manual_seed(0)
     model = wrap(Biased())
     optimizer = torch.optim.AdamW(
@@ -86,10 +86,9 @@ def test_the_last_group_can_be_split_by_hand():
 def on_ranks(kind):
     if kind == "fsdp1":
         options = {"use_orig_params": True, "device_id": torch.device("cpu")}
-        wrapped = trained(lambda model: FullyShardedDataParallel(model, **options))
+        _, optimizer, _ = trained(lambda model: FullyShardedDataParallel(model, **options))
     else:
-        wrapped = trained(lambda model: [fully_shard(model), model][1])
-    _, optimizer, _ = wrapped
+        _, optimizer, _ = trained(fully_shard)
     return [(group["module"], len(group["params"])) for group in optimizer.param_groups][-2:]
 
 
@@ -101,9 +100,6 @@ def test_sharded_matrices_are_told_from_vectors(kind):
 
 
 def zero_groups(stage):
-    class WithNorm(nn.Module):
-        pass
-
     def groups(model):
         for block in model.layers:
             block.register_parameter("scale", nn.Parameter(torch.ones(7)))

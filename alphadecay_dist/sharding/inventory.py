@@ -94,8 +94,8 @@ def tuned_weights(
     """The weights whose decay follows their spectrum, in the model's order.
 
     By default every weight of :func:`all_weights` that belongs to an ``nn.Linear``, ``nn.Conv2d``,
-    ``nn.MultiheadAttention`` or transformers' ``Conv1D``, or is a stack of experts, inside a numbered block (a name such as
-    ``model.layers.0.mlp.up_proj``); embeddings, the head, norms and LoRA factors are not.
+    ``nn.MultiheadAttention`` or transformers' ``Conv1D``, or is a stack of experts, inside a numbered block
+    (a name such as ``model.layers.0.mlp.up_proj``); embeddings, the head, norms and LoRA factors are not.
 
     Args:
         model: any module; its parameters may be sharded already.
