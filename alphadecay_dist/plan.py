@@ -21,6 +21,7 @@ from alphadecay_dist.sharding.ownership import Plan
 from alphadecay_dist.sharding.traffic import Traffic, traffic
 from alphadecay_dist.sharding.work import analysed, costs_of, plan_for
 from alphadecay_dist.spectral import Rates, Windows, measured_rates
+from alphadecay_dist.stored_rule import config_in, on_meta
 from alphadecay_dist.training.check import with_dtype
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.metrics import modules_by_type
@@ -313,14 +314,8 @@ def read_machine(path: Path) -> Machine:
 
 
 def _from_hf(path: Path) -> nn.Module:
-    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415  (slow to load)
-
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):  # a kernel that the config names would be fetched, and is not needed
-            return AutoModelForCausalLM.from_config(
-                config, attn_implementation="eager", trust_remote_code=False
-            )
+        return on_meta(config_in(path))
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--config {path}: transformers cannot build a model of it: {reason}") from None

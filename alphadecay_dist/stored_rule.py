@@ -93,7 +93,7 @@ def _named_as_tuned(tensor: StoredTensor) -> bool:
 
 def _by_model(weights: StoredWeights) -> list[StoredMatrix] | None:
     """By the model of the config.json; None without one, or where these are not its weights."""
-    model = _on_meta(weights.config, len(weights.tensors)) if weights.config is not None else None
+    model = _model_of(weights.config, len(weights.tensors)) if weights.config is not None else None
     if model is None:
         return None
     targets = _targets(model, [tensor.name for tensor in weights.tensors])
@@ -125,25 +125,46 @@ def _cut_in_file(weight: Weight, shape: Sequence[int]) -> Cut | None:
     return None
 
 
-def _on_meta(path: Path, tensors: int) -> nn.Module | None:
-    """The model of a config.json without storage; None where transformers does not know it, or is missing.
+def config_in(path: Path) -> Any:
+    """A HF config, from its file or the directory that holds it; no code that it names is run.
+
+    Raises:
+        OSError, ValueError, KeyError, ImportError: transformers cannot read it.
+    """
+    from transformers import AutoConfig  # noqa: PLC0415  (slow to load, and not needed without a config)
+
+    return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+
+
+def on_meta(config: Any) -> nn.Module:
+    """The model that a HF config names, else its causal language model, without storage.
+
+    Raises:
+        OSError, ValueError, KeyError, ImportError: transformers cannot build it.
+    """
+    import transformers  # noqa: PLC0415
+
+    named = getattr(transformers, (config.architectures or [""])[0], None)
+    with torch.device("meta"):  # a kernel that the config names would be fetched, and is not needed
+        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+            model: nn.Module = named._from_config(config, attn_implementation="eager")
+            return model
+        return transformers.AutoModelForCausalLM.from_config(
+            config, attn_implementation="eager", trust_remote_code=False
+        )
+
+
+def _model_of(path: Path, tensors: int) -> nn.Module | None:
+    """The model of a config.json; None where transformers does not know it, or is missing.
 
     Args:
         path: of the config.
         tensors: how many the files hold; a config of more layers is not theirs.
     """
     try:
-        import transformers  # noqa: PLC0415  (slow to load, and not needed without a config)
-
-        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        config = config_in(path)
         layers = getattr(config, "num_hidden_layers", 0)
-        if isinstance(layers, int) and layers > tensors:
-            return None
-        known = getattr(transformers, (config.architectures or [""])[0], None)
-        built: Any = known if isinstance(known, type) else transformers.AutoModelForCausalLM
-        make = built._from_config if isinstance(known, type) else built.from_config
-        with torch.device("meta"):
-            return make(config, attn_implementation="eager")
+        return None if isinstance(layers, int) and layers > tensors else on_meta(config)
     except Exception:  # a config may hold anything, and then names decide
         return None
 

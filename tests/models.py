@@ -10,6 +10,7 @@ from torch import nn
 
 LAYERS = {"num_hidden_layers": 2, "vocab_size": 96}
 LLAMA = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 2}
+GROUPED = {"hidden_size": 128, "num_attention_heads": 4}  # with 2 key-value heads q, k and v are no thirds
 GPT2 = {"n_embd": 64, "n_head": 2, "n_layer": 2, "vocab_size": 96, "n_positions": 32}
 GPT2 |= {"bos_token_id": 1, "eos_token_id": 2}
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -32,7 +33,7 @@ def vision_encoder_decoder() -> nn.Module:
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "llama": lambda: causal("Llama", **LLAMA, **LAYERS),
-    "phi3": lambda: causal("Phi3", **LLAMA, **LAYERS, **IDS),
+    "phi3": lambda: causal("Phi3", **{**LLAMA, **GROUPED}, **LAYERS, **IDS),
     "gpt_neox": lambda: causal(
         "GPTNeoX", hidden_size=64, intermediate_size=128, num_attention_heads=2, **LAYERS, **IDS
     ),
