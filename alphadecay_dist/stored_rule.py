@@ -144,7 +144,7 @@ def on_meta(config: Any) -> nn.Module:
     """
     import transformers  # noqa: PLC0415
 
-    named = getattr(transformers, (config.architectures or [""])[0], None)
+    named: Any = getattr(transformers, (config.architectures or [""])[0], None)
     with torch.device("meta"):  # a kernel that the config names would be fetched, and is not needed
         if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
             model: nn.Module = named._from_config(config, attn_implementation="eager")
