@@ -144,11 +144,11 @@ def on_meta(config: Any) -> nn.Module:
     """
     import transformers  # noqa: PLC0415
 
-    named: Any = getattr(transformers, (config.architectures or [""])[0], None)
+    named = getattr(transformers, (config.architectures or [""])[0], None)
     with torch.device("meta"):  # a kernel that the config names would be fetched, and is not needed
         if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
-            model: nn.Module = named._from_config(config, attn_implementation="eager")
-            return model
+            kind: Any = named
+            return kind._from_config(config, attn_implementation="eager")
         return transformers.AutoModelForCausalLM.from_config(
             config, attn_implementation="eager", trust_remote_code=False
         )
