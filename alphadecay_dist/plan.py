@@ -15,11 +15,13 @@ from torch import nn
 
 from alphadecay_dist.engines.foretold import SHARDINGS, Sharding, layouts
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.sharding.inventory import Weight, require_weights, tuned_weights
+from alphadecay_dist.sharding.coverage import Coverage, coverage, require_weights
+from alphadecay_dist.sharding.inventory import Weight, tuned_weights
 from alphadecay_dist.sharding.ownership import Plan
 from alphadecay_dist.sharding.traffic import Traffic, traffic
 from alphadecay_dist.sharding.work import analysed, costs_of, plan_for
 from alphadecay_dist.spectral import Rates, Windows, measured_rates
+from alphadecay_dist.stored_rule import config_in, on_meta
 from alphadecay_dist.training.check import with_dtype
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.metrics import modules_by_type
@@ -92,6 +94,7 @@ class Forecast:
         traffic: bytes by rank.
         seconds: of the whole refresh: the longest queue of spectra and, one after the other, the largest
             intake; None where there is one and the bandwidth is not known.
+        covered: how much of the model is tuned.
         share: of a training window of ``interval`` updates; None where seconds or update_seconds are not
             known.
     """
@@ -102,6 +105,7 @@ class Forecast:
     plan: Plan
     loads: list[float]
     traffic: Traffic
+    covered: Coverage
     seconds: float | None
     share: float | None
 
@@ -139,6 +143,7 @@ class Forecast:
             f"rounds: {len(self.plan.rounds)}",
             f"refresh: {known}{share}",
             f"imbalance of the spectra, max / mean: {self.imbalance:.3f}",
+            self.covered.line(),
             *_assumptions(self.machine, self.interval),
             *_owners(self.plan.owners, self.loads),
             f"{'a rank':<18}{'least':>12}{'mean':>12}{'most':>12}",
@@ -218,7 +223,8 @@ def forecast(job: Job, sharding: Sharding, machine: Machine) -> Forecast:
     seconds = max(loads) + _seconds_moving(moved, machine)
     window = job.interval * machine.update_seconds if machine.update_seconds is not None else math.nan
     known = [None if math.isnan(value) else value for value in (seconds, seconds / window)]
-    return Forecast(sharding, machine, job.interval, planned, loads, moved, *known)
+    covered = coverage(job.model, job.weights)
+    return Forecast(sharding, machine, job.interval, planned, loads, moved, covered, *known)
 
 
 def _seconds_moving(moved: Traffic, machine: Machine) -> float:
@@ -240,7 +246,7 @@ def job_of(recipe: str | None, config: Path | None) -> Job:
     if config is not None:
         model = _from_hf(config)
         weights = tuned_weights(model)
-        require_weights(weights)
+        require_weights(weights, model)
         return Job(model, weights)
     assert recipe is not None
     loaded = with_dtype(load_config(recipe))
@@ -308,14 +314,8 @@ def read_machine(path: Path) -> Machine:
 
 
 def _from_hf(path: Path) -> nn.Module:
-    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415  (slow to load)
-
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):  # a kernel that the config names would be fetched, and is not needed
-            return AutoModelForCausalLM.from_config(
-                config, attn_implementation="eager", trust_remote_code=False
-            )
+        return on_meta(config_in(path))
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--config {path}: transformers cannot build a model of it: {reason}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,9 +15,9 @@ from tqdm import tqdm
 from alphadecay_dist.decay import weight_decay_of
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.settings import REFERENCE, Settings
-from alphadecay_dist.sharding.fused import Cut, cut_by_name, output_axis
 from alphadecay_dist.spectral import MIN_EIGENVALUES, Analysis, analyze
-from alphadecay_dist.weight_files import StoredTensor, StoredWeights
+from alphadecay_dist.stored_rule import tuned_tensors
+from alphadecay_dist.weight_files import StoredWeights
 
 
 @dataclass(frozen=True)
@@ -36,28 +36,11 @@ class Row:
         return {**sizes, **asdict(self.analysis), "weight_decay": self.weight_decay}
 
 
-@dataclass(frozen=True)
-class _Weight:
-    """A stored tensor, and how the matrices in it are cut into parts."""
-
-    stored: StoredTensor
-    cut: Cut | None
-
-    def parts(self) -> Iterator[tuple[str, Tensor]]:
-        """Its matrices by name, one in memory at a time."""
-        for name, unit in self.stored.units():
-            if self.cut is None:
-                yield name, unit
-            else:
-                yield from ((f"{name}.{part}", matrix) for part, matrix in self.cut.parts(unit))
-
-
 def spectrum(weights: StoredWeights, settings: Settings) -> list[Row]:
     """Analyse the matrices of a model on disk, one in memory at a time, with a progress bar.
 
-    A matrix is a two-dimensional ``*.weight`` inside a numbered block, as in training, a Conv2d weight there,
-    or a matrix of a stack of experts; fused ones are cut by their names. Embeddings and head are none, nor is
-    what has fewer than 50 eigenvalues.
+    What is a matrix, and which share a decay, is what a training run of the model would tune, see
+    :func:`alphadecay_dist.stored_rule.tuned_tensors`.
 
     Args:
         weights: where they are, see :func:`alphadecay_dist.weight_files.open_weights`.
@@ -70,26 +53,24 @@ def spectrum(weights: StoredWeights, settings: Settings) -> list[Row]:
     Raises:
         UserError: no matrix is there, or one is smaller than a FARMS window.
     """
-    chosen = _tuned(weights, uncut=settings.preset == REFERENCE)
+    chosen = tuned_tensors(weights, uncut=settings.preset == REFERENCE)
     if not chosen:
         raise UserError(
             f"{weights.path}: found no weight matrix inside a numbered block, of {MIN_EIGENVALUES} rows and "
             "columns or more; give the weights of a transformer"
         )
-    rows: dict[str, list[Row]] = {}
-    for weight in tqdm(chosen, desc="spectra", unit="weight"):
-        rows[weight.stored.name] = [
-            Row(name, tuple(matrix.shape), _analyzed(name, matrix, settings), settings.weight_decay)
-            for name, matrix in weight.parts()
-        ]
+    rows: list[tuple[str, Row]] = []
+    for own in tqdm(chosen, desc="spectra", unit="weight"):
+        for name, matrix in own.parts():
+            found = _analyzed(name, matrix, settings)
+            rows.append((own.weight, Row(name, tuple(matrix.shape), found, settings.weight_decay)))
+    parts: dict[str, list[Row]] = {}
+    for weight, row in rows:
+        parts.setdefault(weight, []).append(row)
     # The released code leaves the first nn.Linear at the base decay.
-    assigned = list(rows)[1:] if settings.preset == REFERENCE else list(rows)
-    decays = _decays({name: rows[name] for name in assigned}, settings)
-    return [
-        replace(row, weight_decay=decays[name]) if name in decays else row
-        for name, parts in rows.items()
-        for row in parts
-    ]
+    assigned = list(parts)[1:] if settings.preset == REFERENCE else list(parts)
+    decays = _decays({weight: parts[weight] for weight in assigned}, settings)
+    return [replace(row, weight_decay=decays[weight]) if weight in decays else row for weight, row in rows]
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -137,38 +118,6 @@ def _decays(rows: Mapping[str, Sequence[Row]], settings: Settings) -> dict[str, 
         weight: weight_decay_of([assigned[row.name].weight_decay for row in own])
         for weight, own in rows.items()
     }
-
-
-def _tuned(weights: StoredWeights, *, uncut: bool) -> list[_Weight]:
-    """The weights to analyse; ``uncut`` keeps fused ones whole, as the released code does."""
-    shapes = {tensor.name: tensor.shape for tensor in weights.tensors}
-    tuned = []
-    for tensor in weights.tensors:
-        if not _in_block(tensor.name, len(tensor.shape)):
-            continue
-        stacked = len(tensor.shape) == 3
-        unit = tensor.shape[1:] if stacked else tensor.shape
-        axis = _axis(tensor.name, tensor.shape, shapes)
-        cut = None if uncut or len(unit) == 4 else cut_by_name(tensor.name, unit, weights.heads, axis)
-        parts = [unit] if cut is None else cut.shapes(unit)
-        if max(min(part[:2]) * math.prod(part[2:]) for part in parts) >= MIN_EIGENVALUES:
-            tuned.append(_Weight(tensor, cut))
-    return tuned
-
-
-def _in_block(name: str, dimensions: int) -> bool:
-    """Whether a tensor is a weight matrix, a stack of experts or a Conv2d weight inside a numbered block."""
-    fits = dimensions == 3 if "expert" in name else dimensions in (2, 4)
-    named = name.endswith((".weight", ".in_proj_weight")) or "expert" in name
-    return fits and named and any(part.isdigit() for part in name.split("."))
-
-
-def _axis(name: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """The axis of a fused weight's outputs: a file does not tell whether it is (out, in) or (in, out)."""
-    if len(shape) == 3:
-        down = shapes.get(name.replace("gate_up_proj", "down_proj"))
-        return output_axis(shape[1:], down[1:] if down and len(down) == 3 else None)
-    return 1 if len(shape) == 2 and shape[1] == 3 * shape[0] else 0
 
 
 def _number(value: float | None, form: str) -> str:

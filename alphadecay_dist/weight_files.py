@@ -45,12 +45,14 @@ class StoredWeights:
         tensors: every tensor, in the model's order as far as the files tell it.
         heads: what is known of the model's attention.
         settings: the rule of the run that saved them; None where no run of ours did.
+        config: the config.json beside them; None where there is none.
     """
 
     path: Path
     tensors: list[StoredTensor]
     heads: Heads | None = None
     settings: Settings | None = None
+    config: Path | None = None
 
 
 def open_weights(path: Path, trust: bool = False) -> StoredWeights:
@@ -69,7 +71,10 @@ def open_weights(path: Path, trust: bool = False) -> StoredWeights:
     if checkpoint is not None:
         return _from_checkpoint(checkpoint)
     tensors = foreign_tensors(path, trust, "--trust")
-    return StoredWeights(path, sorted(tensors, key=_natural), _heads(tensors[0].file.parent / "config.json"))
+    config = tensors[0].file.parent / "config.json"
+    return StoredWeights(
+        path, sorted(tensors, key=_natural), _heads(config), config=config if config.is_file() else None
+    )
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ ROOMS = [
     {"checkpoint"},
     {"training"},
     {"weight_files"},
+    {"stored_rule"},
     {"plan", "spectrum", "doctor"},
     {"report", "integrations"},
     {"cli"},

@@ -16,8 +16,9 @@ from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 from alphadecay_dist.engines.fsdp2 import mesh_pieces
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.sharding.inventory import Weight, named_modules
+from alphadecay_dist.sharding.inventory import Weight
 from alphadecay_dist.sharding.layout import Flat, Piece
+from alphadecay_dist.sharding.wrappers import named_modules
 
 MOST_RANKS = 65536
 ROW_WISE = ("o_proj", "out_proj", "down_proj", "c_proj", "wo", "w2", "fc2", "dense_4h_to_h")

@@ -10,19 +10,22 @@ from torch import nn
 from torch.distributed.fsdp import FlatParameter
 
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.sharding.coverage import require_weights
+from alphadecay_dist.sharding.entries import entries
 from alphadecay_dist.sharding.inventory import (
     Weight,
     all_weights,
-    named_modules,
-    require_weights,
     tuned_weights,
 )
+from alphadecay_dist.sharding.wrappers import named_modules
 
-UNTUNED = "untuned"  # the name of the group that holds everything else
+UNTUNED = "untuned"  # the name of the group, or the two, that hold everything else
 TUNED = "tuned"  # the name of the group that holds all tuned weights, where they share one
 GROUP_KEY = "module"  # the key by which a param group is found again; engines keep it
 NAMES_KEY = "modules"  # the key under which the shared group names its weights, in the order of its params
 GROUPS, PREMULTIPLY = "groups", "premultiply"  # how decays are applied, and so how groups are laid out
+BASE, ZERO, ZERO_1D = "base", "zero", "zero_1d"  # what is not tuned gets
+UNTUNED_DECAYS = (BASE, ZERO, ZERO_1D)
 BIAS, BATCHNORM = "bias", "batchnorm"
 
 
@@ -40,7 +43,8 @@ def param_groups(
     Args:
         model: the model to optimise; parameters with ``requires_grad=False`` are left out.
         weight_decay: the base decay, which every group starts with.
-        untuned: what embeddings, norms, biases and head get: ``"base"`` (as published) or ``"zero"``.
+        untuned: what embeddings, norms, biases and head get: ``"base"`` (as published), ``"zero"``, or
+            ``"zero_1d"``: what has one dimension, norms and biases, 0, and the rest the base decay.
         modules: see :func:`tuned_weights`.
         follow: what shares the group of a tuned weight, as in the released code: ``"bias"``, its module's
             bias, and ``"batchnorm"``, a BatchNorm2d that is named like a convolution (``bn1`` and ``conv1``).
@@ -50,16 +54,17 @@ def param_groups(
 
     Returns:
         Dicts with ``params``, ``weight_decay`` and ``module``, the name by which
-        :class:`alphadecay_dist.AlphaDecay` finds the group again; ``"untuned"`` for the last. With
+        :class:`alphadecay_dist.AlphaDecay` finds the group again; ``"untuned"`` for the last, or with
+        ``"zero_1d"`` for the last two, of which the very last has decay 0 (fewer where one is empty). With
         ``"premultiply"`` the first is named ``"tuned"``, and has the names of its weights as ``modules``.
 
     Raises:
-        UserError: no matrix can be tuned, FSDP hides them, a choice is none of the two, or ``follow`` with
+        UserError: no matrix can be tuned, FSDP hides them, an unknown choice, or ``follow`` with
             ``"premultiply"``.
     """
     followers = set(follow)
-    if untuned not in ("base", "zero"):
-        raise UserError(f"untuned: found {untuned!r}, expected 'base' or 'zero'")
+    if untuned not in UNTUNED_DECAYS:
+        raise UserError(f"untuned: found {untuned!r}, expected 'base', 'zero' or 'zero_1d'")
     if not followers <= {BIAS, BATCHNORM}:
         raise UserError(f"follow: found {sorted(followers)}, expected none, 'bias' or 'batchnorm', or both")
     if apply not in (GROUPS, PREMULTIPLY):
@@ -68,17 +73,14 @@ def param_groups(
         raise UserError(f"follow: found {sorted(followers)} with apply={apply!r}, expected none")
     _require_matrices(model)
     weights = tuned_weights(model, modules)
-    require_weights(weights)
+    require_weights(weights, model)
     if apply == PREMULTIPLY:
         groups = [_shared_group(weights)]
     else:
         groups = _own_groups(weights, named_modules(model), followers, weight_decay)
     taken = {id(parameter) for group in groups for parameter in group["params"]}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
-    if rest:
-        base = weight_decay if untuned == "base" else 0.0
-        groups.append({"params": rest, "weight_decay": base, GROUP_KEY: UNTUNED})
-    return groups
+    return [*groups, *_untuned_groups(rest, model, untuned, weight_decay)]
 
 
 def names_in(group: Mapping[str, Any]) -> tuple[str, ...]:
@@ -122,6 +124,20 @@ def weights_in(
                 "build the groups with alphadecay_dist.param_groups(model, ...) from that same model"
             )
     return [weights[name] for name in names]
+
+
+def _untuned_groups(
+    rest: Sequence[nn.Parameter], model: nn.Module, untuned: str, weight_decay: float
+) -> list[dict[str, Any]]:
+    """What is not tuned: one group, or those of several dimensions and those of one; none that is empty."""
+    dealt = [(rest, 0.0 if untuned == ZERO else weight_decay)]
+    if untuned == ZERO_1D:
+        dimensions = {id(e.parameter): len(e.shape) for e in entries(model, named_modules(model))}
+        dealt = [([p for p in rest if dimensions[id(p)] > 1], weight_decay)]
+        dealt += [([p for p in rest if dimensions[id(p)] < 2], 0.0)]
+    return [
+        {"params": params, "weight_decay": decay, GROUP_KEY: UNTUNED} for params, decay in dealt if params
+    ]
 
 
 def _shared_group(weights: Sequence[Weight]) -> dict[str, Any]:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.sharding.fused import (
-    Cut,
-    Heads,
-    cut_by_name,
-    cut_by_sizes,
-    output_axis,
-    sizes_for,
+from alphadecay_dist.sharding.entries import (
+    Entry,
+    entries,
+    is_conv1d,
+    joined_experts,
+    not_by_default,
+    unfit,
+    whole_shapes,
 )
+from alphadecay_dist.sharding.fused import Cut, Heads, cut_by_sizes, sizes_for
+from alphadecay_dist.sharding.tuned_rule import cut_of, large_enough, output_axis_of
+from alphadecay_dist.sharding.wrappers import heads_by_module, named_modules, nearest
 from alphadecay_dist.spectral import MIN_EIGENVALUES
 
 
@@ -80,14 +82,8 @@ def all_weights(model: nn.Module, parts: Mapping[str, Sequence[int]] | None = No
     Raises:
         UserError: sizes that do not fit, or a pattern that matches nothing.
     """
-    parts = parts or {}
-    modules = named_modules(model)
-    heads = Heads.of(getattr(modules[""], "config", None))
-    weights = [_with_cut(weight, modules, heads, parts) for weight in _candidates(modules)]
-    for pattern in parts:
-        if not any(fnmatchcase(weight.name, pattern) for weight in weights):
-            raise UserError(f"parts: {pattern!r} matches no weight; give a glob over the names of the model")
-    return [weight for weight in weights if max(map(_eigenvalues, weight.part_shapes())) >= MIN_EIGENVALUES]
+    found = _candidates(model, named_modules(model), parts or {})
+    return [weight for _, weight in found if large_enough(weight.part_shapes())]
 
 
 def tuned_weights(
@@ -97,9 +93,9 @@ def tuned_weights(
 ) -> list[Weight]:
     """The weights whose decay follows their spectrum, in the model's order.
 
-    By default every weight of :func:`all_weights` that belongs to an ``nn.Linear``, ``nn.Conv2d`` or
-    ``nn.MultiheadAttention``, or is a stack of experts, inside a numbered block (a name such as
-    ``model.layers.0.mlp.up_proj``); embeddings, the head, norms and LoRA factors are not.
+    By default every weight of :func:`all_weights` that belongs to an ``nn.Linear``, ``nn.Conv2d``,
+    ``nn.MultiheadAttention`` or transformers' ``Conv1D``, or is a stack of experts, inside a numbered block
+    (a name such as ``model.layers.0.mlp.up_proj``); embeddings, the head, norms and LoRA factors are not.
 
     Args:
         model: any module; its parameters may be sharded already.
@@ -109,12 +105,11 @@ def tuned_weights(
     Raises:
         UserError: a pattern matches nothing that could be tuned.
     """
-    candidates = all_weights(model, parts)
+    known = named_modules(model)
+    found = [pair for pair in _candidates(model, known, parts or {}) if large_enough(pair[1].part_shapes())]
     if modules is None:
-        known = {
-            name for name, module in named_modules(model).items() if isinstance(module, _TUNED_BY_DEFAULT)
-        }
-        return [weight for weight in candidates if _by_default(weight, known)]
+        return [weight for entry, weight in found if not_by_default(entry, known) is None]
+    candidates = [weight for _, weight in found]
     patterns = list(modules)
     for pattern in patterns:
         if not any(fnmatchcase(weight.name, pattern) for weight in candidates):
@@ -123,29 +118,6 @@ def tuned_weights(
                 f"{MIN_EIGENVALUES} or more; give a glob over the names of model.named_modules()"
             )
     return [w for w in candidates if any(fnmatchcase(w.name, pattern) for pattern in patterns)]
-
-
-def require_weights(weights: Sequence[Weight]) -> None:
-    """Raise a UserError where there is nothing to tune."""
-    if not weights:
-        raise UserError(
-            "no module to tune: found no trained nn.Linear inside a numbered block (layers.0.mlp.up_proj), "
-            f"of {MIN_EIGENVALUES} rows and columns or more; use a wider model, or name modules yourself"
-        )
-
-
-def named_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules by name, as if nothing wrapped them: DDP, FSDP1, torch.compile and activation checkpoints.
-
-    So a module has one name, whatever trains it.
-    """
-    if isinstance(model, DistributedDataParallel):
-        model = model.module
-    named = {}
-    for name, module in model.named_modules():
-        parts = [part for part in name.split(".") if part and part not in _WRAPPERS]
-        named[".".join(parts)] = module  # the innermost of equal names comes last
-    return named
 
 
 def first_and_last(model: nn.Module) -> set[str]:
@@ -158,72 +130,38 @@ def first_and_last(model: nn.Module) -> set[str]:
     return {names[0], names[-1]} if names else set()
 
 
-_WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
-_TUNED_BY_DEFAULT = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
-
-
-def _by_default(weight: Weight, known: set[str]) -> bool:
-    *path, last = weight.name.split(".")
-    in_block = any(part.isdigit() for part in path)
-    is_stack = len(weight.shape) == 3 and "expert" in weight.name
-    is_known = weight.name in known or ".".join(path) in known or is_stack
-    return in_block and is_known and "lora_" not in weight.name and "bias" not in last
-
-
-def _candidates(modules: Mapping[str, nn.Module]) -> Iterator[Weight]:
-    """Trained weights of two or more dimensions, each parameter once, none that is an embedding's."""
-    seen = {id(module.weight) for module in modules.values() if isinstance(module, nn.Embedding)}
-    for module_name, module in modules.items():
-        if isinstance(module, nn.Embedding):
-            continue
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in seen or not parameter.requires_grad or not parameter.is_floating_point():
-                continue
-            seen.add(id(parameter))
-            shape = _whole_shape(module, name, parameter)
-            if len(shape) in (2, 3) or (len(shape) == 4 and isinstance(module, nn.Conv2d)):
-                own = name == "weight"
-                yield Weight(module_name if own else f"{module_name}.{name}".lstrip("."), parameter, shape)
-
-
-def _whole_shape(module: nn.Module, name: str, parameter: nn.Parameter) -> tuple[int, ...]:
-    """The shape before sharding, from the module where it tells: an engine may have emptied the parameter."""
-    if name == "weight" and isinstance(module, nn.Linear):
-        return (module.out_features, module.in_features)
-    if name == "weight" and isinstance(module, nn.Conv2d):
-        return (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return ()
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))  # ds_shape: where DeepSpeed keeps it
+def _candidates(
+    model: nn.Module, modules: Mapping[str, nn.Module], parts: Mapping[str, Sequence[int]]
+) -> list[tuple[Entry, Weight]]:
+    """Every trained parameter of matrices, large or small, and how it is cut."""
+    heads = heads_by_module(modules)
+    shapes = whole_shapes(model, modules)
+    found = [
+        (entry, _with_cut(entry, nearest(entry.name, heads), shapes, parts))
+        for entry in entries(model, modules)
+        if unfit(entry) is None
+    ]
+    for pattern in parts:
+        if not any(fnmatchcase(entry.name, pattern) for entry, _ in found):
+            raise UserError(f"parts: {pattern!r} matches no weight; give a glob over the names of the model")
+    return found
 
 
 def _with_cut(
-    weight: Weight,
-    modules: Mapping[str, nn.Module],
+    entry: Entry,
     heads: Heads | None,
+    shapes: Mapping[str, Sequence[int]],
     parts: Mapping[str, Sequence[int]],
 ) -> Weight:
-    if len(weight.shape) == 4:
-        return weight
-    shape = weight.unit_shape
-    axis = _output_axis(weight, modules)
-    sizes = sizes_for(weight.name, parts)
+    """The weight, cut as it was given, or by experts, or by its name."""
+    transposed = is_conv1d(entry.module)
+    sizes = sizes_for(entry.name, parts) if len(entry.shape) != 4 else None
+    experts = joined_experts(entry)
     if sizes is not None:
-        cut = cut_by_sizes(weight.name, shape, sizes, axis)
+        axis = output_axis_of(entry.name, entry.shape, shapes, transposed=transposed)
+        cut = cut_by_sizes(entry.name, entry.shape[-2:], sizes, axis)
+    elif experts is not None:
+        cut = Cut(tuple(map(str, range(experts))), (entry.shape[0] // experts,) * experts)
     else:
-        cut = cut_by_name(weight.name, shape, heads, axis)
-    return Weight(weight.name, weight.parameter, weight.shape, cut)
-
-
-def _output_axis(weight: Weight, modules: Mapping[str, nn.Module]) -> int:
-    if len(weight.shape) == 3:
-        experts = modules[weight.name.rpartition(".")[0]]
-        down = getattr(experts, "down_proj", None)
-        beside = _whole_shape(experts, "down_proj", down)[1:] if isinstance(down, nn.Parameter) else None
-        return output_axis(weight.unit_shape, beside)
-    module = modules.get(weight.name)
-    return 1 if type(module).__name__ == "Conv1D" else 0  # transformers' (in, out) Linear
-
-
-def _eigenvalues(shape: Sequence[int]) -> int:
-    return min(shape[0], shape[1]) * math.prod(shape[2:])
+        cut = cut_of(entry.name, entry.shape, heads, shapes, transposed=transposed)
+    return Weight(entry.name, entry.parameter, entry.shape, cut)

@@ -10,7 +10,8 @@ from torch import nn
 
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.settings import REFERENCE, Settings
-from alphadecay_dist.sharding.inventory import Weight, first_and_last, require_weights
+from alphadecay_dist.sharding.coverage import require_weights
+from alphadecay_dist.sharding.inventory import Weight, first_and_last
 from alphadecay_dist.sharding.layout import Block, Flat, Piece
 from alphadecay_dist.sharding.ownership import Plan, cost, default_budget, plan
 from alphadecay_dist.sharding.traffic import Routes
@@ -30,7 +31,7 @@ def analysed(weights: Sequence[Weight], model: nn.Module, settings: Settings) ->
     if settings.preset == REFERENCE:
         left_out = first_and_last(model)
         kept = [replace(weight, cut=None) for weight in weights if weight.name not in left_out]
-    require_weights(kept)
+    require_weights(kept, model)
     if settings.farms is not None:
         for weight in kept:
             _check_fit(weight, settings.farms)

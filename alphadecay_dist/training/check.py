@@ -14,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from alphadecay_dist.engines import zero_config
 from alphadecay_dist.engines.torch_training import TorchConfig
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.sharding.inventory import require_weights, tuned_weights
+from alphadecay_dist.sharding.coverage import require_weights
+from alphadecay_dist.sharding.inventory import tuned_weights
 from alphadecay_dist.training import model as models
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.data import micro_batch
@@ -58,7 +59,7 @@ def check(options: Options) -> Checked:
     engine_config = _engine_config(config, options.deepspeed)
     model_config = models.read_model_config(config.model.name, config.train.seq_len)
     shapes = models.build_on_meta(model_config)
-    require_weights(tuned_weights(shapes))
+    require_weights(tuned_weights(shapes), shapes)
     _check_data(config, model_config.vocab_size)
     if options.init_from is not None:
         values_from(options.init_from, shapes, config.checkpoint.trust)

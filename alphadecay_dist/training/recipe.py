@@ -8,7 +8,7 @@ from alphadecay_dist.decay import SHAPES
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.lagged import DEVICES
 from alphadecay_dist.settings import CHOOSABLE_FITS, NORMALIZE, PRESETS, Settings
-from alphadecay_dist.sharding.groups import GROUPS
+from alphadecay_dist.sharding.groups import GROUPS, UNTUNED_DECAYS
 from alphadecay_dist.spectral import METRICS, Windows
 from alphadecay_dist.training.nonfinite import POLICIES, STOP
 from alphadecay_dist.writers import APPLY
@@ -155,7 +155,8 @@ class DecayConfig:
         farms_aspect: rows over columns of a window.
         farms_grid: windows along the rows and along the columns.
         preset: ``reference`` repeats the released code: see :class:`alphadecay_dist.AlphaDecay`; or null.
-        untuned: ``base`` or ``zero``: what embeddings, norms and head get.
+        untuned: what embeddings, norms, biases and head get: ``base``, ``zero``, or ``zero_1d``: norms and
+            biases 0, the rest the base decay.
         memory_budget: bytes, or such as 256MiB, that the gathering may hold at once on a rank; null is two
             of the largest matrices or 256 MiB.
         lag: updates between a refresh and the writing of its decays, below ``interval``, in which its spectra
@@ -294,7 +295,7 @@ CHOICES = {
     "decay.metric": METRICS,
     "decay.fit": CHOOSABLE_FITS,
     "decay.device": DEVICES,
-    "decay.untuned": ("base", "zero"),
+    "decay.untuned": UNTUNED_DECAYS,
     "engine.name": ("auto", "fsdp2", "ddp", "deepspeed"),
     "decay.apply": APPLY,
     "tokenizer.normalization": (AUTO, NONE, NFKC),

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from alphadecay_dist.engines import zero_config
 from alphadecay_dist.engines.zero_training import ZeroTraining
-from alphadecay_dist.sharding.inventory import Weight, named_modules
+from alphadecay_dist.sharding.inventory import Weight
+from alphadecay_dist.sharding.wrappers import named_modules
 from alphadecay_dist.training.model import fill, initial_value
 
 SHAPES = [(43, 127), (127, 43), (61, 67), (5, 3), (64, 172)]

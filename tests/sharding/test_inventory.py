@@ -113,8 +113,25 @@ def test_a_model_with_nothing_to_tune_is_an_error():
 
 
 def test_untuned_is_base_or_zero():
-    with pytest.raises(UserError, match="untuned: found 'none', expected 'base' or 'zero'"):
+    with pytest.raises(UserError, match="untuned: found 'none', expected 'base', 'zero' or 'zero_1d'"):
         param_groups(llama(), weight_decay=0.1, untuned="none")
+
+
+def test_norms_and_biases_are_a_last_group_without_decay():
+    model = blocks(
+        {"fc": nn.Linear(64, 64), "norm": nn.LayerNorm(64), "small": nn.Linear(64, 20, bias=False)}
+    )
+    model["embed"] = nn.Embedding(100, 64)
+    tuned, several, one = param_groups(model, weight_decay=0.1, untuned="zero_1d")
+    assert (tuned["module"], tuned["weight_decay"]) == ("layers.0.fc", 0.1)
+    assert [(group["module"], group["weight_decay"]) for group in (several, one)] == [
+        ("untuned", 0.1),
+        ("untuned", 0.0),
+    ]
+    assert [p.shape for p in several["params"]] == [(20, 64), (100, 64)]
+    assert [p.shape for p in one["params"]] == [(64,)] * 3
+    bare = blocks({"fc": nn.Linear(64, 64)})
+    assert [g["weight_decay"] for g in param_groups(bare, weight_decay=0.1, untuned="zero_1d")] == [0.1, 0.0]
 
 
 def test_without_anything_else_there_is_no_untuned_group():

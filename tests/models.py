@@ -1,0 +1,84 @@
+"""Small models of transformers that hold their weights in unusual ways, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import transformers as hf
+from torch import nn
+
+LAYERS = {"num_hidden_layers": 2, "vocab_size": 96}
+LLAMA = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 2}
+GROUPED = {"hidden_size": 128, "num_attention_heads": 4}  # with 2 key-value heads q, k and v are no thirds
+GPT2 = {"n_embd": 64, "n_head": 2, "n_layer": 2, "vocab_size": 96, "n_positions": 32}
+GPT2 |= {"bos_token_id": 1, "eos_token_id": 2}
+IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def causal(kind: str, **sizes: object) -> nn.Module:
+    """A causal language model of that family."""
+    config = getattr(hf, f"{kind}Config")(**sizes)
+    return getattr(hf, f"{kind}ForCausalLM")(config)
+
+
+def vision_encoder_decoder() -> nn.Module:
+    """A ViT that a GPT-2 with cross attention reads."""
+    vit = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
+    encoder = hf.ViTConfig(image_size=32, patch_size=8, **vit)
+    decoder = hf.GPT2Config(**GPT2, add_cross_attention=True)
+    config = hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    return hf.VisionEncoderDecoderModel(config=config)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "llama": lambda: causal("Llama", **LLAMA, **LAYERS),
+    "phi3": lambda: causal("Phi3", **{**LLAMA, **GROUPED}, **LAYERS, **IDS),
+    "gpt_neox": lambda: causal(
+        "GPTNeoX", hidden_size=64, intermediate_size=128, num_attention_heads=2, **LAYERS, **IDS
+    ),
+    "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2)),
+    "mixtral": lambda: causal("Mixtral", **LLAMA, **LAYERS, **IDS, num_local_experts=2),
+    "qwen2_moe": lambda: causal(
+        "Qwen2Moe",
+        **LLAMA,
+        **LAYERS,
+        **IDS,
+        num_experts=2,
+        moe_intermediate_size=64,
+        shared_expert_intermediate_size=64,
+        num_experts_per_tok=1,
+    ),
+    "qwen3_moe": lambda: causal(
+        "Qwen3Moe", **LLAMA, **LAYERS, **IDS, head_dim=32, num_experts=52, moe_intermediate_size=52
+    ),
+    "gpt_oss": lambda: causal("GptOss", **LLAMA, **LAYERS, **IDS, head_dim=32, num_local_experts=2),
+    "jetmoe": lambda: causal(
+        "JetMoe",
+        **LAYERS,
+        **IDS,
+        hidden_size=64,
+        intermediate_size=64,
+        num_local_experts=2,
+        kv_channels=32,
+        num_key_value_heads=2,
+    ),
+    "dbrx": lambda: causal(
+        "Dbrx",
+        d_model=64,
+        n_heads=2,
+        n_layers=2,
+        vocab_size=96,
+        max_seq_len=32,
+        **IDS,
+        attn_config={"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+        ffn_config={"ffn_hidden_size": 64, "moe_num_experts": 3, "moe_top_k": 1, "hidden_size": 64},
+    ),
+    "vit_gpt2": vision_encoder_decoder,
+}
+
+
+def small(name: str) -> nn.Module:
+    """A model of ``MODELS``, its weights drawn from a seed and of different spectra."""
+    torch.manual_seed(0)
+    return MODELS[name]()
