@@ -56,10 +56,10 @@ def manages_accumulation(engine: Any) -> bool:
 
 
 def super_offload(engine: Any) -> bool:
-    """Whether a DeepSpeed engine uses SuperOffload, which releases before 0.18 do not have."""
+    """Whether a DeepSpeed engine uses SuperOffload, which 0.17.6 does not have."""
     return hasattr(type(engine), "super_offload") and engine.super_offload()
 
 
 def zenflow(engine: Any) -> bool:
-    """Whether a DeepSpeed engine uses ZenFlow, which releases before 0.17.5 do not have."""
+    """Whether a DeepSpeed engine uses ZenFlow, which 0.17.1 does not have."""
     return bool(getattr(engine, "zenflow", False))

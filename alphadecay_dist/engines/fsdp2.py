@@ -85,7 +85,7 @@ def _grid(
     """The index ranges of one coordinate: the placements cut what those before them left, left to right."""
     ranges = [[Flat(0, size)] for size in shape]
     for placement, size, place in zip(placements, mesh_shape, coordinate, strict=True):
-        if isinstance(placement, _StridedShard):  # asked first: before torch 2.10 it is a Shard too
+        if isinstance(placement, _StridedShard):  # asked first: in torch 2.9 and before it is a Shard too
             factor, whole = int(placement.split_factor), ranges[placement.dim]
             strides = [_chunk(whole, factor, number) for number in range(factor)]
             ranges[placement.dim] = [part for own in strides for part in _chunk(own, size, place)]

@@ -115,7 +115,7 @@ def _meet(backend: str, timeout: timedelta | None) -> None:
     try:
         dist.init_process_group(backend, timeout=timeout)
     except RuntimeError as error:
-        if "EADDRINUSE" in str(error):  # a DistNetworkError from torch 2.7 on
+        if "EADDRINUSE" in str(error):  # in torch 2.6 no DistNetworkError
             raise LaunchError(
                 f"MASTER_PORT: {port} is taken on {socket.gethostname()}, expected a free port; give the "
                 "launcher another one (--master_port), or export MASTER_PORT to all ranks"
