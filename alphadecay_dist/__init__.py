@@ -33,6 +33,8 @@ else:
             return importlib.import_module(f"{__name__}.spectral")
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name != "UserError":
+            importlib.import_module(f"{__name__}.engines")  # before all that an old torch would not load
         value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
         globals()[name] = value
         return value

@@ -30,6 +30,10 @@ class LaunchError(UserError):
     """A fault of how this one rank was started, which rank 0 may not know of: the rank says it itself."""
 
 
+class VersionError(UserError, ImportError):
+    """A package that is installed is too old; an ImportError, for it shows when a module is loaded."""
+
+
 class RunError(_OneLineError, RuntimeError):
     """A run that cannot go on, through no mistake in what it was given: one line, and exit code 1."""
 

@@ -85,12 +85,12 @@ def _grid(
     """The index ranges of one coordinate: the placements cut what those before them left, left to right."""
     ranges = [[Flat(0, size)] for size in shape]
     for placement, size, place in zip(placements, mesh_shape, coordinate, strict=True):
-        if isinstance(placement, Shard):
-            ranges[placement.dim] = _chunk(ranges[placement.dim], size, place)
-        elif isinstance(placement, _StridedShard):
+        if isinstance(placement, _StridedShard):  # asked first: in torch 2.9 and before it is a Shard too
             factor, whole = int(placement.split_factor), ranges[placement.dim]
             strides = [_chunk(whole, factor, number) for number in range(factor)]
             ranges[placement.dim] = [part for own in strides for part in _chunk(own, size, place)]
+        elif isinstance(placement, Shard):
+            ranges[placement.dim] = _chunk(ranges[placement.dim], size, place)
     return Grid(tuple(tuple(_merged(own)) for own in ranges))
 
 

@@ -114,17 +114,19 @@ def _meet(backend: str, timeout: timedelta | None) -> None:
         ) from None
     try:
         dist.init_process_group(backend, timeout=timeout)
-    except dist.DistNetworkError as error:
-        if "EADDRINUSE" in str(error):
+    except RuntimeError as error:
+        if "EADDRINUSE" in str(error):  # in torch 2.6 no DistNetworkError
             raise LaunchError(
                 f"MASTER_PORT: {port} is taken on {socket.gethostname()}, expected a free port; give the "
                 "launcher another one (--master_port), or export MASTER_PORT to all ranks"
             ) from None
-        raise LaunchError(
-            f"rank {os.environ['RANK']} found no rank 0 at {host}:{port} ({_first_line(error)}); look at "
-            "rank 0's output, and give MASTER_ADDR and MASTER_PORT alike to all ranks"
-        ) from None
-    except dist.DistError as error:
+        if isinstance(error, dist.DistNetworkError):
+            raise LaunchError(
+                f"rank {os.environ['RANK']} found no rank 0 at {host}:{port} ({_first_line(error)}); look at "
+                "rank 0's output, and give MASTER_ADDR and MASTER_PORT alike to all ranks"
+            ) from None
+        if not isinstance(error, dist.DistError):
+            raise
         raise RunError(
             f"not all of {os.environ['WORLD_SIZE']} ranks came to {host}:{port} ({_first_line(error)}); look "
             "at their output, and whether all have the same MASTER_ADDR and MASTER_PORT"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+
+from alphadecay_dist.errors import VersionError
 
 # The oldest version that works, and the first one that nobody has run; setup.cfg has the same lower ends.
-RANGES = {"torch": ("2.13", "2.15"), "deepspeed": ("0.19.8", "0.20"), "transformers": ("5.0", "5.25")}
+RANGES = {"torch": ("2.11", "2.15"), "deepspeed": ("0.19.8", "0.20"), "transformers": ("5.0", "5.25")}
 RELEASE = re.compile(r"(?:\d+!)?(\d+(?:\.\d+)*)")  # of "2.13.0a0+5228986c39.nv26.01": 2.13.0
 
 
@@ -17,12 +19,16 @@ def require(package: str) -> None:
     Builds count by their release: NVIDIA's images have 2.13.0a0+..., nightly builds 2.14.0.dev20260101.
 
     Raises:
-        ImportError: it is too old.
+        VersionError: it is too old, or not installed; an ImportError.
     """
-    found, (least, beyond) = version(package), RANGES[package]
+    least, beyond = RANGES[package]
     advice = f"pip install '{package}>={least},<{beyond}'"
+    try:
+        found = version(package)
+    except PackageNotFoundError:
+        raise VersionError(f"{package} is not installed, expected {least} or later: {advice}") from None
     if _release(found) < _release(least):
-        raise ImportError(
+        raise VersionError(
             f"{package} {found} is too old for alphadecay_dist, expected {least} or later: {advice}"
         )
     if _release(found) >= _release(beyond):

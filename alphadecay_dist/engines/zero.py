@@ -17,6 +17,7 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_local_fp32_param
 from torch import Tensor, nn
 
+from alphadecay_dist.compat import manages_accumulation, super_offload, zenflow
 from alphadecay_dist.engines import zero_config
 from alphadecay_dist.engines.replicated import replicated_sources
 from alphadecay_dist.engines.state import scalar_tensor
@@ -169,7 +170,7 @@ class ZeroHost:
 
     def at_boundary(self) -> bool:
         """Whether the next ``engine.step()`` updates the weights."""
-        if not self._engine.managed_gradient_accumulation():
+        if not manages_accumulation(self._engine):
             return True  # the caller owns the boundary: every step() is one
         return self._engine.is_gradient_accumulation_boundary()
 
@@ -214,9 +215,9 @@ def refuse_unservable(engine: Any) -> None:
         UserError: SuperOffload or ZenFlow is on, which forward nothing but the learning rate to the weights'
             update; or ranks hold other experts under one name, or other slices of one weight.
     """
-    if engine.super_offload():
+    if super_offload(engine):
         raise UserError("SuperOffload ignores a weight decay that changes: set super_offload to false")
-    if engine.zenflow:
+    if zenflow(engine):
         raise UserError("ZenFlow ignores a weight decay that changes: remove zenflow from the config")
     experts = max((getattr(module, "ep_size", 1) for module in engine.module.modules()), default=1)
     if experts > 1:

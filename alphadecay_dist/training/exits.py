@@ -31,9 +31,14 @@ def exit_code_of(work: Callable[[], int | None], program: str = "train.py") -> i
         print(f"{program}: error: {error}", file=sys.stderr, flush=True)
         return code_of(error)
     except UserError as error:
-        return _say(program, f"error: {error}", code_of(error))
+        return say_error(program, error)
     except RunError as error:
         return _say(program, f"failed: {error}", code_of(error))
+
+
+def say_error(program: str, error: UserError) -> int:
+    """Say it on rank 0; returns the exit code."""
+    return _say(program, f"error: {error}", code_of(error))
 
 
 def code_of(error: BaseException) -> int:

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from alphadecay_dist.engines.versions import require
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.training.architecture import require_llama
 from alphadecay_dist.training.config import nearest
 from alphadecay_dist.training.loss import LossHead
 from alphadecay_dist.training.recipe import TrainConfig
+
+require("transformers")
 
 REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 MOST_LAYERS = 10_000
