@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,10 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from alphadecay_dist.checkpoint.foreign import foreign_tensors
+from alphadecay_dist.checkpoint.foreign import CONFIG, foreign_tensors, read_config
 from alphadecay_dist.checkpoint.reader import Checkpoint, find
 from alphadecay_dist.checkpoint.restore import StoredWhole, stored_weights
-from alphadecay_dist.errors import UserError
 from alphadecay_dist.settings import Settings
 from alphadecay_dist.sharding.fused import Heads
 from alphadecay_dist.training.saved import saved_state
@@ -69,11 +67,8 @@ def open_weights(path: Path, trust: bool = False) -> StoredWeights:
     if checkpoint is not None:
         return _from_checkpoint(checkpoint)
     tensors = foreign_tensors(path, trust, "--trust")
-    if not tensors:
-        raise UserError(
-            f"{path}: found no safetensors file, expected one, a directory with some, a run or a checkpoint"
-        )
-    return StoredWeights(path, sorted(tensors, key=_natural), _heads(tensors[0].file.parent / "config.json"))
+    config = read_config(tensors[0].file.parent / CONFIG)
+    return StoredWeights(path, sorted(tensors, key=_natural), Heads.of(config) if config else None)
 
 
 @dataclass(frozen=True)
@@ -92,13 +87,6 @@ class _InCheckpoint:
 def _natural(tensor: StoredTensor) -> list[tuple[int, str]]:
     """Sorts layer 2 before layer 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", tensor.name)]
-
-
-def _heads(config: Path) -> Heads | None:
-    try:
-        return Heads.of(json.loads(config.read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 def _from_checkpoint(checkpoint: Checkpoint) -> StoredWeights:

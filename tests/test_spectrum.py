@@ -130,7 +130,7 @@ def test_windows_and_position_are_those_that_were_asked_for(weights, capsys):
 def test_a_fused_weight_gets_the_mean_of_its_parts(tmp_path):
     block = "model.layers.{}.self_attn.{}_proj.weight".format
     fused = torch.cat([gaussian(64, 64), heavy(64, 64), torch.zeros(64, 64)])
-    save_file({block(0, "qkv"): fused, block(10, "o"): heavy(64, 64, 3)}, tmp_path / "model.safetensors")
+    save_file({block(0, "qkv"): fused, block(10, "o"): heavy(64, 64, 3)}, tmp_path / "model1.safetensors")
     save_file({block(2, "o"): gaussian(64, 64, 4)}, tmp_path / "model2.safetensors")
     rows = rows_of(tmp_path)
     names = [f"{block(0, 'qkv')}.{part}" for part in "qkv"]
@@ -202,7 +202,7 @@ def test_what_holds_no_matrix_is_one_line(tmp_path, capsys):
     (tmp_path / "broken.safetensors").write_bytes(b"no weights")
     save_file({"bias": torch.zeros(3)}, tmp_path / "empty.safetensors")
     for name, words in (
-        ("nowhere", "no safetensors"),
+        ("nowhere", "no such file"),
         ("broken.safetensors", "read"),
         ("empty.safetensors", "no weight"),
     ):

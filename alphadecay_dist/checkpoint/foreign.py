@@ -1,12 +1,13 @@
 """Weights that others wrote: safetensors, or pickles of a trusted maker, of which tensors alone are read.
 
-Index files are not opened: what a file holds it tells itself, so that no path in one can lead elsewhere.
+Which files are read: see :mod:`alphadecay_dist.checkpoint.foreign_files`. What is quantised is refused.
 """
 
 from __future__ import annotations
 
+import json
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,10 +17,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.checkpoint.foreign_files import WeightFiles, weight_files
+from alphadecay_dist.checkpoint.quantised import require_plain
+from alphadecay_dist.errors import UserError, shown
 
-PICKLES = (".bin", ".pt", ".pth")  # what torch.save wrote, as files are named
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")  # what torch.save wrote, as files are named
 HOLDERS = ("state_dict", "model")  # keys under which others keep the weights in it
+CONFIG = "config.json"
 
 
 class ForeignTensor(Protocol):
@@ -37,6 +41,10 @@ class ForeignTensor(Protocol):
     def shape(self) -> tuple[int, ...]:
         """Shape of the whole."""
 
+    @property
+    def dtype(self) -> str:
+        """Its type on disk, as safetensors or torch name it."""
+
     def whole(self) -> Tensor:
         """All of it, on the CPU."""
 
@@ -45,7 +53,7 @@ class ForeignTensor(Protocol):
 
 
 def foreign_tensors(path: Path, trust: bool, option: str) -> list[ForeignTensor]:
-    """The tensors of a file, or of a HF checkpoint's directory; of both kinds safetensors are taken.
+    """The tensors of a file, or of a HF checkpoint's directory.
 
     Args:
         path: a safetensors file, a pickle by torch.save, or a directory with ``*.safetensors`` or
@@ -54,15 +62,15 @@ def foreign_tensors(path: Path, trust: bool, option: str) -> list[ForeignTensor]
         option: by which the user says so.
 
     Returns:
-        None of them where there is no such file.
+        At least one.
 
     Raises:
-        UserError: a pickle without trust, or one that holds more than tensors; a file that cannot be read.
+        UserError: there are none, or not all of them; a pickle without trust, or one that holds more than
+            tensors; a file that cannot be read; a name in two files; quantised weights.
     """
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    files = files or sorted(path.glob("pytorch_model*.bin"))
+    chosen = weight_files(path)
     found: list[ForeignTensor] = []
-    for file in files:
+    for file in chosen.files:
         if file.suffix not in PICKLES:
             found += _in_safetensors(file)
             continue
@@ -72,7 +80,49 @@ def foreign_tensors(path: Path, trust: bool, option: str) -> list[ForeignTensor]
                 f"safetensors, or if you trust its maker, add {option}"
             )
         found += _in_pickle(file)
+    if not found:
+        raise UserError(f"{chosen.files[0]}: holds no tensor; give a whole file")
+    _require_one_home(found, chosen)
+    config_file = chosen.files[0].parent / CONFIG
+    require_plain(found, read_config(config_file) or {}, config_file)
     return found
+
+
+def read_config(path: Path) -> dict[str, Any] | None:
+    """The config.json of a HF checkpoint; None where there is none.
+
+    Raises:
+        UserError: it is not a JSON object, or cannot be read.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON: {_line(error)}; fetch it again") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: found {shown(config)}, expected a JSON object; fetch it again")
+    return config
+
+
+def _require_one_home(found: Sequence[ForeignTensor], chosen: WeightFiles) -> None:
+    """Refuse a name that two files have, and a tensor that is not where the index says."""
+    homes: dict[str, Path] = {}
+    for tensor in found:
+        other = homes.setdefault(tensor.name, tensor.file)
+        if other != tensor.file:
+            raise UserError(
+                f"{tensor.file}: has {shown(tensor.name)}, and so has {other.name}; keep one set of "
+                "weights in the directory, or give one file"
+            )
+    for name, file in chosen.homes.items():
+        if name not in homes or homes[name].name != file:
+            where = f"it is in {homes[name].name}" if name in homes else "it is not there"
+            raise UserError(
+                f"{chosen.index}: says that {shown(name)} is in {file}, but {where}; fetch the files again"
+            )
 
 
 @dataclass(frozen=True)
@@ -82,6 +132,7 @@ class _InSafetensors:
     file: Path
     name: str
     shape: tuple[int, ...]
+    dtype: str
 
     def whole(self) -> Tensor:
         with safe_open(self.file, framework="pt") as tensors:
@@ -109,6 +160,10 @@ class _InPickle:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.tensor.shape)
 
+    @property
+    def dtype(self) -> str:
+        return str(self.tensor.dtype).removeprefix("torch.")
+
     def whole(self) -> Tensor:
         return self.tensor
 
@@ -123,7 +178,8 @@ def _in_safetensors(file: Path) -> Iterator[_InSafetensors]:
     try:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  (no dict)
-                yield _InSafetensors(file, name, tuple(tensors.get_slice(name).get_shape()))
+                header = tensors.get_slice(name)
+                yield _InSafetensors(file, name, tuple(header.get_shape()), header.get_dtype())
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: cannot be read: {_line(error)}; give a whole file") from None
 
@@ -165,7 +221,7 @@ def _tensors(items: Iterable[tuple[Any, Any]]) -> dict[str, Tensor]:
 
 def _require_own(file: Path, name: str, tensor: Tensor) -> None:
     """Refuse a tensor that the file does not hold element by element."""
-    plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
     if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():
         raise UserError(f"{file}: {name!r:.80} is no plain tensor; save it dense")
 

@@ -12,6 +12,7 @@ from alphadecay_dist.training.check import Checked, Options
 from alphadecay_dist.training.data import EvaluationData, Source, TrainingData, validation_sequences
 from alphadecay_dist.training.optimizer import build_optimizer, pick_apply
 from alphadecay_dist.training.prepared import Shards
+from alphadecay_dist.training.pretrained import values_from
 from alphadecay_dist.training.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.saved import saved_state
@@ -77,7 +78,7 @@ def build(checked: Checked, options: Options, engine: Training, ranks: Ranks) ->
     if options.init_from is None:
         values = models.random_values(checked.shapes, config.train.seed)
     else:
-        values = models.values_from(options.init_from, checked.shapes, config.checkpoint.trust)
+        values = values_from(options.init_from, checked.shapes, config.checkpoint.trust)
     dtype = getattr(torch, config.train.dtype)
     models.fill(model, values, dtype, engine.assign)
     fused = engine.device.type == "cuda"

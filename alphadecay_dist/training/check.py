@@ -20,6 +20,7 @@ from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.corpus import find_files
 from alphadecay_dist.training.data import micro_batch
 from alphadecay_dist.training.prepared import check_tokenizer, read_manifest
+from alphadecay_dist.training.pretrained import values_from
 from alphadecay_dist.training.ranks import environment
 from alphadecay_dist.training.recipe import Config
 
@@ -59,7 +60,7 @@ def check(options: Options) -> Checked:
     require_weights(tuned_weights(shapes))
     _check_data(config, model_config.vocab_size)
     if options.init_from is not None:
-        models.values_from(options.init_from, shapes, config.checkpoint.trust)
+        values_from(options.init_from, shapes, config.checkpoint.trust)
     name = Path(options.recipe).stem
     folder = Path(options.output_dir or Path("runs") / name)
     if os.path.exists(folder) and not os.path.isdir(folder):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from alphadecay_dist.checkpoint.foreign import foreign_tensors
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.training.config import nearest
+from alphadecay_dist.training.hf_config import require_llama
 from alphadecay_dist.training.loss import LossHead
 from alphadecay_dist.training.recipe import TrainConfig
 
@@ -79,10 +79,20 @@ def read_model_config(name: str, seq_len: int) -> LlamaConfig:
         raise UserError(f"model.name {name}: not JSON: {error}") from None
     if not isinstance(sizes, dict):
         raise UserError(f"model.name {name}: found {shown(sizes)}, expected a JSON object")
+    require_llama(f"model.name {name}", sizes, TAKEN)
+    return config_of(name, sizes, seq_len)
+
+
+def config_of(name: str, sizes: Mapping[str, Any], seq_len: int) -> LlamaConfig:
+    """A LLaMA config from the values of a JSON.
+
+    Raises:
+        UserError: see :func:`read_model_config`; ``name`` is what the errors call it.
+    """
     _check_sizes(name, sizes, seq_len)
-    sizes.setdefault("tie_word_embeddings", False)
+    taken = {"tie_word_embeddings": False, **{key: sizes[key] for key in TAKEN if key in sizes}}
     try:
-        config = LlamaConfig(use_cache=False, **{key: sizes[key] for key in TAKEN if key in sizes})
+        config = LlamaConfig(use_cache=False, **taken)
         build_on_meta(config)
     except Exception as error:  # transformers and torch raise a dozen unrelated types
         reason = " ".join(str(error).split())[:300]
@@ -93,7 +103,19 @@ def read_model_config(name: str, seq_len: int) -> LlamaConfig:
     return config
 
 
-def _check_sizes(name: str, sizes: dict[str, Any], seq_len: int) -> None:
+def values_of(config: LlamaConfig) -> dict[str, Any]:
+    """The values of a JSON that gives the config back, whichever version of transformers reads it.
+
+    Those of the rotary embedding are ``rope_theta`` and, scaled, ``rope_scaling``: all versions take these.
+    """
+    values = {key: getattr(config, key) for key in TAKEN if not key.startswith("rope_")}
+    rope = dict(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {})
+    values["rope_theta"] = rope.pop("rope_theta", None) or config.rope_theta
+    scaled = rope.get("rope_type", "default") != "default"
+    return values | {"rope_scaling": rope if scaled else None}
+
+
+def _check_sizes(name: str, sizes: Mapping[str, Any], seq_len: int) -> None:
     for key in REQUIRED:
         _check_whole(name, key, sizes.get(key))
     if sizes["num_hidden_layers"] > MOST_LAYERS:  # each is built, if without storage
@@ -200,34 +222,6 @@ def random_values(shapes: LlamaForCausalLM, seed: int) -> Callable[[str], Tensor
     sizes = {name: tuple(parameter.shape) for name, parameter in shapes.named_parameters()}
     std = shapes.config.initializer_range
     return lambda name: initial_value(name, sizes[name], std, seed)
-
-
-def values_from(folder: str, shapes: nn.Module, trust: bool) -> Callable[[str], Tensor]:
-    """Initial values from the files of a HF checkpoint directory.
-
-    Args:
-        folder: the directory, with safetensors files, or pickles.
-        shapes: the model.
-        trust: whether pickles may be opened.
-
-    Raises:
-        UserError: no such files, a parameter missing, or one of another shape; pickles without trust.
-    """
-    try:
-        tensors = foreign_tensors(Path(folder), trust, "--checkpoint.trust")
-    except UserError as error:
-        raise UserError(f"--init_from {error}") from None
-    if not tensors:
-        raise UserError(f"--init_from {folder}: no *.safetensors there; give a HF checkpoint directory")
-    homes = {tensor.name: tensor for tensor in tensors}
-    for name, parameter in shapes.named_parameters():
-        found = homes[name].shape if name in homes else None
-        if found != tuple(parameter.shape):
-            raise UserError(
-                f"--init_from {folder}: {name} has shape {found}, the model needs {tuple(parameter.shape)}; "
-                "give model.name the checkpoint's own config.json"
-            )
-    return lambda name: homes[name].whole().float()
 
 
 def initial_value(name: str, shape: tuple[int, ...], std: float, seed: int) -> Tensor:

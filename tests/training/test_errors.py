@@ -199,7 +199,10 @@ AFTER_THE_RANKS_MEET = {
         lambda f: [f"--tokenizer.model={write(f / 'text.model', 'text')}"],
         ["text.model", "not a sentencepiece model"],
     ),
-    "resume from nowhere": (lambda f: [f"--resume={f / 'none'}"], ["--resume", "none", "manifest.json"]),
+    "resume from nowhere": (
+        lambda f: [f"--resume={f / 'none'}"],
+        ["--resume", "none: no such", "a checkpoint"],
+    ),
 }
 MISTAKES = {**BEFORE_THE_RANKS_MEET, **AFTER_THE_RANKS_MEET}
 
