@@ -62,10 +62,14 @@ def weight_files(path: Path) -> WeightFiles:
         files = [file for file in sorted(path.glob(names)) if not file.match(ADAPTERS[0])]
         index = path / f"{single}.index.json"
         if files:
-            return _indexed(index, path / single) if index.is_file() else WeightFiles(_one_set(files, single))
+            return (
+                _indexed(index, path / single)
+                if os.path.isfile(index)
+                else WeightFiles(_one_set(files, single))
+            )
     for _, single in KINDS if os.path.isdir(path) else ():
         index = path / f"{single}.index.json"
-        if index.is_file():
+        if os.path.isfile(index):
             return _indexed(index, path / single)
     raise UserError(f"{path}: {_why_not(path)}")
 
@@ -85,7 +89,7 @@ def _indexed(index: Path, single: Path) -> WeightFiles:
     """The files that an index names, all of which must be there."""
     homes = _homes(index)
     names = sorted(set(homes.values()))
-    missing = [name for name in names if not (index.parent / name).is_file()]
+    missing = [name for name in names if not os.path.isfile(index.parent / name)]
     if missing:
         held = [tensor for tensor, name in homes.items() if name == missing[0]]
         others = f"; so are {len(missing) - 1} more of its {len(names)} files" if len(missing) > 1 else ""
@@ -93,7 +97,7 @@ def _indexed(index: Path, single: Path) -> WeightFiles:
             f"{index.parent / missing[0]}: is missing: {index.name} says that {shown(held[0])} and "
             f"{len(held) - 1} tensors more are in it{others}; fetch it again"
         )
-    if single.is_file() and single.name not in names:
+    if os.path.isfile(single) and single.name not in names:
         raise UserError(
             f"{single.parent}: holds two sets of weights, {single.name} and what {index.name} names "
             f"({names[0]} ...); remove one of them"

@@ -8,10 +8,13 @@ import sys
 import tempfile
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import train
 from alphadecay_dist import cli
 from alphadecay_dist.training.tokenizer import train_tokenizer
+from tests.foreign import UP, llama_weights
 from tests.multirank import run_ranks
 from tests.ports import free_port
 from tests.training.runs import ROOT, SIZES, launch, tiny_options
@@ -73,6 +76,13 @@ def model_json(folder, **sizes):
 
 def small_corpus(folder):
     return write(folder / "small.txt", "\n\n".join(["a few words"] * 11))
+
+
+def quantised(folder):
+    """A model of which one matrix is in FP8."""
+    weights = llama_weights()
+    save_file(weights | {UP: weights[UP].to(torch.float8_e4m3fn)}, folder / "model.safetensors")
+    return folder / "model.safetensors"
 
 
 def file_of_ids(folder, pieces):
@@ -157,6 +167,14 @@ BEFORE_THE_RANKS_MEET = {
         ["hidden_size 64", "num_attention_heads 3"],
     ),
     "unknown activation": (lambda f: [model_json(f, hidden_act="nope")], ["model.json", "nope"]),
+    "another architecture": (
+        lambda f: [model_json(f, model_type="mixtral")],
+        ["model.json", "model_type is 'mixtral'", "'llama'"],
+    ),
+    "quantised weights to start from": (
+        lambda f: [f"--init_from={quantised(f)}"],
+        ["--init_from", "model.safetensors", UP, "is quantised", "F8_E4M3"],
+    ),
     "nothing to tune": (lambda f: [model_json(f, hidden_size=32)], ["no module to tune", "50 rows"]),
     "too long for the model": (lambda _: ["--train.seq_len=65"], ["train.seq_len", "65", "64"]),
     "no checkpoint to start from": (lambda f: [f"--init_from={f}"], ["--init_from", "safetensors"]),

@@ -25,7 +25,7 @@ FAMILIES = {
     "gemma": HEADS,
     "granite": {"embedding_multiplier": 12.0, "residual_multiplier": 0.2},
     "olmo2": {},
-    "mixtral": {"num_local_experts": 4},
+    "mixtral": {"num_local_experts": 4, "num_key_value_heads": 2},
     "gpt_neox": {},
 }
 
