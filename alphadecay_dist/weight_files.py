@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,8 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from alphadecay_dist.checkpoint.foreign import foreign_tensors
-from alphadecay_dist.checkpoint.other_formats import is_deepspeed
+from alphadecay_dist.checkpoint.foreign import CONFIG, foreign_tensors, read_config
 from alphadecay_dist.checkpoint.reader import Checkpoint, find
 from alphadecay_dist.checkpoint.restore import StoredWhole, stored_weights
 from alphadecay_dist.settings import Settings
@@ -67,14 +65,14 @@ def open_weights(path: Path, trust: bool = False) -> StoredWeights:
     Raises:
         UserError: none of these is there, or it cannot be read.
     """
-    checkpoint = None if is_deepspeed(path) else find(path)
+    checkpoint = find(path)
     if checkpoint is not None:
         return _from_checkpoint(checkpoint)
     tensors = foreign_tensors(path, trust, "--trust")
-    config = tensors[0].file.parent / "config.json"
-    return StoredWeights(
-        path, sorted(tensors, key=_natural), _heads(config), config=config if config.is_file() else None
-    )
+    config = tensors[0].file.parent / CONFIG
+    values = read_config(config)
+    heads = Heads.of(values) if values else None
+    return StoredWeights(path, sorted(tensors, key=_natural), heads, config=config if values else None)
 
 
 @dataclass(frozen=True)
@@ -93,13 +91,6 @@ class _InCheckpoint:
 def _natural(tensor: StoredTensor) -> list[tuple[int, str]]:
     """Sorts layer 2 before layer 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", tensor.name)]
-
-
-def _heads(config: Path) -> Heads | None:
-    try:
-        return Heads.of(json.loads(config.read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 def _from_checkpoint(checkpoint: Checkpoint) -> StoredWeights:

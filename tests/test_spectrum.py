@@ -130,11 +130,8 @@ def test_windows_and_position_are_those_that_were_asked_for(weights, capsys):
 def test_a_fused_weight_gets_the_mean_of_its_parts(tmp_path):
     block = "model.layers.{}.self_attn.{}_proj.weight".format
     fused = torch.cat([gaussian(64, 64), heavy(64, 64), torch.zeros(64, 64)])
-    save_file(
-        {block(0, "qkv"): fused, block(10, "o"): heavy(64, 64, 3)},
-        tmp_path / "model-00001-of-00002.safetensors",
-    )
-    save_file({block(2, "o"): gaussian(64, 64, 4)}, tmp_path / "model-00002-of-00002.safetensors")
+    save_file({block(0, "qkv"): fused, block(10, "o"): heavy(64, 64, 3)}, tmp_path / "model1.safetensors")
+    save_file({block(2, "o"): gaussian(64, 64, 4)}, tmp_path / "model2.safetensors")
     rows = rows_of(tmp_path)
     names = [f"{block(0, 'qkv')}.{part}" for part in "qkv"]
     assert list(rows) == [*names, block(2, "o"), block(10, "o")]

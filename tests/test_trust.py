@@ -14,8 +14,8 @@ from alphadecay_dist import cli
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.check import Options, check
 from alphadecay_dist.training.config import load_config
-from alphadecay_dist.training.given_weights import values_from
 from alphadecay_dist.training.model import build_on_meta, read_model_config
+from alphadecay_dist.training.pretrained import values_from
 from tests.spectral.truth import gaussian
 from tests.test_imports import FILES, ROOT, imported_modules
 from tests.training.runs import SIZES
@@ -108,16 +108,11 @@ def test_a_models_config_brings_no_code_with_it(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps({**SIZES, **code}))
     config = read_model_config(str(tmp_path / "config.json"), 64)
     assert config.rms_norm_eps == 1e-4
-    assert not (config.to_dict().keys() & {"auto_map", "trust_remote_code", "quantization_config"})
+    assert not (config.to_dict().keys() & {"auto_map", "trust_remote_code"})
     assert config._attn_implementation == "sdpa"
     build_on_meta(config)
-    others = {
-        "architectures": ["evil.Model"],
-        "model_type": "evil",
-        "quantization_config": {"quant_method": "evil"},
-    }
-    for key, value in others.items():
-        (tmp_path / "config.json").write_text(json.dumps({**SIZES, **code, key: value}))
+    for name in ({"model_type": "evil"}, {"architectures": ["evil.Model"]}):
+        (tmp_path / "config.json").write_text(json.dumps({**SIZES, **code, **name}))
         with pytest.raises(UserError, match="evil"):
             read_model_config(str(tmp_path / "config.json"), 64)
     assert not (tmp_path / "ran").exists()
@@ -210,7 +205,7 @@ def test_a_pickle_without_weights_is_one_line(tmp_path, capsys, name):
 
 
 def donor(folder, **more):
-    """A HF checkpoint in two pickles."""
+    """A HF checkpoint in two pickles, and the index of one in safetensors, which is not there."""
     sizes = read_model_config(str(folder / "model.json"), 32)
     values = {name: torch.randn(p.shape) for name, p in build_on_meta(sizes).named_parameters()}
     place = folder / "donor"
@@ -218,6 +213,9 @@ def donor(folder, **more):
     names = sorted(values)
     for number, part in enumerate((names[::2], names[1::2])):
         torch.save({name: values[name] for name in part} | more, place / f"pytorch_model-0000{number}.bin")
+    homes = {name: f"pytorch_model-0000{place % 2}.bin" for place, name in enumerate(names)}
+    for index, weights in (("pytorch_model.bin", homes), ("model.safetensors", dict.fromkeys(names, "no"))):
+        (place / f"{index}.index.json").write_text(json.dumps({"weight_map": weights}))
     return place, values
 
 

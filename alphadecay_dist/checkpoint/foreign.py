@@ -112,7 +112,7 @@ def _require_one_home(found: Sequence[ForeignTensor], chosen: WeightFiles) -> No
     homes: dict[str, Path] = {}
     for tensor in found:
         other = homes.setdefault(tensor.name, tensor.file)
-        if other is not tensor.file:
+        if other != tensor.file:
             raise UserError(
                 f"{tensor.file}: has {shown(tensor.name)}, and so has {other.name}; keep one set of "
                 "weights in the directory, or give one file"
@@ -221,7 +221,7 @@ def _tensors(items: Iterable[tuple[Any, Any]]) -> dict[str, Tensor]:
 
 def _require_own(file: Path, name: str, tensor: Tensor) -> None:
     """Refuse a tensor that the file does not hold element by element."""
-    plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
     if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():
         raise UserError(f"{file}: {name!r:.80} is no plain tensor; save it dense")
 

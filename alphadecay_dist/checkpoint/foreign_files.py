@@ -9,12 +9,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from alphadecay_dist.checkpoint.other_formats import ADAPTERS, folders_in, recognised
+from alphadecay_dist.checkpoint.other_formats import (
+    ADAPTERS,
+    WEIGHTS,
+    checkpoint_around,
+    folders_in,
+    holds_weights,
+    own,
+    recognised,
+)
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.fields import items
 
-# Names of the files of each kind, and of a model in one file. Safetensors are taken before pickles.
-KINDS = (("*.safetensors", "model.safetensors"), ("pytorch_model*.bin", "pytorch_model.bin"))
+# How files of weights are named, and the file of a model in one; safetensors are taken before pickles.
+KINDS = tuple(zip(WEIGHTS, ("model.safetensors", "pytorch_model.bin"), strict=True))
 NUMBERED = re.compile(r"(?P<set>.+)[-_.](?P<number>\d+)-of-(?P<count>\d+)\.\w+")
 CONSOLIDATED = "consolidated"  # how Mistral and Meta name a second set, of the same weights by other names
 
@@ -43,28 +51,35 @@ def weight_files(path: Path) -> WeightFiles:
         path: one file, or a HF checkpoint's directory.
 
     Raises:
-        UserError: the path is not there or something else, a file is missing, or two sets are there.
+        UserError: the path is not there or is something else, a file is missing, or there are two sets.
     """
+    around = checkpoint_around(path)
+    if around is not None:
+        raise UserError(f"{path}: is a part of a checkpoint of this trainer; give {around}")
     if os.path.isfile(path) and recognised(path) is None:
         return WeightFiles([path])
     for names, single in KINDS if os.path.isdir(path) else ():
         files = [file for file in sorted(path.glob(names)) if not file.match(ADAPTERS[0])]
         index = path / f"{single}.index.json"
         if files:
-            return _indexed(index, path / single) if index.is_file() else WeightFiles(_one_set(files, single))
+            return (
+                _indexed(index, path / single)
+                if os.path.isfile(index)
+                else WeightFiles(_one_set(files, single))
+            )
     for _, single in KINDS if os.path.isdir(path) else ():
         index = path / f"{single}.index.json"
-        if index.is_file():
+        if os.path.isfile(index):
             return _indexed(index, path / single)
     raise UserError(f"{path}: {_why_not(path)}")
 
 
 def _why_not(path: Path) -> str:
     """Why there are no weights at a path, and what to do."""
-    other = recognised(path)
+    other = recognised(path) or own(path)
     if other is not None:
         return f"{other.what}; {other.remedy}"
-    inner = next((f for f in folders_in(path) if any(next(f.glob(n), None) for n, _ in KINDS)), None)
+    inner = next((folder for folder in folders_in(path) if holds_weights(folder)), None)
     if inner is not None:
         return f"has no weights itself, {inner.name} in it has; give {inner}"
     return "found no weights, expected *.safetensors or pytorch_model*.bin; give a HF checkpoint's directory"
@@ -74,7 +89,7 @@ def _indexed(index: Path, single: Path) -> WeightFiles:
     """The files that an index names, all of which must be there."""
     homes = _homes(index)
     names = sorted(set(homes.values()))
-    missing = [name for name in names if not (index.parent / name).is_file()]
+    missing = [name for name in names if not os.path.isfile(index.parent / name)]
     if missing:
         held = [tensor for tensor, name in homes.items() if name == missing[0]]
         others = f"; so are {len(missing) - 1} more of its {len(names)} files" if len(missing) > 1 else ""
@@ -82,7 +97,7 @@ def _indexed(index: Path, single: Path) -> WeightFiles:
             f"{index.parent / missing[0]}: is missing: {index.name} says that {shown(held[0])} and "
             f"{len(held) - 1} tensors more are in it{others}; fetch it again"
         )
-    if single.is_file() and single.name not in names:
+    if os.path.isfile(single) and single.name not in names:
         raise UserError(
             f"{single.parent}: holds two sets of weights, {single.name} and what {index.name} names "
             f"({names[0]} ...); remove one of them"
@@ -149,5 +164,5 @@ def _require_all_numbers(files: Sequence[Path]) -> None:
         start, end = one.span("number")
         name = f"{one.string[:start]}{missing:0{end - start}d}{one.string[end:]}"
         raise UserError(
-            f"{files[0].parent / name}: is missing: beside it are {len(files)} of {count}; fetch it again"
+            f"{files[0].parent / name}: is missing: {len(files)} of {count} files are there; fetch it again"
         )

@@ -8,11 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from alphadecay_dist.checkpoint.shards import SHARDS
+from alphadecay_dist.checkpoint.writer import CHECKPOINTS, LATEST, STATE
 from alphadecay_dist.errors import shown
 
 ZERO = "*zero_pp_rank_*"
 DEEPSPEED = (ZERO, "*mp_rank_*_model_states.pt", "layer_*-model_states.pt")
 DCP = ("*.distcp", ".metadata")
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # those of a directory that are read
 ADAPTERS = ("adapter_model*", "adapter_config.json")
 MEGATRON = ("is a Megatron checkpoint", "convert it to Hugging Face's format with Megatron's own tools")
 # Files that tell by their names what they, or the directory that they are in, are.
@@ -50,9 +53,28 @@ def recognised(path: Path) -> Other | None:
     return found or next((Other(*said) for name, said in FILES.items() if _any(path, (name,))), None)
 
 
+def own(path: Path) -> Other | None:
+    """A run or a checkpoint of this trainer; None where there is neither."""
+    if not any(os.path.exists(path / name) for name in (CHECKPOINTS, LATEST, STATE)):
+        return None
+    command = f"alphadecay export {path} --to hf --output OUT"
+    return Other("is a run or checkpoint of this trainer", f"export it with `{command}`, and give OUT")
+
+
+def checkpoint_around(path: Path) -> Path | None:
+    """The checkpoint of this trainer whose shards, or one of them, a path is."""
+    shards = path.absolute() if path.name == SHARDS else path.absolute().parent
+    return shards.parent if shards.name == SHARDS and os.path.isfile(shards.parent / STATE) else None
+
+
 def is_deepspeed(path: Path) -> bool:
     """Whether DeepSpeed saved this directory or one in it: its file ``latest`` has the name of ours."""
     return any(_deepspeed(folder) or _universal(folder) for folder in (path, *folders_in(path)))
+
+
+def holds_weights(path: Path) -> bool:
+    """Whether weights that are read lie in a directory, or are this file."""
+    return _fits(path, WEIGHTS) if os.path.isfile(path) else _any(path, WEIGHTS)
 
 
 def folders_in(path: Path) -> list[Path]:

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from alphadecay_dist.errors import UserError, shown
 
 # Types on disk, as safetensors and torch name them.
-SMALL_FLOATS = re.compile(r"(f|float)(4|6|8)_.*", re.IGNORECASE)
-INTEGERS = re.compile(r"[IU](4|8|16|32)|u?int(4|8|16|32)|qu?int\d+(x\d)?")
+ALWAYS = re.compile(r"(f|float)(4|6|8)_.*|qu?int.*", re.IGNORECASE)
+INTEGERS = re.compile(r"[IU](4|8|16|32)|u?int(4|8|16|32)")
 # How names beside a quantised weight end, and whose they are; of several that fit the first counts.
 SIDECARS = tuple(
     (re.compile(rf"(?P<stem>.+?)({ending})"), scheme)
@@ -116,7 +116,7 @@ def _by_type(tensors: Sequence[Described]) -> Iterator[tuple[str, str]]:
         parts = tensor.name.split(".")
         in_block = any(part.isdigit() for part in parts) and len(tensor.shape) > 1
         weight = parts[-1] == "weight" or (in_block and not parts[-1].endswith(TABLES))
-        if SMALL_FLOATS.fullmatch(tensor.dtype):
+        if ALWAYS.fullmatch(tensor.dtype):
             yield _stem(tensor.name), "8 bits or fewer"
         elif weight and INTEGERS.fullmatch(tensor.dtype):
             yield _stem(tensor.name), "integers"

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from alphadecay_dist.checkpoint.manifest import Manifest, OtherFormatError, read_manifest, stored_file
+from alphadecay_dist.checkpoint.other_formats import holds_weights, is_deepspeed, recognised
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS, LATEST, STATE, STEPS
 from alphadecay_dist.errors import UserError
 
+LAST_OF_RUN = "it as --output_dir, without --resume, for its newest, or checkpoints/step-..."
 ALTERED = "does not have the content that was written (CRC-32)"
 
 
@@ -96,7 +99,28 @@ def read(folder: Path) -> Checkpoint:
     except OtherFormatError:
         raise
     except ValueError as error:
-        raise UserError(f"{error}; give the directory of a whole checkpoint") from None
+        if _is_run(folder):
+            raise UserError(
+                f"{folder}: is a run, expected one of its checkpoints; give {LAST_OF_RUN}"
+            ) from None
+        raise UserError(
+            without_checkpoint(folder) or f"{error}; give the directory of a whole checkpoint"
+        ) from None
+
+
+def without_checkpoint(path: Path) -> str | None:
+    """What is at a path in place of a run or checkpoint of ours, and its use; None where it is not known."""
+    other = recognised(path)
+    if not os.path.exists(path):
+        return f"{path}: no such file or directory; give the directory of a run or of a checkpoint"
+    if other is not None:
+        return (
+            f"{path}: {other.what}, expected a run or checkpoint of this trainer; a new run can begin with "
+            f"its weights: {other.remedy} to --init_from"
+        )
+    if holds_weights(path):
+        return f"{path}: has weights but no state of a run; to begin a run with them give it to --init_from"
+    return None
 
 
 def find(path: Path) -> Checkpoint | None:
@@ -109,13 +133,19 @@ def find(path: Path) -> Checkpoint | None:
     Raises:
         UserError: a run without a whole checkpoint, or a checkpoint that is not whole.
     """
-    root = next((folder for folder in (path, path / CHECKPOINTS) if (folder / LATEST).is_file()), None)
-    if root is None:
-        return _intact(path) if (path / STATE).is_file() else None
+    root = next((folder for folder in (path, path / CHECKPOINTS) if os.path.isfile(folder / LATEST)), None)
+    if root is None or is_deepspeed(root):
+        return _intact(path) if os.path.isfile(path / STATE) else None
     checkpoint = newest(root)
     if checkpoint is None:
         raise UserError(f"{root}: found no whole checkpoint")
     return checkpoint
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a run, or the directory of its checkpoints, is at a path."""
+    latest = os.path.isfile(path / LATEST) and not is_deepspeed(path)
+    return latest or os.path.isdir(path / CHECKPOINTS)
 
 
 def _intact(folder: Path) -> Checkpoint:

@@ -13,9 +13,9 @@ from alphadecay_dist.training import model as models
 from alphadecay_dist.training import start
 from alphadecay_dist.training.check import Checked, Options
 from alphadecay_dist.training.data import EvaluationData, Source, TrainingData, validation_sequences
-from alphadecay_dist.training.given_weights import values_from
 from alphadecay_dist.training.optimizer import build_optimizer, pick_apply
 from alphadecay_dist.training.prepared import Shards
+from alphadecay_dist.training.pretrained import values_from
 from alphadecay_dist.training.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.saved import saved_state

@@ -19,8 +19,8 @@ from alphadecay_dist.sharding.inventory import tuned_weights
 from alphadecay_dist.training import model as models
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.data import micro_batch
-from alphadecay_dist.training.given_weights import values_from
 from alphadecay_dist.training.prepared import check_tokenizer, read_manifest
+from alphadecay_dist.training.pretrained import values_from
 from alphadecay_dist.training.ranks import environment
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.sources import find_files

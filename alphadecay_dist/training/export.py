@@ -17,8 +17,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from alphadecay_dist.checkpoint.manifest import flush
-from alphadecay_dist.checkpoint.other_formats import recognised
-from alphadecay_dist.checkpoint.reader import Checkpoint, find
+from alphadecay_dist.checkpoint.reader import Checkpoint, find, without_checkpoint
 from alphadecay_dist.checkpoint.restore import StoredWhole, stored_tensors, stored_weights
 from alphadecay_dist.engines.state import WEIGHT
 from alphadecay_dist.engines.zero_universal import MASTER, Parameter, write_universal
@@ -50,12 +49,12 @@ def trained(path: Path) -> Trained:
     Raises:
         UserError: there is none.
     """
-    other = recognised(path)
-    if other is not None:
-        raise UserError(f"{path}: {other.what}; give the directory of a run or of its checkpoint")
     checkpoint = find(path)
     if checkpoint is None:
-        raise UserError(f"{path}: found neither a run nor a checkpoint; give the directory of one")
+        raise UserError(
+            without_checkpoint(path)
+            or f"{path}: found neither a run nor a checkpoint; give the directory of one"
+        )
     return Trained(checkpoint, saved_state(checkpoint).config)
 
 

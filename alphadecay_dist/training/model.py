@@ -17,8 +17,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from alphadecay_dist.engines.versions import require
 from alphadecay_dist.errors import UserError, shown
-from alphadecay_dist.training.architecture import require_llama
 from alphadecay_dist.training.config import nearest
+from alphadecay_dist.training.hf_config import require_llama
 from alphadecay_dist.training.loss import LossHead
 from alphadecay_dist.training.recipe import TrainConfig
 
@@ -82,7 +82,7 @@ def read_model_config(name: str, seq_len: int) -> LlamaConfig:
         raise UserError(f"model.name {name}: not JSON: {error}") from None
     if not isinstance(sizes, dict):
         raise UserError(f"model.name {name}: found {shown(sizes)}, expected a JSON object")
-    require_llama(sizes, f"model.name {name}")
+    require_llama(f"model.name {name}", sizes, TAKEN)
     return config_of(name, sizes, seq_len)
 
 
@@ -93,8 +93,9 @@ def config_of(name: str, sizes: Mapping[str, Any], seq_len: int) -> LlamaConfig:
         UserError: see :func:`read_model_config`; ``name`` is what the errors call it.
     """
     _check_sizes(name, sizes, seq_len)
+    taken = {"tie_word_embeddings": False, **{key: sizes[key] for key in TAKEN if key in sizes}}
     try:
-        config = llama_of(sizes)
+        config = LlamaConfig(use_cache=False, **taken)
         build_on_meta(config)
     except Exception as error:  # transformers and torch raise a dozen unrelated types
         reason = " ".join(str(error).split())[:300]
@@ -103,12 +104,6 @@ def config_of(name: str, sizes: Mapping[str, Any], seq_len: int) -> LlamaConfig:
             "correct that value"
         ) from None
     return config
-
-
-def llama_of(sizes: Mapping[str, Any]) -> LlamaConfig:
-    """The LLaMA of a JSON's values; what is not TAKEN is left out."""
-    taken = {key: sizes[key] for key in TAKEN if key in sizes}
-    return LlamaConfig(use_cache=False, **{"tie_word_embeddings": False, **taken})
 
 
 def values_of(config: LlamaConfig) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from alphadecay_dist.checkpoint.manifest import MANIFEST
-from alphadecay_dist.checkpoint.other_formats import recognised
 from alphadecay_dist.checkpoint.reader import Checkpoint, read, search
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS
 from alphadecay_dist.errors import UserError
@@ -175,11 +174,6 @@ def _nothing_to_lose(folder: Path, skipped: tuple[str, ...]) -> None:
 def _named(resume: str, damaged: Mapping[Path, str]) -> Checkpoint:
     if Path(resume) in damaged:
         raise UserError(f"--resume: {damaged[Path(resume)]}; give the directory of a whole checkpoint")
-    other = recognised(Path(resume))
-    if other is not None:
-        raise UserError(
-            f"--resume {resume}: {other.what}; give the directory of a checkpoint of this trainer"
-        )
     try:
         return read(Path(resume))
     except UserError as error:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from alphadecay_dist.checkpoint.foreign import foreign_tensors
 from alphadecay_dist.checkpoint.reader import read
@@ -18,6 +19,7 @@ from alphadecay_dist.report import plot_run
 from alphadecay_dist.training.data import TrainingData
 from alphadecay_dist.training.lock import LOCK, FolderLock
 from alphadecay_dist.training.metrics import DECAY, EVAL, METRICS, STATUS, RunFiles, read_lines, read_status
+from alphadecay_dist.training.model import read_model_config
 from alphadecay_dist.training.prepared import open_prepared
 from alphadecay_dist.training.recipe import Config, DataConfig, TrainConfig
 from alphadecay_dist.training.saved import saved_state
@@ -27,6 +29,7 @@ from tests.checkpoint.layouts import save_with_state
 from tests.controllers import setup, update
 from tests.fuzz.drawn import accepted, changed, damaged, draws
 from tests.training.corpora import number_tokenizer
+from tests.training.runs import SIZES
 from tests.training.test_data import TRAIN, data_of
 from tests.training.test_saved import INPUTS
 
@@ -205,6 +208,28 @@ def test_a_pickle(place, data, content):
                 matrix.float().sum()
 
     accepted(look)
+
+
+NAMES = ["layers.0.a.weight", "layers.1.a.weight"]
+INDEX = {"metadata": {"total_size": 8}, "weight_map": {NAMES[0]: "a.safetensors", NAMES[1]: "b.safetensors"}}
+HF_CONFIG = {**SIZES, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "rope_scaling": None}
+
+
+@draws(150)
+@given(
+    index=as_bytes(changed(INDEX))
+    | damaged(json.dumps(INDEX).encode())
+    | st.just(json.dumps(INDEX).encode()),
+    config=as_bytes(changed(HF_CONFIG)) | damaged(json.dumps(HF_CONFIG).encode()),
+)
+def test_what_lies_beside_the_weights_of_others(place, index, config):
+    """The index, which names files, and the config, which names the architecture."""
+    for name, file in zip(NAMES, ("a.safetensors", "b.safetensors"), strict=True):
+        save_file({name: torch.ones(64, 64)}, place / file)
+    (place / "model.safetensors.index.json").write_bytes(index)
+    (place / "config.json").write_bytes(config)
+    accepted(lambda: open_weights(place))
+    accepted(lambda: read_model_config(str(place / "config.json"), 32))
 
 
 def test_a_state_that_was_not_changed_is_taken(place, lanes, controllers):

@@ -8,11 +8,14 @@ import sys
 import tempfile
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import train
 from alphadecay_dist import cli
 from alphadecay_dist.training.recipe import NFKC
 from alphadecay_dist.training.tokenizer import train_tokenizer
+from tests.foreign import UP, llama_weights
 from tests.multirank import run_ranks
 from tests.ports import free_port
 from tests.training.runs import ROOT, SIZES, launch, tiny_options
@@ -74,6 +77,13 @@ def model_json(folder, **sizes):
 
 def small_corpus(folder):
     return write(folder / "small.txt", "\n\n".join(["a few words"] * 11))
+
+
+def quantised(folder):
+    """A model of which one matrix is in FP8."""
+    weights = llama_weights()
+    save_file(weights | {UP: weights[UP].to(torch.float8_e4m3fn)}, folder / "model.safetensors")
+    return folder / "model.safetensors"
 
 
 def file_of_ids(folder, pieces):
@@ -160,6 +170,14 @@ BEFORE_THE_RANKS_MEET = {
         ["hidden_size 64", "num_attention_heads 3"],
     ),
     "unknown activation": (lambda f: [model_json(f, hidden_act="nope")], ["model.json", "nope"]),
+    "another architecture": (
+        lambda f: [model_json(f, model_type="mixtral")],
+        ["model.json", "model_type is 'mixtral'", "'llama'"],
+    ),
+    "quantised weights to start from": (
+        lambda f: [f"--init_from={quantised(f)}"],
+        ["--init_from", "model.safetensors", UP, "is quantised", "F8_E4M3"],
+    ),
     "nothing to tune": (lambda f: [model_json(f, hidden_size=32)], ["no module to tune", "50 rows"]),
     "too long for the model": (lambda _: ["--train.seq_len=65"], ["train.seq_len", "65", "64"]),
     "no checkpoint to start from": (lambda f: [f"--init_from={f}"], ["--init_from", "safetensors"]),
@@ -202,7 +220,10 @@ AFTER_THE_RANKS_MEET = {
         lambda f: [f"--tokenizer.model={write(f / 'text.model', 'text')}"],
         ["text.model", "not a sentencepiece model"],
     ),
-    "resume from nowhere": (lambda f: [f"--resume={f / 'none'}"], ["--resume", "none", "manifest.json"]),
+    "resume from nowhere": (
+        lambda f: [f"--resume={f / 'none'}"],
+        ["--resume", "none: no such", "a checkpoint"],
+    ),
 }
 MISTAKES = {**BEFORE_THE_RANKS_MEET, **AFTER_THE_RANKS_MEET}
 

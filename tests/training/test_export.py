@@ -16,7 +16,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alphadecay_dist import cli
+from alphadecay_dist.checkpoint.reader import read
+from alphadecay_dist.errors import UserError
 from alphadecay_dist.training import export, model
+from tests.foreign import init_error, spectrum_error
 from tests.training.runs import SIZES, final_weights, tiny_options, train_on
 
 pytestmark = pytest.mark.slow
@@ -116,6 +119,19 @@ def test_its_spectrum_is_the_runs(run, tmp_path):
     assert spectra(folder, tmp_path / "hf.json") == spectra(run[0], tmp_path / "run.json")
 
 
+def test_a_run_is_not_weights_until_it_is_exported(run, capsys):
+    step = next((run[0] / "checkpoints").glob("step-*"))
+    for path in (run[0], run[0] / "checkpoints", step):
+        line = init_error(path)
+        assert all(word in line for word in ("checkpoint of this trainer", "alphadecay export")), line
+    for path in (step / "shards", next((step / "shards").iterdir())):
+        for line in (spectrum_error(capsys, path), init_error(path)):
+            assert f"is a part of a checkpoint of this trainer; give {step}" in line, line
+    for path in (run[0], run[0] / "checkpoints"):
+        with pytest.raises(UserError, match="is a run, expected one of its checkpoints"):
+            read(path)
+
+
 def refusal(capsys, *command):
     capsys.readouterr()
     assert cli.main(["export", *map(str, command)]) == 2
@@ -167,7 +183,9 @@ def test_an_export_that_is_killed_is_not_there_and_is_made_anew(run, tmp_path):
 
 def test_mistakes_are_one_line(run, tmp_path, capsys):
     to = ["--to", "hf", "--output", tmp_path / "out"]
-    assert "found neither a run nor a checkpoint" in refusal(capsys, tmp_path, *to)
+    (tmp_path / "empty").mkdir()
+    assert "found neither a run nor a checkpoint" in refusal(capsys, tmp_path / "empty", *to)
+    assert "no such file or directory" in refusal(capsys, tmp_path / "none", *to)
     alone = shutil.copytree(next((run[0] / "checkpoints").glob("step-*")), tmp_path / "a" / "b" / "alone")
     assert "tokenizer.model: cannot be read" in refusal(capsys, alone, *to)
     other = tmp_path / "other.json"
