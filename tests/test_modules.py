@@ -43,6 +43,22 @@ def test_an_undefined_module_shows_why():
     assert decay.modules["layers.4.up"] == TunedModule("layers.4.up", (50, 90), None, 0.1, "zero")
 
 
+def test_what_is_tuned_and_what_is_not_is_said_once_at_the_first_refresh(caplog):
+    torch.manual_seed(0)
+    model = Uneven([*TUNABLE, (40, 90)])
+    optimizer = torch.optim.AdamW(param_groups(model, weight_decay=0.1))
+    decay = AlphaDecay(model, optimizer, **SETTINGS)
+    assert not caplog.messages
+    decay.refresh()
+    decay.refresh()
+    (line,) = caplog.messages
+    assert line.startswith(f"AlphaDecay: {len(TUNABLE)} modules")
+    total = sum(parameter.numel() for parameter in model.parameters())
+    tuned = sum(rows * columns for rows, columns in TUNABLE)
+    assert f"tuned: {100 * tuned / total:.4g} % of {total:,} trained weights" in line
+    assert "40 x 90; fewer than 50 eigenvalues" in line
+
+
 class Fused(nn.Module):
     def __init__(self):
         super().__init__()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from alphadecay_dist.checkpoint import restore
 from alphadecay_dist.checkpoint.reader import Checkpoint
@@ -22,6 +23,7 @@ from alphadecay_dist.checkpoint.writer import CHECKPOINTS
 from alphadecay_dist.controller import AlphaDecay
 from alphadecay_dist.engines.training import Training
 from alphadecay_dist.errors import RunError, UserError
+from alphadecay_dist.notices import LOGGER
 from alphadecay_dist.refresh import Refresh
 from alphadecay_dist.training.data import Batch, EvaluationData, digests
 from alphadecay_dist.training.exits import Preempted
@@ -129,7 +131,7 @@ class Trainer:
         """
         steps = self._config.train.steps
         end = min(steps, self._config.train.stop_after or steps)
-        with self._progress_bar() as bar:
+        with self._progress_bar() as bar, logging_redirect_tqdm([LOGGER]):  # lines beside the bar
             self._evaluate_if_owed(bar)
             while self.progress.step < end and not self._stop:
                 self._update(bar)

@@ -96,4 +96,4 @@ def test_init_from_starts_with_the_weights_of_a_hf_checkpoint(tmp_path):
     command += [f"--model.name={tmp_path / 'narrow.json'}", "--init_from", tmp_path / "donor"]
     code, refused = launch(*command, "--output_dir", tmp_path / "other")
     assert code == 2, refused
-    assert "model.layers.0.mlp.gate_proj.weight has shape (172, 64)" in refused
+    assert "config.json: intermediate_size is 172, that of model.name is 180" in refused
