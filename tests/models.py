@@ -31,6 +31,16 @@ def vision_encoder_decoder() -> nn.Module:
     return hf.VisionEncoderDecoderModel(config=config)
 
 
+def dbrx() -> nn.Module:
+    """A DBRX; only from transformers 5 on its feed-forward config takes the width, which it always holds."""
+    heads = {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0}
+    experts = {"ffn_hidden_size": 64, "moe_num_experts": 3, "moe_top_k": 1}
+    sizes = {"d_model": 64, "n_heads": 2, "n_layers": 2, "vocab_size": 96, "max_seq_len": 32}
+    config = hf.DbrxConfig(**sizes, **IDS, attn_config=heads, ffn_config=experts)
+    config.ffn_config.hidden_size = 64
+    return hf.DbrxForCausalLM(config)
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "llama": lambda: causal("Llama", **LLAMA, **LAYERS),
     "phi3": lambda: causal("Phi3", **{**LLAMA, **GROUPED}, **LAYERS, **IDS),
@@ -63,17 +73,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         kv_channels=32,
         num_key_value_heads=2,
     ),
-    "dbrx": lambda: causal(
-        "Dbrx",
-        d_model=64,
-        n_heads=2,
-        n_layers=2,
-        vocab_size=96,
-        max_seq_len=32,
-        **IDS,
-        attn_config={"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
-        ffn_config={"ffn_hidden_size": 64, "moe_num_experts": 3, "moe_top_k": 1, "hidden_size": 64},
-    ),
+    "dbrx": dbrx,
     "vit_gpt2": vision_encoder_decoder,
 }
 

@@ -19,7 +19,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("torch", "deepspeed", "transformers", "datasets")
-TOOLS = ("pytest", "hypothesis", "powerlaw", "matplotlib")
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "--tb=short")
 FAST = ("tests/spectral", "tests/decay", "tests/sharding", "tests/engines")
 RANKS = (
@@ -111,7 +110,7 @@ def installed(args: argparse.Namespace, folder: Path) -> Path:
     subprocess.run([interpreter(args.python), "-m", "venv", str(folder / "venv")], check=True)
     python = folder / "venv" / "bin" / "python"
     wanted = [f"{name}=={getattr(args, name)}" for name in PACKAGES if getattr(args, name)]
-    pip = [str(python), "-m", "pip", "install", "-q", str(ROOT), *wanted, *TOOLS]
+    pip = [str(python), "-m", "pip", "install", "-q", f"{ROOT}[test]", *wanted]
     subprocess.run(pip, check=True)
     return python
 
