@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 from alphadecay_dist.decay import SHAPES, Assignment, Bounds, assign, normalize_mean
 from alphadecay_dist.errors import UserError, shown
@@ -79,7 +80,7 @@ class Settings:
     def _check_numbers(self) -> None:
         for name in ("weight_decay", "min_ratio", "max_ratio", "xmin_pos"):
             found = getattr(self, name)
-            if not isinstance(found, int | float):
+            if not isinstance(found, Real):
                 raise UserError(f"{name}: found {shown(found)}, expected a number")
         if self.farms is not None and not isinstance(self.farms, Windows):
             raise UserError(
