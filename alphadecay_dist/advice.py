@@ -1,4 +1,4 @@
-"""What is allowed and yet seldom meant: said once, by rank 0, and nothing is changed for it."""
+"""What rank 0 says of a controller, each thing once: what it tunes, and what is allowed but seldom meant."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch.distributed as dist
 
 from alphadecay_dist.engines import Host
 from alphadecay_dist.errors import warn
+from alphadecay_dist.notices import notice
 from alphadecay_dist.settings import REFERENCE, Settings
+from alphadecay_dist.sharding.coverage import Coverage
 from alphadecay_dist.sharding.group_snapshot import ALWAYS
 from alphadecay_dist.sharding.groups import GROUP_KEY, GROUPS, UNTUNED, layout_of, names_in
 
@@ -88,19 +90,23 @@ def low_precision(host: Host) -> set[torch.dtype]:
 
 
 class Advice:
-    """Says what is doubtful of one controller, each thing once.
+    """Says of one controller what it tunes, and what is doubtful of it, each thing once.
 
     Args:
         host: the engine.
         settings: of the rule.
+        tuned: how much is tuned, in words.
+        coverage: what is tuned of the model, and what is not.
     """
 
-    def __init__(self, host: Host, settings: Settings) -> None:
+    def __init__(self, host: Host, settings: Settings, tuned: str, coverage: Coverage) -> None:
         self._host = host
         self._speaks = host.group is None or dist.get_rank(host.group) == 0
         self._said: set[str] = set()
         self._last: tuple[int, bool] | None = None  # the engine's updates at the last step(), and its answer
         self._began = False
+        self._unsaid: str | None = coverage.line()
+        self._notice(f"{tuned} are tuned; {coverage.too_small()}")
         for doubt in doubts(host, settings.weight_decay, released=settings.preset == REFERENCE):
             self._say(doubt)
 
@@ -119,6 +125,12 @@ class Advice:
                 self._say(TURNS)
             self._began = True
 
+    def refreshed(self) -> None:
+        """Say at the first refresh what is tuned of the model, and what is not."""
+        line, self._unsaid = self._unsaid, None
+        if line is not None:
+            self._notice(line)
+
     def loaded(self) -> None:
         """A load may have changed the engine's count."""
         self._last = None
@@ -136,6 +148,10 @@ class Advice:
                 f"{', '.join(others)} again as when AlphaDecay was constructed; set what a schedule has "
                 "changed since"
             )
+
+    def _notice(self, text: str) -> None:
+        if self._speaks:
+            notice(f"AlphaDecay: {text}")
 
     def _say(self, text: str) -> None:
         if self._speaks and text not in self._said:

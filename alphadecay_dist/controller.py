@@ -23,11 +23,10 @@ from alphadecay_dist.engines.given import unwrapped
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.lagged import Beside, Pending, device_of
 from alphadecay_dist.module_table import ModuleTable
-from alphadecay_dist.notices import notice
 from alphadecay_dist.refresh import Found, Refresh, TunedModule, numbers_of
 from alphadecay_dist.settings import Settings
 from alphadecay_dist.sharding.agreement import require_equal, taking_part, together
-from alphadecay_dist.sharding.coverage import Coverage, coverage
+from alphadecay_dist.sharding.coverage import coverage
 from alphadecay_dist.sharding.group_snapshot import GroupSnapshot
 from alphadecay_dist.sharding.groups import GROUPS, weights_in
 from alphadecay_dist.sharding.planning import dtype_of, plan_exchange, require_options
@@ -147,7 +146,6 @@ class AlphaDecay:
             budget=memory_budget,
         )
         self._table = ModuleTable(weights, weight_decay)
-        self._coverage: Coverage | None = coverage(given.model, weights)  # None once it was said
         self._updates = 0
         self._refreshed_at: int | None = None
         self._pending: Pending | None = None
@@ -155,7 +153,7 @@ class AlphaDecay:
             self._beside = Beside(self._exchange, self._weights, self.settings, self._device)
             self._writer = writer_for(apply, self._host, named, weight_decay)
         self._groups = GroupSnapshot(self._host.param_groups())
-        self._advice = Advice(self._host, self.settings)
+        self._advice = Advice(self._host, self.settings, str(self._table), coverage(given.model, weights))
 
     @property
     def modules(self) -> dict[str, TunedModule]:
@@ -254,15 +252,9 @@ class AlphaDecay:
         assigned = self.settings.decays(values, self._table.decays, self._table.sizes)
         self._table.refreshed(shared, assigned)
         self._write()
-        self._say_coverage()
+        self._advice.refreshed()
         modules = self._table.reports(shared, assigned, self.settings.metric)
         return Refresh(step, self._updates, time.perf_counter() - begin, received, modules)
-
-    def _say_coverage(self) -> None:
-        """Say once, on one rank, how much of the model is tuned, and what is not."""
-        if self._coverage is not None and (self._host.group is None or dist.get_rank(self._host.group) == 0):
-            notice(f"AlphaDecay: {self._table}; {self._coverage.line()}")
-        self._coverage = None
 
     def _analyses(self) -> dict[str, Analysis]:
         """Analyses of this rank's parts, but for those that failed."""

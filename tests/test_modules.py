@@ -43,19 +43,19 @@ def test_an_undefined_module_shows_why():
     assert decay.modules["layers.4.up"] == TunedModule("layers.4.up", (50, 90), None, 0.1, "zero")
 
 
-def test_what_is_tuned_and_what_is_not_is_said_once_at_the_first_refresh(caplog):
+def test_what_is_tuned_is_said_at_construction_and_what_is_not_at_the_first_refresh(caplog):
     torch.manual_seed(0)
     model = Uneven([*TUNABLE, (40, 90)])
     optimizer = torch.optim.AdamW(param_groups(model, weight_decay=0.1))
     decay = AlphaDecay(model, optimizer, **SETTINGS)
-    assert not caplog.messages
-    decay.refresh()
-    decay.refresh()
-    (line,) = caplog.messages
-    assert line.startswith(f"AlphaDecay: {len(TUNABLE)} modules")
-    total = sum(parameter.numel() for parameter in model.parameters())
     tuned = sum(rows * columns for rows, columns in TUNABLE)
-    assert f"tuned: {100 * tuned / total:.4g} % of {total:,} trained weights" in line
+    begin, few = f"AlphaDecay: {len(TUNABLE)} modules", "1 left out for fewer than 50 eigenvalues"
+    assert caplog.messages == [f"{begin}, {len(TUNABLE)} matrices, {tuned:,} weights are tuned; {few}"]
+    decay.refresh()
+    decay.refresh()
+    _, line = caplog.messages
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert line.startswith(f"AlphaDecay: tuned: {100 * tuned / total:.4g} % of {total:,} trained weights")
     assert "40 x 90; fewer than 50 eigenvalues" in line
 
 

@@ -132,8 +132,9 @@ class PlainHost:
 def _holders(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[str]:
     """Which ranks hold the weights together with this one, as far as DDP and meshes say; a line each."""
     lines = []
-    if isinstance(model, DistributedDataParallel):
-        lines.append(f"DDP over ranks {dist.get_process_group_ranks(model.process_group)}")
+    for module in model.modules():
+        if isinstance(module, DistributedDataParallel):
+            lines.append(f"DDP over ranks {dist.get_process_group_ranks(module.process_group)}")
     meshes = {
         name: str(parameter.device_mesh.mesh.flatten().tolist())
         for name, parameter in parameters.items()

@@ -58,6 +58,11 @@ class Coverage:
         rest = f"; not tuned: {largest}" if largest else ""
         return f"tuned: {share:.4g} % of {self.total:,} trained weights{rest}"
 
+    def too_small(self) -> str:
+        """How many weights have no spectrum, for a glance at what a model's sizes cost."""
+        small = sum(own.reason == SMALL for own in self.left_out)
+        return f"{small or 'none'} left out for {SMALL}"
+
     def largest(self) -> str:
         """The largest kinds of what is left out; those that differ in numbers alone are one kind."""
         kinds: dict[tuple[str, tuple[int, ...], str], int] = {}

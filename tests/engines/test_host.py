@@ -4,6 +4,7 @@ import deepspeed
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -166,6 +167,7 @@ def check_meshes():
     for wrap in (
         lambda model: fully_shard(model, mesh=mesh["shard"]),
         lambda model: DistributedDataParallel(model, process_group=mesh["shard"].get_group()),
+        lambda model: nn.Sequential(DistributedDataParallel(model, process_group=mesh["shard"].get_group())),
     ):
         model = wrap(Uneven(TUNABLE))
         optimizer = torch.optim.SGD(param_groups(model, weight_decay=0.1), lr=0.1)

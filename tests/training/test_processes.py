@@ -42,7 +42,10 @@ def test_two_processes_of_mpirun_are_two_ranks_of_one_run(tmp_path, engine):
     assert [line.partition(":")[0] for line in shown] == ["refresh at update 0", "refresh at update 2"]
     alphas = [module["alpha"] for module in run["decay"][0]["modules"].values()]
     assert f"{len(alphas)} matrices, alpha {min(alphas):.2f} to {max(alphas):.2f}, median " in shown[0]
+    assert done[0][1].count(f"AlphaDecay: {len(alphas)} modules, ") == 1
+    assert done[0][1].count("AlphaDecay: tuned: ") == 1
     assert "refresh at update" not in done[1][1]
+    assert "AlphaDecay: " not in done[1][1]
 
 
 def test_two_output_directories_or_recipes_are_refused_by_rank_0(tmp_path):
