@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 import transformers as hf
 from torch import nn
@@ -79,6 +80,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 
 def small(name: str) -> nn.Module:
-    """A model of ``MODELS``, its weights drawn from a seed and of different spectra."""
+    """A model of ``MODELS``, its weights drawn from a seed; skips a test whose family came later."""
+    if name == "gpt_oss" and not hasattr(hf, "GptOssConfig"):
+        pytest.skip(f"transformers {hf.__version__} has no gpt-oss")
     torch.manual_seed(0)
     return MODELS[name]()

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from alphadecay_dist.compat import flat_offsets
 from alphadecay_dist.engines.state import WEIGHT, Part, Scalars, is_elementwise, scalar_tensor
 from alphadecay_dist.engines.torch_state import TorchState
 from alphadecay_dist.sharding.layout import Flat, flat_chunks
@@ -122,7 +123,7 @@ class ZeroState:
         for number, flat in enumerate(zero.single_partition_of_fp32_groups):
             begin = dist.get_rank(zero.real_dp_process_group[number]) * flat.numel()
             own = Flat(begin, begin + flat.numel())
-            offsets = zero.round_robin_bit16_offsets[number]
+            offsets = flat_offsets(zero, number)
             for parameter, offset in zip(zero.round_robin_bit16_groups[number], offsets, strict=True):
                 whole = Flat(offset, offset + parameter.numel())
                 index, place = own.within(whole), whole.within(own)
