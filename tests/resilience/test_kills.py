@@ -26,14 +26,14 @@ IN_UPDATE_18 = Fault("after the gradients", 0, everyone=True, occurrence=17)
 
 
 @pytest.mark.slow
-def test_twenty_drawn_kills_over_the_engines(tmp_path):
-    results = list(Campaign(1, tmp_path).count(20))
+def test_ten_drawn_kills_over_the_engines(tmp_path):
+    results = list(Campaign(1, tmp_path).count(10))
     told = summary(results)
     print(told)
     kills = [kill for result in results for kill in result.kills]
-    assert (len(kills), failed(results)) == (20, []), told
-    assert len({result.setup.engine for result in results}) >= 5
-    assert len({kind_of(kill.fault) for kill in kills}) >= 5
+    assert (len(kills), failed(results)) == (10, []), told
+    assert len({result.setup.engine for result in results}) >= 3
+    assert len({kind_of(kill.fault) for kill in kills}) >= 4
 
 
 @pytest.mark.slow

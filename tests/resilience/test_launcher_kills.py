@@ -23,13 +23,18 @@ EVERY, STEPS = 5, 70
 @pytest.mark.parametrize(
     ("launcher", "engine"),
     [
-        ("deepspeed", "1"),
         ("deepspeed", "2"),
-        ("deepspeed", "3"),
-        ("deepspeed", "3_offload"),
         ("torchrun", "fsdp2"),
-        ("torchrun", "ddp"),
         ("python", "fsdp2"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.long)
+            for pair in [
+                ("deepspeed", "1"),
+                ("deepspeed", "3"),
+                ("deepspeed", "3_offload"),
+                ("torchrun", "ddp"),
+            ]
+        ),
     ],
 )
 def test_three_kills_through_a_launcher_and_the_run_is_the_unbroken_one(tmp_path, launcher, engine):
