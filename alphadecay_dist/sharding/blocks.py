@@ -105,7 +105,8 @@ def read(get: Callable[[tuple[slice, ...]], Tensor], block: Block, box: Box) -> 
     begin = block.at[0] + rows.start * row
     values = get((slice(begin, begin + (rows.stop - rows.start) * row),))
     values = values.view([*extents[:dim], rows.stop - rows.start, *extents[dim + 1 :]])
-    return values[(*inside[:dim], slice(None), *inside[dim + 1 :])]
+    within = (*inside[:dim], slice(None), *inside[dim + 1 :])
+    return values[within]
 
 
 def _boxes(start: int, stop: int, shape: tuple[int, ...]) -> Iterator[Box]:
