@@ -140,7 +140,10 @@ def _of_data(now: Inputs, kept: Inputs, config: Config, before: Config) -> Itera
 
 
 def _counted(marks: Marks | None) -> str:
-    return "" if marks is None else f" ({len(marks)} files, such as {next(iter(marks), None)})"
+    if not marks:
+        return ""
+    first, more = next(iter(marks)), len(marks) - 1
+    return f" ({first} and {more} more)" if more else f" ({first})"
 
 
 def _of_files(now: Marks, kept: Marks) -> Iterator[str]:
