@@ -33,12 +33,13 @@ def vision_encoder_decoder() -> nn.Module:
 
 
 def dbrx() -> nn.Module:
-    """A DBRX; only from transformers 5 on its feed-forward config takes the width, which it always holds."""
+    """A DBRX, whose feed-forward config has a width of its own from transformers 5 on."""
     heads = {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0}
     experts = {"ffn_hidden_size": 64, "moe_num_experts": 3, "moe_top_k": 1}
     sizes = {"d_model": 64, "n_heads": 2, "n_layers": 2, "vocab_size": 96, "max_seq_len": 32}
     config = hf.DbrxConfig(**sizes, **IDS, attn_config=heads, ffn_config=experts)
-    config.ffn_config.hidden_size = 64
+    if hasattr(config.ffn_config, "hidden_size"):
+        config.ffn_config.hidden_size = 64
     return hf.DbrxForCausalLM(config)
 
 

@@ -185,7 +185,9 @@ def build_model(config: LlamaConfig, train: TrainConfig) -> Llama:
 def build_on_meta(config: LlamaConfig) -> Llama:
     """The model's names and shapes without any storage."""
     with torch.device("meta"):
-        return Llama(config)
+        model = Llama(config)
+    model.tie_weights()  # transformers 5.0 leaves it out of a model without storage
+    return model
 
 
 def fill(model: nn.Module, value_of: Callable[[str], Tensor], dtype: torch.dtype, assign: Assign) -> None:

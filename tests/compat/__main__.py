@@ -20,7 +20,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("torch", "deepspeed", "transformers", "datasets")
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "--tb=short")
-FAST = ("tests/spectral", "tests/decay", "tests/sharding", "tests/engines")
+FAST = (
+    "tests/spectral",
+    "tests/decay",
+    "tests/sharding",
+    "tests/engines",
+    "tests/checkpoint",
+    "tests/test_spectrum_models.py",
+    "tests/training/test_config.py",
+    "tests/training/test_hf_tokenizer.py",
+    "tests/training/test_pretrained.py",
+    "tests/training/test_tokenizer.py",
+)
 RANKS = (
     "tests/engines/test_zero_contract.py",
     "tests/engines/test_state.py",

@@ -21,7 +21,9 @@ PROJECTIONS += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
 def llama(tied=False):
     sizes = {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 2, "num_attention_heads": 2}
     with torch.device("meta"):
-        return LlamaForCausalLM(LlamaConfig(vocab_size=128, tie_word_embeddings=tied, **sizes))
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=128, tie_word_embeddings=tied, **sizes))
+    model.tie_weights()
+    return model
 
 
 def blocks(*modules):
