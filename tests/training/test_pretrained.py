@@ -118,9 +118,8 @@ def test_what_the_configs_of_the_hub_have_besides_is_taken(tmp_path):
     }
     path = write(tmp_path / "config.json", {**SIZES, **more})
     config = read_model_config(str(path), 32).to_dict()
-    assert (
-        config.get("rope_parameters", config.get("rope_scaling"))["factor"] == 4.0
-    )  # so from transformers 5
+    # Its name from transformers 5 on, and before.
+    assert config.get("rope_parameters", config.get("rope_scaling"))["factor"] == 4.0
 
 
 DIFFERENCES = {
