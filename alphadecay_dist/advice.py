@@ -42,7 +42,8 @@ def doubts(host: Host, weight_decay: float, *, released: bool) -> Iterator[str]:
         )
     yield from _other_base(host, weight_decay)
     if not released:
-        yield from _not_decoupled(host.optimizer)
+        inner = getattr(host.optimizer, "optim", host.optimizer)  # ZeroRedundancyOptimizer's own
+        yield from _not_decoupled(inner)
     yield from _rounded_away(host)
 
 
@@ -105,6 +106,7 @@ class Advice:
         self._said: set[str] = set()
         self._last: tuple[int, bool] | None = None  # the engine's updates at the last step(), and its answer
         self._began = False
+        self._first = host.updates()  # before any call of step()
         self._unsaid: str | None = coverage.line()
         self._notice(f"{tuned} are tuned; {coverage.too_small()}")
         for doubt in doubts(host, settings.weight_decay, released=settings.preset == REFERENCE):
@@ -119,6 +121,9 @@ class Advice:
         updates = self._host.updates()
         if self._last is not None and updates == self._last[0] + 1 and not self._last[1]:
             self._say(MISSED)
+        if self._first is not None and updates == self._first + 1:
+            self._say(LATE)
+        self._first = None
         self._last = None if updates is None else (updates, boundary)
         if boundary:
             if _takes_turns(self) and self._began:
@@ -133,7 +138,7 @@ class Advice:
 
     def loaded(self) -> None:
         """A load may have changed the engine's count."""
-        self._last = None
+        self._last = self._first = None
 
     def restored(self, keys: Sequence[str]) -> None:
         """Tell of settings that a load had overwritten; names and decays are the controller's own.
@@ -170,6 +175,10 @@ def _takes_turns(own: Advice) -> bool:
     return other is not None and other is not own
 
 
+LATE = (
+    "step(): the engine made an update before the first call, so that each refresh comes an update late; "
+    "call step() before engine.step(), and where Accelerate steps inside backward, before backward"
+)
 MISSED = (
     "step(): the engine made an update that the call before it took for a micro-batch without one; where the "
     "engine's accumulation boundary is set inside backward, as Accelerate does, give "

@@ -8,8 +8,10 @@ import alphadecay_dist.openmp  # noqa: F401  (before torch is loaded)
 
 import argparse
 import json
+import math
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ from alphadecay_dist.training.units import bytes_of, bytes_per_second
 from alphadecay_dist.weight_files import open_weights
 
 DOCTOR = "doctor"  # the one command that is started on many ranks
+PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
 PUBLISHED = Settings(weight_decay=0.1, interval=500, min_ratio=2 / 3, max_ratio=5.0)
 
 
@@ -241,11 +244,15 @@ def _add_table(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def _report(args: argparse.Namespace) -> None:
     picture = args.out or args.run / "report.png"
+    _require_place("--out", picture, PICTURES)
     plot_run(args.run, picture)
     print(picture)
 
 
 def _spectrum(args: argparse.Namespace) -> None:
+    _require_place("--json", args.json)
+    _require_place("--csv", args.csv)
+    _require_place("--plot", args.plot, PICTURES)
     weights = open_weights(args.path, args.trust)
     rows = spectra.spectrum(weights, _settings(args, weights.settings or PUBLISHED))
     print(weights.path)
@@ -257,6 +264,16 @@ def _spectrum(args: argparse.Namespace) -> None:
     ):
         if path is not None:
             write(rows, path)
+
+
+def _require_place(option: str, path: Path | None, kinds: Sequence[str] = ()) -> None:
+    """Refuse a file that cannot be written, before what is written in it is computed."""
+    if path is None:
+        return
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise UserError(f"{option} {path}: found no directory to write to; choose another")
+    if kinds and path.suffix.lower() not in kinds:
+        raise UserError(f"{option} {path}: found {path.suffix!r}, expected one of {', '.join(kinds)}")
 
 
 def _settings(args: argparse.Namespace, default: Settings) -> Settings:
@@ -283,6 +300,8 @@ def _plan(args: argparse.Namespace) -> None:
         given["dtype"] = getattr(torch, args.dtype or "float32")
     machine = read_machine(args.machine) if args.machine else this_machine()
     machine = replace(machine, **_given(args, {"update_seconds": "update_seconds"}))
+    if args.update_seconds is not None and not 0 < args.update_seconds < math.inf:
+        raise UserError(f"--update_seconds: found {args.update_seconds}, expected a number above 0")
     if args.bandwidth is not None:
         machine = replace(machine, bandwidth=bytes_per_second(args.bandwidth, "--bandwidth"))
     found = forecast(replace(job, **given), sharding, machine)

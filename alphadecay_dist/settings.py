@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 
 from alphadecay_dist.decay import SHAPES, Assignment, Bounds, assign, normalize_mean
 from alphadecay_dist.errors import UserError, shown
@@ -55,8 +55,10 @@ class Settings:
         }
         for name, known in choices.items():
             found = getattr(self, name)
-            if found is not None and found not in known:
-                raise UserError(f"{name}: found {found!r}, expected one of {', '.join(known)}")
+            if found is None and name == "preset":
+                continue
+            if not isinstance(found, str) or found not in known:
+                raise UserError(f"{name}: found {shown(found)}, expected one of {', '.join(known)}")
         if self.preset == REFERENCE and self.metric == "matrix_entropy":
             raise UserError(
                 "metric: found 'matrix_entropy' with preset 'reference', which does not repeat the released "
@@ -82,6 +84,12 @@ class Settings:
             found = getattr(self, name)
             if not isinstance(found, Real):
                 raise UserError(f"{name}: found {shown(found)}, expected a number")
+            if not isinstance(found, int | float):  # numpy's, which JSON does not take
+                object.__setattr__(self, name, float(found))
+        for name in ("interval", "lag"):
+            found = getattr(self, name)
+            if isinstance(found, Integral) and not isinstance(found, int):
+                object.__setattr__(self, name, int(found))
         if self.farms is not None and not isinstance(self.farms, Windows):
             raise UserError(
                 f"farms: found {shown(self.farms)}, expected alphadecay_dist.spectral.Windows or None"

@@ -121,6 +121,26 @@ def test_one_controller_after_another_is_not_doubted():
     assert said(in_a_row) == []
 
 
+def after_the_update():
+    """An engine without accumulation, and step() after the engine's."""
+    engine, model, optimizer = engine_of(1, TUNABLE)
+    decay = AlphaDecay(model, optimizer, engine=engine, **SETTINGS)
+
+    def loop():
+        for _ in range(3):
+            engine.backward(engine(torch.randn(1, 172)))
+            engine.step()
+            decay.step()
+
+    return said(loop)
+
+
+@pytest.mark.slow
+def test_a_step_after_the_update_is_said_once():
+    ((line,),) = run_ranks(after_the_update, 1)
+    assert line.startswith("step(): the engine made an update before the first call")
+
+
 def accelerated(step_with_boundary, stage):
     """As Accelerate does: the boundary is set inside backward, and the engine steps there too."""
     engine, model, optimizer = engine_of(stage, TUNABLE, accumulation=2)

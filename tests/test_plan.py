@@ -328,6 +328,7 @@ def test_masters_are_planned_in_fp32(capsys, profile):
         (["--recipe", "llama_1b", "--world_size", "8", "--memory_budget", "0"], "memory_budget: found 0"),
         (["--recipe", "llama_1b", "--world_size", "8", "--machine", "nowhere.json"], "no machine profile"),
         (["--recipe", "llama_1b", "--world_size", "8", "--bandwidth", "fast"], "--bandwidth: found 'fast'"),
+        (["--recipe", "demo", "--world_size", "2", "--update_seconds", "0"], "--update_seconds: found 0.0"),
         (["--recipe", "llama_1b", "--world_size", "8", "--memory_budget", "x"], "--memory_budget: found 'x'"),
         (["--config", "nowhere", "--world_size", "8"], "--config nowhere"),
     ],

@@ -127,6 +127,17 @@ def test_windows_and_position_are_those_that_were_asked_for(weights, capsys):
         assert words in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("option", "name"), [("--json", "no/rows.json"), ("--csv", "no/rows.csv"), ("--plot", "rows.docx")]
+)
+def test_a_file_that_cannot_be_written_is_refused_first(weights, capsys, option, name):
+    folder, _ = weights
+    assert cli.main(["spectrum", str(folder), option, str(folder / name)]) == 2
+    printed = capsys.readouterr()
+    assert f"{option} {folder / name}: found " in printed.err
+    assert printed.out == ""
+
+
 def test_a_fused_weight_gets_the_mean_of_its_parts(tmp_path):
     block = "model.layers.{}.self_attn.{}_proj.weight".format
     fused = torch.cat([gaussian(64, 64), heavy(64, 64), torch.zeros(64, 64)])

@@ -53,10 +53,20 @@ def unwrapped(model: Any, optimizer: Any, engine: Any, process_group: Any) -> Gi
         if engine is not None and engine is not model:
             raise UserError("model: found another engine than engine=; give the model that engine= trains")
         model, engine = model.module, model
+    if engine is not None and not _share_parameters(model, engine.module):
+        raise UserError(
+            "model: found another model than engine= trains; give the one that was given to "
+            "deepspeed.initialize()"
+        )
     if engine is None:
         optimizer = _plain(optimizer)
         _require_engine(model, optimizer)
     return Given(model, optimizer, engine, _group(process_group))
+
+
+def _share_parameters(one: nn.Module, other: nn.Module) -> bool:
+    own = {id(parameter) for parameter in one.parameters()}
+    return any(id(parameter) in own for parameter in other.parameters())
 
 
 def is_engine(value: object) -> bool:
@@ -127,7 +137,8 @@ def _group(group: Any) -> dist.ProcessGroup | None:
                 f"process_group: found a mesh of {group.ndim} dimensions, expected one or a process "
                 "group; leave it out where the mesh holds all ranks, else give a new_group() of its ranks"
             )
-        group = group.get_group()
+        member = group.get_coordinate() is not None
+        group = group.get_group() if member else dist.GroupMember.NON_GROUP_MEMBER
     if group is dist.GroupMember.NON_GROUP_MEMBER:
         raise UserError("process_group: this rank is not in it; construct AlphaDecay on its ranks alone")
     if group is not None and not isinstance(group, dist.ProcessGroup):

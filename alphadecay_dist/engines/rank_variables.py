@@ -107,6 +107,8 @@ def _check_alone() -> None:
             f"RANK: not set in one of {tasks} tasks of a SLURM step, expected RANK, LOCAL_RANK, WORLD_SIZE, "
             "MASTER_ADDR and MASTER_PORT; export them in each task, as slurm/rank.sh does"
         )
+    if _number("WORLD_SIZE", 1) == 0:
+        raise LaunchError("WORLD_SIZE: found 0, expected the number of ranks; unset it for one process")
     if _number("WORLD_SIZE", 1) > 1:
         raise LaunchError(
             f"RANK: not set with WORLD_SIZE {os.environ['WORLD_SIZE']}, expected this process's number; "

@@ -14,6 +14,7 @@ from alphadecay_dist.sharding.tuned_rule import EMBEDDING, is_stack, reason_by_n
 
 VECTOR = "a vector"
 JOINED = "joined expert stack not recognised"
+STACKED = "matrices in one parameter that no name tells apart"
 CONVOLUTION = "a convolution, but no Conv2d's weight"
 _TUNED_BY_DEFAULT = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
 
@@ -98,8 +99,10 @@ def not_by_default(entry: Entry, modules: Mapping[str, nn.Module]) -> str | None
     if isinstance(entry.module, nn.utils.parametrize.ParametrizationList):
         kinds = (type(kind).__name__.lstrip("_") for kind in entry.module)
         return f"parametrized by {', '.join(_PARAMETRIZATIONS.get(kind, kind) for kind in kinds)}"
-    if len(entry.shape) == 3 or "expert" in entry.name:
+    if "expert" in entry.name:
         return JOINED
+    if len(entry.shape) == 3:
+        return STACKED
     return f"neither Linear, Conv2d nor Conv1D, but {type(entry.module).__name__}"
 
 

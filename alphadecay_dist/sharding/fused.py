@@ -25,8 +25,9 @@ FUSED = {
     "up_gate_proj": ("up", "gate"),
     "w12": GATE_UP,
 }
-# Model types that lay out q, k and v head by head; the field's other fused projections stack them.
-HEAD_BY_HEAD = ("gpt_neox", "bloom")
+# Model types that lay out q, k and v head by head, where there are as many keys as queries; the field's other
+# fused projections stack them.
+HEAD_BY_HEAD = ("gpt_neox", "bloom", "gpt_bigcode")
 # Model types that lay them out in a way of their own: their weights stay whole.
 OTHERWISE = ("codegen", "minimax")
 # Model types whose gate and up columns alternate.
@@ -125,7 +126,7 @@ def cut_by_name(name: str, shape: Sequence[int], heads: Heads | None, axis: int 
         return None
     if heads is not None and heads.fit(length):
         width = length // (heads.queries + 2 * heads.keys)
-        if model_type in HEAD_BY_HEAD:
+        if model_type in HEAD_BY_HEAD and heads.queries == heads.keys:
             return Cut(names, (width,) * 3, axis)
         return Cut(names, (heads.queries * width, heads.keys * width, heads.keys * width), axis)
     third = shape[1 - axis]  # an attention of its own, with as many keys as queries

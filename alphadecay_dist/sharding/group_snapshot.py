@@ -55,15 +55,14 @@ class GroupSnapshot:
                 f"optimizer: found {len(groups)} param groups, expected the {len(self._kept)} of when "
                 "AlphaDecay was constructed; construct it again after its groups were changed"
             )
-        overwritten = [
-            (group, kept)
-            for group, kept in zip(groups, self._kept, strict=False)
-            if _label(group) != _label(kept)
-        ]
-        if not overwritten:
+        pairs = list(zip(groups, self._kept, strict=False))
+        if all(_label(group) == _label(kept) for group, kept in pairs):
             return []
         _refuse_another_order(self._kept, groups)
-        for group, kept in overwritten:
+        labels = Counter(_label(kept) for kept in self._kept)
+        for group, kept in pairs:
+            if _label(group) == _label(kept) and labels[_label(kept)] == 1:
+                continue  # the load has left it alone; several groups that are not tuned have one label
             for key in self._apart:
                 if key in kept:
                     group[key] = kept[key]

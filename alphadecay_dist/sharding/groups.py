@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from torch import nn
 from torch.distributed.fsdp import FlatParameter
 
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.sharding.coverage import require_weights
 from alphadecay_dist.sharding.entries import entries
 from alphadecay_dist.sharding.inventory import (
@@ -34,8 +36,8 @@ def param_groups(
     *,
     weight_decay: float,
     untuned: str = "base",
-    modules: Iterable[str] | None = None,
-    follow: Iterable[str] = (),
+    modules: Iterable[str] | str | None = None,
+    follow: Iterable[str] | str = (),
     apply: str = GROUPS,
 ) -> list[dict[str, Any]]:
     """Param groups for ``torch.optim``: the tuned weights, a group each or all in one, then everything else.
@@ -62,7 +64,9 @@ def param_groups(
         UserError: no matrix can be tuned, FSDP hides them, an unknown choice, or ``follow`` with
             ``"premultiply"``.
     """
-    followers = set(follow)
+    if not isinstance(weight_decay, Real) or not 0 <= weight_decay < math.inf:
+        raise UserError(f"weight_decay: found {shown(weight_decay)}, expected a number >= 0")
+    followers = {follow} if isinstance(follow, str) else set(follow)
     if untuned not in UNTUNED_DECAYS:
         raise UserError(f"untuned: found {untuned!r}, expected 'base', 'zero' or 'zero_1d'")
     if not followers <= {BIAS, BATCHNORM}:
@@ -72,7 +76,7 @@ def param_groups(
     if followers and apply == PREMULTIPLY:
         raise UserError(f"follow: found {sorted(followers)} with apply={apply!r}, expected none")
     _require_matrices(model)
-    weights = tuned_weights(model, modules)
+    weights = tuned_weights(model, [modules] if isinstance(modules, str) else modules)
     require_weights(weights, model)
     if apply == PREMULTIPLY:
         groups = [_shared_group(weights)]

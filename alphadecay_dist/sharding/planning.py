@@ -103,6 +103,11 @@ def require_options(memory_budget: object, parts: object) -> None:
         raise UserError(
             f"parts: found {shown(parts)}, expected sizes by pattern, such as {{'*.qkv': (64, 64, 64)}}"
         )
+    for pattern, sizes in (parts or {}).items():
+        if not isinstance(sizes, list | tuple) or not all(isinstance(size, int) for size in sizes):
+            raise UserError(
+                f"parts of {pattern}: found {shown(sizes)}, expected whole numbers, such as (64, 64, 64)"
+            )
 
 
 def parts_of(weight: Weight) -> list[str]:

@@ -25,7 +25,7 @@ STACKS = (*BESIDE, *BESIDE.values())
 def reason_by_name(name: str) -> str | None:
     """Why a weight is left out by its name alone; None where it is not."""
     *path, last = name.split(".")
-    if "lora_" in name:
+    if any(part.startswith("lora_") for part in name.split(".")):
         return LORA
     if not any(part.isdigit() for part in path):
         return HEAD if _is_head(name) else OUTSIDE

@@ -46,7 +46,7 @@ def tokenizer_of(checked: Checked, ranks: Ranks, source: Source, begin: start.St
         if isinstance(source, Shards):
             return source.proto
         if begin.checkpoint is not None and not new:
-            kept = begin.checkpoint.folder.parents[1] / TOKENIZER
+            kept = begin.checkpoint.folder.resolve().parents[1] / TOKENIZER
             if kept.is_file():
                 return load_tokenizer(str(kept)).proto
         if checked.config.tokenizer.model == TRAIN:

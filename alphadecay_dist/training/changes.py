@@ -110,8 +110,16 @@ def tokenizer_change(sha256: str | None, kept: Inputs, config: Config, before: C
 
 
 def _of_model(now: Inputs, kept: Inputs, config: Config) -> Iterator[Change]:
-    for text in differing(now.model, kept.model):
+    for text in differing(_function(now.model), _function(kept.model)):
         yield Change(MODEL, "model.name", f"model.name {config.model.name}: {text}")
+
+
+def _function(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config a resumed run computes with."""
+    values = {key: value for key, value in model.items() if key not in ("initializer_range", "pad_token_id")}
+    if values.get("rope_scaling") is None:  # else some kinds of it read the number of positions
+        values.pop("max_position_embeddings", None)
+    return values
 
 
 def differing(now: Mapping[str, Any], kept: Mapping[str, Any]) -> Iterator[str]:

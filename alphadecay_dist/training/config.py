@@ -61,7 +61,7 @@ def load_config(recipe: str, overrides: Iterable[str] = ()) -> Config:
             raise UserError(
                 f"recipe {recipe}: section {section} is {shown(values)}, expected keys and values"
             )
-        values[name] = _parse_yaml(text, f"--{key}")
+        values[name] = text if _is_text(key, text) else _parse_yaml(text, f"--{key}")
     config = config_from_dict(tree)
     check(config)
     return config
@@ -244,6 +244,14 @@ def _no_text(key: str, value: bool) -> str:
     else:
         expected = f"str; put the word in quotes of YAML: --{key}='\"yes\"'"
     return f"{key}: found {value} ({words} in YAML), expected {expected}"
+
+
+def _is_text(key: str, text: str) -> bool:
+    """Whether an option's text is taken as it is, and not as YAML: a path, or a pattern like ``*.jsonl``."""
+    section, name = key.split(".")
+    hints = typing.get_type_hints(typing.get_type_hints(Config).get(section, object))
+    free = hints.get(name) in (str, str | None) and key not in CHOICES
+    return free and text not in ("", "~", "null") and text[0] not in "'\""
 
 
 def _parse_yaml(text: str, where: str) -> Any:

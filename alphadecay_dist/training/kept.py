@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from alphadecay_dist.training.data import Source
 from alphadecay_dist.training.inputs import Inputs, inputs_of
 from alphadecay_dist.training.prepared import Shards, check_tokenizer, read_manifest, sha256
 from alphadecay_dist.training.ranks import Ranks
-from alphadecay_dist.training.recipe import AUTO, NFKC, DataConfig, TokenizerConfig
+from alphadecay_dist.training.recipe import AUTO, NFKC, Config, DataConfig, TokenizerConfig
 from alphadecay_dist.training.saved import SavedState, saved_state
 from alphadecay_dist.training.tokenizer import TRAIN, Tokenizer, tokenizer_in
 
@@ -27,11 +28,13 @@ class Kept:
         inputs: less the tokenizer, until it is found.
         own_tokenizer: SHA-256 of the tokenizer that a resume needs; None where any will do.
         accepted: changes since it was begun, or last gone on with.
+        anew: whether the saved position means nothing in what is there now: the data begin anew.
     """
 
     inputs: Inputs
     own_tokenizer: str | None = None
     accepted: tuple[Change, ...] = ()
+    anew: bool = False
 
     def changed(self, *fields: str) -> bool:
         """Whether one of some fields names other content than before."""
@@ -111,7 +114,7 @@ def keep(
     kept = ranks.from_main(lambda: _kept(checked, options, source, validation, begin))
     for change in kept.accepted:
         ranks.say(f"accepted: {change.text}")
-    if kept.changed("data.source", "data.prepared"):
+    if kept.anew:
         ranks.say("the data are read from their beginning")
     return kept
 
@@ -134,7 +137,18 @@ def _kept(checked: Checked, options: Options, source: Source, validation: Source
         now, init_from=state.inputs.init_from, changes=(*state.inputs.changes, *written)
     )
     own = None if any(change.field == "tokenizer.model" for change in changes) else state.inputs.tokenizer
-    return Kept(inputs, own, tuple(changes))
+    return Kept(inputs, own, tuple(changes), _anew(changes, checked.config, state.config))
+
+
+def _anew(changes: Sequence[Change], config: Config, before: Config) -> bool:
+    """Whether the position is one in other sequences: of other rows, or packed by another tokenizer."""
+    fields = {change.field for change in changes}
+    holdout = (config.data.validation is None) != (before.data.validation is None)  # some rows change sides
+    return (
+        not fields.isdisjoint({"data.source", "data.prepared"})
+        or ("data.validation" in fields and holdout)
+        or ("tokenizer.model" in fields and config.data.pack)
+    )
 
 
 def _compared(

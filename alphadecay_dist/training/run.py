@@ -108,7 +108,7 @@ def _run_joined(
     tokenizer = tokenizer_of(checked, ranks, source, begin, kept.changed("tokenizer.model"))
     inputs = kept.with_tokenizer(tokenizer)
     _unless_asked(ranks, requests)
-    position = None if kept.changed("data.source", "data.prepared") else begin.checkpoint
+    position = None if kept.anew else begin.checkpoint
     data = ranks.together(lambda: training_data(checked.config, source, tokenizer, ranks, position))
     if options.dry_run:
         ranks.say(describe(checked, engine, ranks, data, tokenizer))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import deepspeed
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -64,6 +65,8 @@ def check_zero_without_engine(stage):
     another = engine_of(stage, TUNABLE)[0]
     with pytest.raises(UserError, match="model: found another engine"):
         controller(engine, optimizer, engine=another)
+    with pytest.raises(UserError, match="model: found another model than engine= trains"):
+        controller(Uneven(TUNABLE), optimizer, engine=engine)
     with pytest.raises(UserError, match="engine: found 'zero3', expected the DeepSpeedEngine"):
         controller(model, optimizer, engine="zero3")
 
@@ -142,6 +145,8 @@ def test_what_is_no_model_or_optimizer_is_named():
         ("dtype", torch.int8),
         ("memory_budget", "1GB"),
         ("parts", ["*.qkv"]),
+        ("assign", None),
+        ("metric", ["alpha"]),
         ("farms", 128),
         ("min_ratio", "1"),
         ("interval", "5"),
@@ -149,8 +154,25 @@ def test_what_is_no_model_or_optimizer_is_named():
     ]:
         with pytest.raises(UserError, match=f"^{name}: found "):
             controller(model, optimizer, **{name: value})
+    for sizes in (64, "64,64,64", (64.0, 64.0)):
+        with pytest.raises(UserError, match=r"^parts of \*\.up: found "):
+            controller(model, optimizer, parts={"*.up": sizes})
     with pytest.raises(UserError, match=r"^weight_decay: found '0\.1', expected a number"):
         AlphaDecay(model, optimizer, weight_decay="0.1")
+    for wrong in ("0.1", None, -1):
+        with pytest.raises(UserError, match=r"^weight_decay: found .* expected a number >= 0"):
+            param_groups(model, weight_decay=wrong)
+
+
+def test_numbers_of_numpy_and_one_pattern_are_taken():
+    model = Uneven(TUNABLE)
+    groups = param_groups(model, weight_decay=np.float32(0.5), modules="*.up", follow="bias")
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    numbers = {"weight_decay": np.float32(0.5), "interval": np.int64(5), "lag": np.int32(3)}
+    decay = AlphaDecay(model, optimizer, **numbers)
+    other = AlphaDecay(model, optimizer, weight_decay=0.5, interval=5, lag=3)
+    decay.refresh()
+    other.load_state_dict(decay.state_dict())
 
 
 @pytest.mark.parametrize("name", ["bf16", "bfloat16", "torch.bfloat16"])

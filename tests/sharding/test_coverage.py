@@ -42,7 +42,7 @@ class Model(nn.Module):
 
 
 REASONS = {
-    "layers.0.stack.mixed": "joined expert stack not recognised",
+    "layers.0.stack.mixed": "matrices in one parameter that no name tells apart",
     "embed": "embedding",
     "lm_head": "output head",
     "proj": "not in a numbered block",

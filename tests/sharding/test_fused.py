@@ -45,6 +45,8 @@ def test_sizes_below_the_axis_repeat():
         ("layers.0.self_attn.qkv_proj", (96, 64), Heads(4, 1), 0, (64, 16, 16)),
         ("layers.0.self_attn.qkv_proj", (192, 64), Heads(8, 8), 0, (64, 64, 64)),
         ("layers.0.attention.query_key_value", (192, 64), Heads(4, 4, "gpt_neox"), 0, (16, 16, 16)),
+        ("transformer.h.0.attn.c_attn", (192, 64), Heads(4, 4, "gpt_bigcode", 16), 0, (16, 16, 16)),
+        ("transformer.h.0.attn.c_attn", (96, 64), Heads(4, 1, "gpt_bigcode", 16), 0, (64, 16, 16)),
         ("layers.0.mlp.gate_up_proj", (200, 64), Heads(4, 1), 0, (100, 100)),
         ("layers.0.mlp.experts.gate_up_proj", (64, 200), Heads(4, 1), 1, (100, 100)),
         ("layers.0.mlp.experts.gate_up_proj", (64, 200), Heads(4, 1, "gpt_oss"), 1, (1, 1)),

@@ -98,3 +98,13 @@ def test_a_learning_rate_in_a_tensor_is_not_kept():
     snapshot = GroupSnapshot(groups)
     stamped(groups)
     assert "lr" not in snapshot.restore(groups)
+
+
+def test_two_groups_that_are_not_tuned_keep_their_own_decays_wherever_they_stand():
+    norms, rest = ({"params": [], "module": "untuned", "weight_decay": decay} for decay in (0.0, 0.1))
+    groups = [norms, rest, *groups_of("a", "")[:1]]
+    snapshot = GroupSnapshot(groups)
+    stamped(groups)
+    snapshot.restore(groups)
+    assert [group["weight_decay"] for group in groups] == [0.0, 0.1, 0.1]
+    assert [group["module"] for group in groups] == ["untuned", "untuned", "a"]

@@ -221,10 +221,24 @@ def test_other_held_out_documents_leave_the_position_in_the_data(moved):
     assert found["sequences"] == left_behind(moved / "whole")["sequences"]
 
 
+def test_rows_that_are_held_out_no_more_begin_the_data_anew(moved):
+    changed = ("--data.validation=null", "--train.stop_after=5")
+    found = go_on(moved, "--accept_changes=data", *changed)
+    fresh = go_on(moved, *changed, output="fresh")
+    assert found["sequences"][3:] == renumbered(fresh["sequences"][:2], 3)
+
+
+def renumbered(lines, by):
+    return [line | {"step": line["step"] + by} for line in lines]
+
+
 def test_an_accepted_tokenizer_is_used_and_kept(moved):
     other_tokenizer(moved)
-    go_on(moved, "--accept_changes=tokenizer", "--train.stop_after=4")
+    found = go_on(moved, "--accept_changes=tokenizer", "--train.stop_after=4")
     assert (moved / "run" / "tokenizer.model").read_bytes() == (moved / "tiny.model").read_bytes()
+    # What was left of a packed document is ids of the old one: the data begin anew.
+    fresh = go_on(moved, "--train.stop_after=1", output="fresh")
+    assert found["sequences"][3:] == renumbered(fresh["sequences"], 3)
     assert len(go_on(moved)["metrics"]) == 6
 
 
