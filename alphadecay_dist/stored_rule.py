@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alphadecay_dist.notices import notice
 from alphadecay_dist.sharding.fused import Cut
 from alphadecay_dist.sharding.inventory import Weight, tuned_weights
 from alphadecay_dist.sharding.tuned_rule import cut_of, is_stack, large_enough, reason_by_name
@@ -64,6 +65,11 @@ def tuned_tensors(weights: StoredWeights, *, uncut: bool) -> list[StoredMatrix]:
     found = _by_model(weights)
     if found is None:
         found = _by_name(weights)
+        if weights.config is not None:
+            notice(
+                f"{weights.path}: not the weights of its config.json's model as transformers builds it; "
+                "names and shapes tell what is tuned, which training may cut otherwise"
+            )
     return [replace(own, cut=None) for own in found] if uncut else found
 
 

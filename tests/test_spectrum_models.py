@@ -122,12 +122,15 @@ def test_without_a_config_names_and_shapes_give_what_training_tunes(tmp_path):
         '{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}',
     ],
 )
-def test_a_config_that_is_not_of_these_weights_leaves_it_to_the_names(tmp_path, config):
+def test_a_config_that_is_not_of_these_weights_leaves_it_to_the_names(tmp_path, config, caplog):
     model = own_mixture()
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     expected = set(rows_of(tmp_path))
+    assert caplog.messages == []
     (tmp_path / "config.json").write_text(config)
     assert set(rows_of(tmp_path)) == expected
+    (line,) = caplog.messages
+    assert "names and shapes tell what is tuned" in line
 
 
 @EXPERTS_JOINED
