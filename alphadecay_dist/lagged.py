@@ -24,16 +24,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alphadecay_dist.compat import FULL_PRECISION, matmul_precisions, matmul_settings
 from alphadecay_dist.errors import UserError, warn
 from alphadecay_dist.refresh import Found
 from alphadecay_dist.settings import Settings
 from alphadecay_dist.sharding.agreement import taking_part
 from alphadecay_dist.sharding.exchange import Exchange
 from alphadecay_dist.sharding.inventory import Weight
-from alphadecay_dist.spectral import EXACT, Analysis, Estimator, Workers
+from alphadecay_dist.spectral import EXACT, Analysis, Estimator, Workers, matmul_precisions
 
 DEVICES = ("auto", "cuda", "cpu")
+_FLAGS = {"cuda": "torch.backends.cuda.matmul", "cpu": "torch.backends.mkldnn.matmul"}
 
 
 def device_of(name: str) -> torch.device | None:
@@ -116,9 +116,8 @@ def _require_exact_products(kinds: Iterable[str]) -> None:
     for kind in sorted(kinds):
         if found[kind] not in EXACT:
             raise UserError(
-                f"lag: found {matmul_settings()[kind]} {found[kind]!r}, expected {FULL_PRECISION!r}: the "
-                "spectra are computed beside training, under the same setting; use lag 0, or train in bf16 "
-                "instead"
+                f"lag: found {_FLAGS[kind]}.fp32_precision {found[kind]!r}, expected 'ieee': the spectra are "
+                "computed beside training, under the same setting; use lag 0, or train in bf16 instead"
             )
 
 

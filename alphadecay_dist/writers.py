@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from alphadecay_dist.advice import low_precision
-from alphadecay_dist.compat import decays_decoupled
 from alphadecay_dist.engines import Host
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.groups import GROUP_KEY, GROUPS, NAMES_KEY, PREMULTIPLY, layout_of, names_in
@@ -188,7 +187,10 @@ _HOOKS: WeakKeyDictionary[torch.optim.Optimizer, Any] = WeakKeyDictionary()
 
 
 def _check_decoupled(optimizer: torch.optim.Optimizer) -> None:
-    if not decays_decoupled(optimizer):
+    decoupled = isinstance(optimizer, torch.optim.Adam) and all(
+        group.get("decoupled_weight_decay", False) for group in optimizer.param_groups
+    )
+    if not decoupled:
         raise UserError(
             f"apply: found {PREMULTIPLY!r} with {type(optimizer).__name__}, expected torch.optim.AdamW, "
             f"whose decay is such a product; use apply={GROUPS!r}"

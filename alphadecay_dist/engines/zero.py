@@ -17,7 +17,7 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_local_fp32_param
 from torch import Tensor, nn
 
-from alphadecay_dist.compat import manages_accumulation, super_offload, zenflow
+from alphadecay_dist.compat import manages_accumulation, super_offload
 from alphadecay_dist.engines import zero_config
 from alphadecay_dist.engines.replicated import replicated_sources
 from alphadecay_dist.engines.state import scalar_tensor
@@ -217,7 +217,7 @@ def refuse_unservable(engine: Any) -> None:
     """
     if super_offload(engine):
         raise UserError("SuperOffload ignores a weight decay that changes: set super_offload to false")
-    if zenflow(engine):
+    if engine.zenflow:
         raise UserError("ZenFlow ignores a weight decay that changes: remove zenflow from the config")
     experts = max((getattr(module, "ep_size", 1) for module in engine.module.modules()), default=1)
     if experts > 1:

@@ -12,7 +12,7 @@ from alphadecay_dist.spectral.analysis import (
     analyze_stack,
 )
 from alphadecay_dist.spectral.batch import Workers, analyze_each
-from alphadecay_dist.spectral.esd import ESD, EXACT
+from alphadecay_dist.spectral.esd import ESD, EXACT, matmul_precisions
 from alphadecay_dist.spectral.farms import Windows
 from alphadecay_dist.spectral.powerlaw import (
     FITS,
@@ -46,5 +46,6 @@ __all__ = [
     "fix_finger_released",
     "goodness_of_fit",
     "hill",
+    "matmul_precisions",
     "measured_rates",
 ]

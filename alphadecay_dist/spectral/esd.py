@@ -11,11 +11,10 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from alphadecay_dist.compat import FULL_PRECISION, matmul_precisions, set_matmul_precision
 
 # Largest entries between 2^-30 and 2^30 need no scaling: their squares stay far inside fp32.
 UNSCALED_EXPONENT = 30
@@ -24,7 +23,7 @@ UNSCALED_EXPONENT = 30
 GRAM_LEAF = 384
 
 # What torch calls full precision of fp32 products, as told and by default.
-EXACT = (FULL_PRECISION, "none")
+EXACT = ("ieee", "none")
 
 # A convolution's positions are scaled by the square root of this, as in the released code.
 CONV_NORM = 0.5
@@ -152,9 +151,20 @@ def full_precision_matmul() -> Iterator[None]:
     """
     reduced = {name: precision for name, precision in matmul_precisions().items() if precision not in EXACT}
     for name in reduced:
-        set_matmul_precision(name, FULL_PRECISION)
+        _backends()[name].fp32_precision = "ieee"
     try:
         yield
     finally:
         for name, precision in reduced.items():
-            set_matmul_precision(name, precision)
+            _backends()[name].fp32_precision = precision
+
+
+def matmul_precisions() -> dict[str, str]:
+    """The precision of fp32 matrix products by the type of device; full where it is in ``EXACT``."""
+    return {name: backend.fp32_precision for name, backend in _backends().items()}
+
+
+def _backends() -> dict[str, Any]:
+    # Each backend's own, for torch.get_float32_matmul_precision() raises once a user has set one of them.
+    mkldnn: Any = torch.backends.mkldnn
+    return {"cuda": torch.backends.cuda.matmul, "cpu": mkldnn.matmul}

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alphadecay_dist import compat
 from alphadecay_dist.spectral.esd import esd
 from tests.spectral.truth import MATRICES, gaussian, true_eigenvalues
 
@@ -55,26 +54,25 @@ def test_what_is_no_matrix_is_refused(shape):
 
 @pytest.fixture(params=["legacy", "per_backend"])
 def reduced_precision(request):
-    """The user allows fast products, by torch's old setting or, from 2.9 on, by its new ones."""
-    before = compat.matmul_precisions()
+    """The user allows fast products, by torch's old setting or by its new ones."""
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = [backend.fp32_precision for backend in backends]
     if request.param == "legacy":
         torch.set_float32_matmul_precision("medium")
     else:
-        if compat.FULL_PRECISION != "ieee":
-            pytest.skip("torch before 2.9 has one setting")
-        compat.set_matmul_precision("cuda", "tf32")
-        compat.set_matmul_precision("cpu", "bf16")
-    yield compat.matmul_precisions()
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    yield lambda: [backend.fp32_precision for backend in backends]
     torch.set_float32_matmul_precision("highest")
-    for device, precision in before.items():
-        compat.set_matmul_precision(device, precision)
+    for backend, value in zip(backends, before, strict=True):
+        backend.fp32_precision = value
 
 
 def test_reduced_matmul_precision_neither_changes_the_result_nor_is_lost(reduced_precision):
     matrix = MATRICES["square"]
+    allowed = reduced_precision()
     found = esd(matrix).values
-    assert compat.matmul_precisions() == reduced_precision
-    assert not set(reduced_precision.values()) & {"ieee", "none", "highest"}
-    for device in reduced_precision:
-        compat.set_matmul_precision(device, compat.FULL_PRECISION)
+    assert reduced_precision() == allowed == ["tf32", "bf16"]
+    for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
+        backend.fp32_precision = "ieee"
     assert torch.equal(found, esd(matrix).values)
