@@ -10,12 +10,14 @@ from typing import Any
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.training.config import flat
 from alphadecay_dist.training.fingerprint import Marks
+from alphadecay_dist.training.hf_config import function_of
 from alphadecay_dist.training.inputs import Inputs
 from alphadecay_dist.training.recipe import AUTO, Config
 from alphadecay_dist.training.tokenizer import TRAIN, normalization_of
 
 MODEL, TOKENIZER, DATA, DEEPSPEED = KINDS = ("model", "tokenizer", "data", "deepspeed")
 SHOWN_NAMES = 5
+UNUSED = ("initializer_range", "pad_token_id")  # of a model's config, once there are weights
 # What a DeepSpeed JSON may change in mid-run: how the same numbers are computed, held and reported, and what
 # the recipe fills in. Of what is left, such as communication_data_type, the updates depend.
 FREE = {
@@ -110,16 +112,8 @@ def tokenizer_change(sha256: str | None, kept: Inputs, config: Config, before: C
 
 
 def _of_model(now: Inputs, kept: Inputs, config: Config) -> Iterator[Change]:
-    for text in differing(_function(now.model), _function(kept.model)):
+    for text in differing(function_of(now.model, UNUSED), function_of(kept.model, UNUSED)):
         yield Change(MODEL, "model.name", f"model.name {config.model.name}: {text}")
-
-
-def _function(model: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a config a resumed run computes with."""
-    values = {key: value for key, value in model.items() if key not in ("initializer_range", "pad_token_id")}
-    if values.get("rope_scaling") is None:  # else some kinds of it read the number of positions
-        values.pop("max_position_embeddings", None)
-    return values
 
 
 def differing(now: Mapping[str, Any], kept: Mapping[str, Any]) -> Iterator[str]:

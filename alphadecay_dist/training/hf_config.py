@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from alphadecay_dist.checkpoint.quantised import quantisation_of
@@ -105,3 +105,18 @@ def _wide(window: Any, config: Mapping[str, Any]) -> bool:
     """Whether no position is outside of a sliding window."""
     positions = config.get("max_position_embeddings", 2048)
     return isinstance(window, int) and isinstance(positions, int) and window >= positions
+
+
+def function_of(values: Mapping[str, Any], free: Collection[str]) -> dict[str, Any]:
+    """The values of a config that decide what its weights compute.
+
+    Args:
+        values: as :func:`alphadecay_dist.training.model.values_of` has them.
+        free: keys of others.
+    """
+    found = {key: value for key, value in values.items() if key not in free}
+    if found.get("rope_scaling") is None:  # else some kinds of it read the number of positions
+        found.pop("max_position_embeddings", None)
+    if found.get("hidden_act") == "swish":
+        found["hidden_act"] = "silu"  # two names of one function
+    return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from alphadecay_dist.checkpoint.foreign import CONFIG, ForeignTensor, foreign_tensors, read_config
 from alphadecay_dist.errors import UserError, shown
-from alphadecay_dist.training.hf_config import require_llama
+from alphadecay_dist.training.hf_config import function_of, require_llama
 from alphadecay_dist.training.model import TAKEN, config_of, values_of
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -59,22 +58,13 @@ def _require_same_function(path: Path, config: LlamaConfig) -> None:
     if read is None:
         return
     require_llama(str(path), read, TAKEN)
-    theirs = _function(config_of(f"of {path}", read, 1))
-    for key, value in _function(config).items():
+    theirs = function_of(values_of(config_of(f"of {path}", read, 1)), FREE)
+    for key, value in function_of(values_of(config), FREE).items():
         if theirs[key] != value:
             raise UserError(
                 f"{path}: {key} is {shown(theirs[key])}, that of model.name is {shown(value)}: another "
                 f"function of the same weights; give --model.name={path}"
             )
-
-
-def _function(config: LlamaConfig) -> dict[str, Any]:
-    """The values of a config that decide what the weights compute."""
-    values = {key: value for key, value in values_of(config).items() if key not in FREE}
-    if values["rope_scaling"] is None:  # else some kinds of it read the number of positions
-        del values["max_position_embeddings"]
-    values["hidden_act"] = {"swish": "silu"}.get(values["hidden_act"], values["hidden_act"])
-    return values
 
 
 def _homes(tensors: Sequence[ForeignTensor], expected: Sequence[str]) -> dict[str, ForeignTensor]:

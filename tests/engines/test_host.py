@@ -199,8 +199,11 @@ def check_meshes():
             assert len(controller(model, optimizer, process_group=group).refresh().bytes_received) == 2
     with pytest.raises(UserError, match="process_group: found a mesh of 2 dimensions"):
         controller(model, optimizer, process_group=mesh)
+    of_two = dist.DeviceMesh("cpu", [0, 1])
     some = dist.new_group([0, 1])
     if dist.get_rank() > 1:
+        with pytest.raises(UserError, match="process_group: this rank is not in it"):
+            controller(model, optimizer, process_group=of_two)
         with pytest.raises(UserError, match="process_group: this rank is not in it"):
             controller(model, optimizer, process_group=some)
 

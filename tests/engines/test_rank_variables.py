@@ -117,6 +117,7 @@ TWO_RANKS = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}
         ({"RANK": 0, **TWO_RANKS, "MASTER_PORT": "http"}, "MASTER_PORT: found 'http'"),
         ({"RANK": 0, **TWO_RANKS, "MASTER_PORT": 70000}, "MASTER_PORT: found 70000"),
         ({"WORLD_SIZE": 2}, "RANK: not set with WORLD_SIZE 2"),
+        ({"WORLD_SIZE": 0}, "WORLD_SIZE: found 0, expected the number of ranks"),
         ({"PMI_RANK": 1}, "PMI_SIZE: not set with PMI_RANK"),
         ({"PMI_RANK": "x", "PMI_SIZE": 2}, "PMI_RANK: found 'x'"),
         ({"SLURM_STEP_NUM_TASKS": 4}, "RANK: not set in one of 4 tasks of a SLURM step"),

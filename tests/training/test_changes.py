@@ -182,3 +182,18 @@ def test_a_models_values_give_the_model_back(rope):
     config = config_of("x", sizes, 128)
     again = config_of("x", values_of(config), 128)
     assert again.to_dict() == config.to_dict()
+
+
+def test_values_of_a_config_that_weights_do_not_need_may_change():
+    model = {"hidden_act": "silu", "rope_theta": 1e4, "rope_scaling": None, "max_position_embeddings": 64}
+    kept = dataclasses.replace(KEPT, model=model | {"initializer_range": 0.1, "pad_token_id": None})
+    free = {
+        "initializer_range": 0.02,
+        "pad_token_id": 3,
+        "max_position_embeddings": 128,
+        "hidden_act": "swish",
+    }
+    assert texts(dataclasses.replace(KEPT, model=model | free), kept) == []
+    for key, value in [("rope_theta", 5e5), ("hidden_act", "gelu"), ("rope_scaling", {"factor": 2.0})]:
+        (text,) = texts(dataclasses.replace(KEPT, model=model | {key: value}), kept)
+        assert f": {key}: found " in text

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
 
+import train
 from alphadecay_dist import cli
 from alphadecay_dist.checkpoint.reader import newest, read
 from alphadecay_dist.checkpoint.writer import STATE
@@ -16,6 +18,7 @@ from alphadecay_dist.training.recipe import NFKC, DataConfig
 from alphadecay_dist.training.saved import saved_state
 from alphadecay_dist.training.tokenizer import train_tokenizer
 from tests.checkpoint.layouts import with_state
+from tests.multirank import run_ranks
 from tests.training.corpora import write_lines
 from tests.training.runs import ROOT, SIZES, left_behind, tiny_options, train_on
 from tests.training.test_errors import error_of_ranks
@@ -219,6 +222,18 @@ def test_other_held_out_documents_leave_the_position_in_the_data(moved):
     hold_out_more(moved)
     found = go_on(moved, "--accept_changes=data")
     assert found["sequences"] == left_behind(moved / "whole")["sequences"]
+
+
+def from_within(folder, argv):
+    os.chdir(folder)
+    return train.main(argv)
+
+
+def test_a_checkpoint_may_be_named_from_where_it_lies(moved):
+    argv = ["--deepspeed", engine_in(moved), "--output_dir", "..", "--resume", "step-00000003"]
+    codes = run_ranks(from_within, 1, moved / "run" / "checkpoints", [*argv, *options_in(moved)])
+    assert codes == [0]
+    assert same_weights(moved / "run", moved / "whole")
 
 
 def test_rows_that_are_held_out_no_more_begin_the_data_anew(moved):
