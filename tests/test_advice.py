@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from alphadecay_dist import AlphaDecay, param_groups
 from tests.controllers import SETTINGS, setup, update
@@ -119,6 +120,20 @@ def test_one_controller_after_another_is_not_doubted():
                 update(*run, number)
 
     assert said(in_a_row) == []
+
+
+def sharded_adam():
+    model = Uneven(TUNABLE)
+    groups = param_groups(model, weight_decay=0.1)
+    optimizer = ZeroRedundancyOptimizer(groups, optimizer_class=torch.optim.Adam, lr=1e-3)
+    return said(lambda: AlphaDecay(model, optimizer, **SETTINGS))
+
+
+@pytest.mark.slow
+def test_an_optimizer_inside_zero_redundancy_is_looked_at():
+    first, second = (" ".join(texts) for texts in run_ranks(sharded_adam, 2))  # torch's own among them
+    assert first.count("found Adam, which adds the decay to the gradient (L2)") == 1
+    assert "found Adam" not in second
 
 
 def after_the_update():
