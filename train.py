@@ -20,17 +20,17 @@ import alphadecay_dist.openmp  # noqa: F401  (before torch is loaded)
 # isort: split
 
 from alphadecay_dist.errors import VersionError
-from alphadecay_dist.training.exits import exit_code_of, say_error
+from alphadecay_dist.training.process.exit_codes import exit_code_of, say_error
 
 try:
     from alphadecay_dist.engines.rank_variables import settle_rank
     from alphadecay_dist.training.arguments import Parser, normalized
-    from alphadecay_dist.training.check import Options
     from alphadecay_dist.training.field_help import listing
-    from alphadecay_dist.training.launcher import end_with_launcher
     from alphadecay_dist.training.options import add_options, options_of
-    from alphadecay_dist.training.preemption import StopRequests
-    from alphadecay_dist.training.ranks import limit_threads
+    from alphadecay_dist.training.preflight import Options
+    from alphadecay_dist.training.process.launcher import end_with_launcher
+    from alphadecay_dist.training.process.preemption import StopRequests
+    from alphadecay_dist.training.process.ranks import limit_threads
     from alphadecay_dist.training.run import run
 except VersionError as error:
     sys.exit(say_error("train.py", error))

@@ -12,20 +12,20 @@ __version__ = "0.1.0"  # setup.cfg reads it here
 
 if TYPE_CHECKING:
     from alphadecay_dist import spectral
-    from alphadecay_dist.controller import AlphaDecay
+    from alphadecay_dist.control.controller import AlphaDecay
+    from alphadecay_dist.control.refresh import ModuleRefresh, Refresh, TunedModule, log_refresh
     from alphadecay_dist.errors import UserError
-    from alphadecay_dist.refresh import ModuleRefresh, Refresh, TunedModule, log_refresh
-    from alphadecay_dist.sharding.groups import param_groups
+    from alphadecay_dist.params.groups import param_groups
 else:
     # Loaded at first use: a module of the package can run before torch is loaded, and need not load it.
     _HOMES = {
-        "AlphaDecay": "controller",
-        "ModuleRefresh": "refresh",
-        "Refresh": "refresh",
-        "TunedModule": "refresh",
+        "AlphaDecay": "control.controller",
+        "ModuleRefresh": "control.refresh",
+        "Refresh": "control.refresh",
+        "TunedModule": "control.refresh",
         "UserError": "errors",
-        "log_refresh": "refresh",
-        "param_groups": "sharding.groups",
+        "log_refresh": "control.refresh",
+        "param_groups": "params.groups",
     }
 
     def __getattr__(name: str) -> object:

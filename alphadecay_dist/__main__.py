@@ -3,7 +3,7 @@
 import sys
 
 from alphadecay_dist.errors import VersionError
-from alphadecay_dist.training.exits import say_error
+from alphadecay_dist.training.process.exit_codes import say_error
 
 
 def main() -> int:

@@ -19,30 +19,30 @@ from typing import Any
 import torch
 
 from alphadecay_dist import __version__
-from alphadecay_dist import spectrum as spectra
+from alphadecay_dist.commands import spectrum_rows as spectra
+from alphadecay_dist.commands.cells import cell_of, read_table, show
+from alphadecay_dist.commands.exports import Trained, export_hf, export_universal, trained
+from alphadecay_dist.commands.forecast import forecast, job_of, read_machine, this_machine
+from alphadecay_dist.commands.pictures import plot_run, plot_spectrum
+from alphadecay_dist.commands.weight_files import open_weights
 from alphadecay_dist.decay import SHAPES
+from alphadecay_dist.decay.settings import CHOOSABLE_FITS, NORMALIZE, Settings
 from alphadecay_dist.doctor.examine import Examination, examine
 from alphadecay_dist.doctor.findings import Limits
-from alphadecay_dist.engines.foretold import MASTERS, SHARDINGS, Sharding
+from alphadecay_dist.engines.expected_layouts import MASTERS, SHARDINGS, Sharding
 from alphadecay_dist.engines.rank_variables import settle_rank
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.plan import forecast, job_of, read_machine, this_machine
-from alphadecay_dist.report import plot_run, plot_spectrum
-from alphadecay_dist.settings import CHOOSABLE_FITS, NORMALIZE, Settings
 from alphadecay_dist.spectral import METRICS, Windows
 from alphadecay_dist.training.arguments import Parser, normalized
 from alphadecay_dist.training.config import load_config
-from alphadecay_dist.training.exits import USER_ERROR, exit_code_of
-from alphadecay_dist.training.export import Trained, export_hf, export_universal, trained
-from alphadecay_dist.training.launcher import end_with_launcher
-from alphadecay_dist.training.model import read_model_config
+from alphadecay_dist.training.data.prepare import prepare
+from alphadecay_dist.training.data.prepared import SPLITS, Manifest, verify
 from alphadecay_dist.training.options import add_options, options_of
-from alphadecay_dist.training.prepare import prepare
-from alphadecay_dist.training.prepared import SPLITS, Manifest, verify
-from alphadecay_dist.training.ranks import limit_threads
-from alphadecay_dist.training.table import cell_of, read_table, show
+from alphadecay_dist.training.process.exit_codes import USER_ERROR, exit_code_of
+from alphadecay_dist.training.process.launcher import end_with_launcher
+from alphadecay_dist.training.process.ranks import limit_threads
+from alphadecay_dist.training.tasks.language.model import read_model_config
 from alphadecay_dist.training.units import bytes_of, bytes_per_second
-from alphadecay_dist.weight_files import open_weights
 
 DOCTOR = "doctor"  # the one command that is started on many ranks
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")

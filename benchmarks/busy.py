@@ -26,8 +26,8 @@ from refresh import machine
 
 from alphadecay_dist.openmp import SPINS
 from alphadecay_dist.training.config import load_config
-from alphadecay_dist.training.metrics import read_lines
-from alphadecay_dist.training.model import read_model_config
+from alphadecay_dist.training.outputs.run_files import read_lines
+from alphadecay_dist.training.tasks.language.model import read_model_config
 
 ROOT = Path(__file__).parents[1]
 LIBGOMP = "300000"  # its default

@@ -32,10 +32,10 @@ from ranks import deepspeed_engine, joined, outcome
 from refresh import SIZES, machine
 from torch import nn
 
-from alphadecay_dist.engines.plain import PlainHost
+from alphadecay_dist.engines.native.host import PlainHost
+from alphadecay_dist.params.groups import param_groups
+from alphadecay_dist.params.inventory import tuned_weights
 from alphadecay_dist.sharding.exchange import Exchange
-from alphadecay_dist.sharding.groups import param_groups
-from alphadecay_dist.sharding.inventory import tuned_weights
 from alphadecay_dist.sharding.work import plan_for
 from alphadecay_dist.spectral.rates import WEIGHTS
 
@@ -240,7 +240,7 @@ def safe_get_full_fp32_param(model: nn.Module, device: str) -> Sides:
 
 
 def _zero_3(model: nn.Module, device: str) -> tuple[Any, list[nn.Parameter]]:
-    from alphadecay_dist.engines.zero import ZeroHost  # noqa: PLC0415
+    from alphadecay_dist.engines.zero.host import ZeroHost  # noqa: PLC0415
 
     optimizer = torch.optim.AdamW(param_groups(model, weight_decay=0.1), lr=0.1)
     engine = deepspeed_engine(

@@ -32,7 +32,7 @@ from ranks import SKIPPED, deepspeed_engine, joined, lacks_deepspeed, reason
 from torch import Tensor, nn
 
 from alphadecay_dist import AlphaDecay, UserError, param_groups
-from alphadecay_dist.sharding.wrappers import named_modules
+from alphadecay_dist.params.wrappers import named_modules
 
 MISMATCH = "another plan on one rank"
 SHAPES = [(64, 172), (61, 67), (172, 64), (67, 61), (53, 127)]

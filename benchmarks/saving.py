@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from turns import is_main, trained_in_turn
 
-from alphadecay_dist.training.metrics import read_lines
-from alphadecay_dist.training.saving import Saver
+from alphadecay_dist.training.outputs.run_files import read_lines
+from alphadecay_dist.training.saver import Saver
 
 
 class Clock:

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from turns import is_main, trained_in_turn
 
-from alphadecay_dist.training.metrics import read_lines
+from alphadecay_dist.training.outputs.run_files import read_lines
 
 WINDOW = 500  # updates between refreshes, as published
 POLICIES = ("uniform", "alphadecay")

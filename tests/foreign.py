@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from alphadecay_dist import cli
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.check import Options, check
+from alphadecay_dist.training.preflight import Options, check
 from tests.training.runs import SIZES
 
 BLOCK = "model.layers.0."

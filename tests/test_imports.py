@@ -14,34 +14,28 @@ FILES = [*sorted(PACKAGE.rglob("*.py")), ROOT / "train.py"]
 # Each room knows only those before it; what stands in one line does not know its neighbours.
 ROOMS = [
     {"compat", "errors", "notices", "openmp", "recipes"},
-    {"fields"},
+    {"json_fields"},
     {"spectral"},
     {"decay"},
-    {"settings"},
-    {"refresh"},
+    {"params"},
     {"sharding"},
     {"engines"},
-    {"advice", "module_table"},
-    {"lagged", "writers"},
-    {"decay_state"},
-    {"controller"},
+    {"control"},
     {"checkpoint"},
-    {"training"},
-    {"weight_files"},
-    {"stored_rule"},
-    {"plan", "spectrum", "doctor"},
-    {"report", "integrations"},
+    {"training", "integrations"},
+    {"doctor"},
+    {"commands"},
     {"cli"},
     {"train", "__main__"},
 ]
 PLACE = {room: place for place, rooms in enumerate(ROOMS) for room in rooms}
 
-# Weights and spectra move in exchange.py alone; agreement.py compares, ranks.py has the trainer's scalars;
+# Weights and spectra move in exchange.py alone; collectives.py compares, ranks.py has the trainer's scalars;
 # links.py times messages that hold nothing.
 COLLECTIVE_HOMES = {
     "sharding/exchange.py",
-    "sharding/agreement.py",
-    "training/ranks.py",
+    "sharding/collectives.py",
+    "training/process/ranks.py",
     "doctor/links.py",
 }
 COLLECTIVE = re.compile(
@@ -72,7 +66,7 @@ def imported_rooms(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield line, "train"
         elif package == PACKAGE.name:
             # What the package itself offers comes from the controller.
-            yield line, rest[0] if rest and rest[0] in PLACE else "controller"
+            yield line, rest[0] if rest and rest[0] in PLACE else "control"
 
 
 def wrong_imports(room: str, tree: ast.Module) -> list[tuple[int, str]]:
@@ -125,12 +119,12 @@ def test_collectives_are_called_in_their_homes_alone(path):
     [
         ("decay", "from alphadecay_dist.spectral import esd", True),
         ("decay", "from alphadecay_dist.sharding import plan", False),
-        ("decay", "def f():\n    import alphadecay_dist.controller as c", False),
-        ("engines", "from alphadecay_dist import controller", False),
+        ("decay", "def f():\n    import alphadecay_dist.control.controller as c", False),
+        ("engines", "from alphadecay_dist import control", False),
         ("engines", "from alphadecay_dist import AlphaDecay", False),
         ("training", "from alphadecay_dist import AlphaDecay", True),
         ("training", "import train", False),
-        ("plan", "from alphadecay_dist.report import table", False),
+        ("doctor", "from alphadecay_dist.commands import table", False),
     ],
 )
 def test_the_walk_sees_an_import_to_the_right(room, code, fine):

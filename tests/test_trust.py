@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 
 from alphadecay_dist import cli
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.check import Options, check
 from alphadecay_dist.training.config import load_config
-from alphadecay_dist.training.model import build_on_meta, read_model_config
-from alphadecay_dist.training.pretrained import values_from
+from alphadecay_dist.training.preflight import Options, check
+from alphadecay_dist.training.tasks.language.model import build_on_meta, read_model_config
+from alphadecay_dist.training.tasks.language.pretrained import values_from
 from tests.spectral.truth import gaussian
 from tests.test_imports import FILES, ROOT, imported_modules
 from tests.training.runs import SIZES

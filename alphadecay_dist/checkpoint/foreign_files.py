@@ -19,7 +19,7 @@ from alphadecay_dist.checkpoint.other_formats import (
     recognised,
 )
 from alphadecay_dist.errors import UserError, shown
-from alphadecay_dist.fields import items
+from alphadecay_dist.json_fields import items
 
 # How files of weights are named, and the file of a model in one; safetensors are taken before pickles.
 KINDS = tuple(zip(WEIGHTS, ("model.safetensors", "pytorch_model.bin"), strict=True))

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from alphadecay_dist.errors import UserError, shown
-from alphadecay_dist.fields import count, counted, get, items
+from alphadecay_dist.json_fields import count, counted, get, items
 from alphadecay_dist.sharding.layout import Flat, Grid
 
 MANIFEST = "manifest.json"

@@ -18,8 +18,8 @@ from alphadecay_dist.checkpoint.shards import file_of
 from alphadecay_dist.checkpoint.writer import Ranks
 from alphadecay_dist.engines.state import WEIGHT, EngineState, Part
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.sharding.blocks import common, read, view_of
 from alphadecay_dist.sharding.layout import Flat
+from alphadecay_dist.sharding.regions import common, read, view_of
 
 
 def load(checkpoint: Checkpoint, state: EngineState, ranks: Ranks) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from alphadecay_dist.training.ranks import Ranks
+from alphadecay_dist.training.process.ranks import Ranks
 
 ROUNDS = 7
 

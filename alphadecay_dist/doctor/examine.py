@@ -25,11 +25,11 @@ from alphadecay_dist.doctor.source import fault_of_data
 from alphadecay_dist.doctor.watch import Watch
 from alphadecay_dist.engines.process_group import join, local_device, open_store
 from alphadecay_dist.errors import LaunchError, UserError
-from alphadecay_dist.training.check import Checked, Options, check
 from alphadecay_dist.training.config import to_yaml
-from alphadecay_dist.training.model import parameter_count
-from alphadecay_dist.training.ranks import Ranks, environment
-from alphadecay_dist.training.start import CHECKPOINTS
+from alphadecay_dist.training.preflight import Checked, Options, check
+from alphadecay_dist.training.process.ranks import Ranks, environment
+from alphadecay_dist.training.resume import CHECKPOINTS
+from alphadecay_dist.training.tasks.language.model import parameter_count
 
 DATA_SHARE = 0.7  # of the time for all checks: so long a node may try to read a document
 BYTES_A_WEIGHT = 12  # of a checkpoint: fp32 weight and two moments

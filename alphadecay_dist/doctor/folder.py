@@ -12,7 +12,7 @@ from pathlib import Path
 
 from alphadecay_dist.doctor.findings import Folder
 from alphadecay_dist.doctor.measures import free_bytes
-from alphadecay_dist.training.ranks import Ranks
+from alphadecay_dist.training.process.ranks import Ranks
 
 PATIENCE = 10.0  # seconds that a network file system may take to show a new file
 TOKEN = ".alphadecay-doctor"

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from alphadecay_dist.doctor.findings import Link
 from alphadecay_dist.doctor.pairs import Pair
-from alphadecay_dist.training.ranks import Ranks
+from alphadecay_dist.training.process.ranks import Ranks
 
 REPEATS = 5
 BYTES = {"cuda": 64 * 2**20, "cpu": 4 * 2**20}  # of a message: some milliseconds on a healthy network

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.data import Source, open_data
-from alphadecay_dist.training.prepared import Shards
+from alphadecay_dist.training.data.batches import Source, open_data
+from alphadecay_dist.training.data.prepared import Shards
 from alphadecay_dist.training.recipe import DataConfig
 
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from alphadecay_dist.doctor.findings import Place
 from alphadecay_dist.doctor.roll_call import part, spans
-from alphadecay_dist.training.exits import USER_ERROR
+from alphadecay_dist.training.process.exit_codes import USER_ERROR
 
 T = TypeVar("T")
 TICK = 0.5

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from alphadecay_dist.sharding.inventory import Weight
+from alphadecay_dist.params.inventory import Weight
 from alphadecay_dist.sharding.layout import ShardSource
 
 
@@ -81,9 +81,9 @@ def host_for(
         UserError: an engine or a setting of it that cannot be served.
     """
     if engine is not None:
-        from alphadecay_dist.engines.zero import ZeroHost  # noqa: PLC0415  (loads deepspeed)
+        from alphadecay_dist.engines.zero.host import ZeroHost  # noqa: PLC0415  (loads deepspeed)
 
         return ZeroHost(engine)
-    from alphadecay_dist.engines.plain import PlainHost  # noqa: PLC0415
+    from alphadecay_dist.engines.native.host import PlainHost  # noqa: PLC0415
 
     return PlainHost(model, optimizer, process_group)

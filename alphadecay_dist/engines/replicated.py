@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch.distributed as dist
 from torch import Tensor
 
-from alphadecay_dist.sharding.inventory import Weight
+from alphadecay_dist.params.inventory import Weight
 from alphadecay_dist.sharding.layout import Flat, Piece, ShardSource
 
 

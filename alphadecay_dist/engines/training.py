@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from alphadecay_dist.engines.native.training import TorchConfig
 from alphadecay_dist.engines.state import EngineState
-from alphadecay_dist.engines.torch_training import TorchConfig
 
 Losses = Iterator[
     Callable[[nn.Module], Tensor]
@@ -108,13 +108,13 @@ def training_for(config: dict[str, Any] | TorchConfig) -> Training:
     """The engine for a DeepSpeed config, or for torch's own engine of that name."""
     # Each loads its own library alone: DeepSpeed's import takes seconds.
     if not isinstance(config, TorchConfig):
-        from alphadecay_dist.engines.zero_training import ZeroTraining  # noqa: PLC0415
+        from alphadecay_dist.engines.zero.training import ZeroTraining  # noqa: PLC0415
 
         return ZeroTraining(config)
     if config.name == "ddp":
-        from alphadecay_dist.engines.ddp_training import DDPTraining  # noqa: PLC0415
+        from alphadecay_dist.engines.native.ddp_training import DDPTraining  # noqa: PLC0415
 
         return DDPTraining(config)
-    from alphadecay_dist.engines.fsdp2_training import FSDP2Training  # noqa: PLC0415
+    from alphadecay_dist.engines.native.fsdp2_training import FSDP2Training  # noqa: PLC0415
 
     return FSDP2Training(config)

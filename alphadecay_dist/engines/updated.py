@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from alphadecay_dist.sharding.groups import names_in
+from alphadecay_dist.params.groups import names_in
 
 Updated = list[tuple[int, Tensor]]  # place in the group's names, this rank's part
 

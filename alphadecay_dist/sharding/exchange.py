@@ -22,7 +22,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alphadecay_dist.errors import warn
-from alphadecay_dist.sharding.agreement import collective_device, gathered, reaching, require_equal, together
+from alphadecay_dist.sharding.collectives import (
+    collective_device,
+    gathered,
+    reaching,
+    require_equal,
+    together,
+)
 from alphadecay_dist.sharding.layout import Block, Flat, Grid, ShardSource, check_cover
 from alphadecay_dist.sharding.ownership import Plan
 from alphadecay_dist.sharding.traffic import Traffic, traffic

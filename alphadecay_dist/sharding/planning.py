@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 import torch.distributed as dist
 
+from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.errors import UserError, shown
-from alphadecay_dist.settings import Settings
-from alphadecay_dist.sharding.agreement import gathered, require_equal, together
+from alphadecay_dist.params.inventory import Weight
+from alphadecay_dist.sharding.collectives import gathered, require_equal, together
 from alphadecay_dist.sharding.exchange import Exchange, exchange_device
-from alphadecay_dist.sharding.inventory import Weight
 from alphadecay_dist.sharding.layout import ShardSource
 from alphadecay_dist.sharding.work import plan_for
 from alphadecay_dist.spectral import measured_rates

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from torch import nn
 
+from alphadecay_dist.decay.settings import REFERENCE, Settings
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.settings import REFERENCE, Settings
-from alphadecay_dist.sharding.coverage import require_weights
-from alphadecay_dist.sharding.inventory import Weight, first_and_last
+from alphadecay_dist.params.coverage import require_weights
+from alphadecay_dist.params.inventory import Weight, first_and_last
 from alphadecay_dist.sharding.layout import Block, Flat, Piece
 from alphadecay_dist.sharding.ownership import Plan, cost, default_budget, plan
 from alphadecay_dist.sharding.traffic import Routes

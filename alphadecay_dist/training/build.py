@@ -7,31 +7,31 @@ import warnings
 import torch
 
 from alphadecay_dist.checkpoint.reader import Checkpoint
-from alphadecay_dist.controller import AlphaDecay
+from alphadecay_dist.control.controller import AlphaDecay
 from alphadecay_dist.engines.training import Training
-from alphadecay_dist.training import model as models
-from alphadecay_dist.training import start
-from alphadecay_dist.training.check import Checked, Options
-from alphadecay_dist.training.data import EvaluationData, Source, TrainingData, validation_sequences
-from alphadecay_dist.training.optimizer import build_optimizer, pick_apply
-from alphadecay_dist.training.prepared import Shards
-from alphadecay_dist.training.pretrained import values_from
-from alphadecay_dist.training.ranks import Ranks
-from alphadecay_dist.training.recipe import Config
-from alphadecay_dist.training.saved import saved_state
-from alphadecay_dist.training.throughput import Utilization, flops_per_token, peak_flops
-from alphadecay_dist.training.tokenizer import (
+from alphadecay_dist.training import resume
+from alphadecay_dist.training.data.batches import EvaluationData, Source, TrainingData, validation_sequences
+from alphadecay_dist.training.data.prepared import Shards
+from alphadecay_dist.training.data.tokenizer import (
     TRAIN,
     Tokenizer,
     check_vocabulary,
     find_tokenizer,
     load_tokenizer,
 )
+from alphadecay_dist.training.optimizer import build_optimizer, pick_apply
+from alphadecay_dist.training.preflight import Checked, Options
+from alphadecay_dist.training.process.ranks import Ranks
+from alphadecay_dist.training.recipe import Config
+from alphadecay_dist.training.state import saved_state
+from alphadecay_dist.training.tasks.language import model as models
+from alphadecay_dist.training.tasks.language.flops import Utilization, flops_per_token, peak_flops
+from alphadecay_dist.training.tasks.language.pretrained import values_from
 
 TOKENIZER = "tokenizer.model"
 
 
-def tokenizer_of(checked: Checked, ranks: Ranks, source: Source, begin: start.Start, new: bool) -> Tokenizer:
+def tokenizer_of(checked: Checked, ranks: Ranks, source: Source, begin: resume.Start, new: bool) -> Tokenizer:
     """The run's tokenizer: kept, found, or trained, on rank 0, and the same bytes everywhere.
 
     Args:

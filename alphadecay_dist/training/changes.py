@@ -9,11 +9,11 @@ from typing import Any
 
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.training.config import flat
+from alphadecay_dist.training.data.tokenizer import TRAIN, normalization_of
 from alphadecay_dist.training.fingerprint import Marks
-from alphadecay_dist.training.hf_config import function_of
 from alphadecay_dist.training.inputs import Inputs
 from alphadecay_dist.training.recipe import AUTO, Config
-from alphadecay_dist.training.tokenizer import TRAIN, normalization_of
+from alphadecay_dist.training.tasks.language.hf_config import function_of
 
 MODEL, TOKENIZER, DATA, DEEPSPEED = KINDS = ("model", "tokenizer", "data", "deepspeed")
 SHOWN_NAMES = 5

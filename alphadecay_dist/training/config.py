@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from alphadecay_dist.errors import UserError, shown
-from alphadecay_dist.sharding.groups import PREMULTIPLY
+from alphadecay_dist.params.groups import PREMULTIPLY
 from alphadecay_dist.training.recipe import AT_LEAST, AT_MOST, CHOICES, SIZES, Config
 from alphadecay_dist.training.units import bytes_of
 

@@ -6,17 +6,17 @@ import torch.distributed as dist
 import yaml
 
 from alphadecay_dist.engines.training import Training
-from alphadecay_dist.sharding.agreement import collective_device
-from alphadecay_dist.sharding.inventory import Weight, tuned_weights
+from alphadecay_dist.params.inventory import Weight, tuned_weights
+from alphadecay_dist.sharding.collectives import collective_device
 from alphadecay_dist.sharding.ownership import assign_owners
 from alphadecay_dist.sharding.planning import tridiagonal_weight
 from alphadecay_dist.sharding.work import analysed, costs_of
-from alphadecay_dist.training import model as models
-from alphadecay_dist.training.check import Checked
 from alphadecay_dist.training.config import to_yaml
-from alphadecay_dist.training.data import TrainingData
-from alphadecay_dist.training.ranks import Ranks
-from alphadecay_dist.training.tokenizer import Tokenizer
+from alphadecay_dist.training.data.batches import TrainingData
+from alphadecay_dist.training.data.tokenizer import Tokenizer
+from alphadecay_dist.training.preflight import Checked
+from alphadecay_dist.training.process.ranks import Ranks
+from alphadecay_dist.training.tasks.language import model as models
 
 
 def describe(

@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from alphadecay_dist.fields import count, get, items
-from alphadecay_dist.training import model as models
-from alphadecay_dist.training.check import Checked
-from alphadecay_dist.training.corpus import Corpus, demo_files
-from alphadecay_dist.training.data import Source
+from alphadecay_dist.json_fields import count, get, items
+from alphadecay_dist.training.data.batches import Source
+from alphadecay_dist.training.data.corpus import Corpus, demo_files
+from alphadecay_dist.training.data.prepared import Shards
+from alphadecay_dist.training.data.sources import find_files
 from alphadecay_dist.training.fingerprint import FileMark, Marks, marks_of
-from alphadecay_dist.training.prepared import Shards
+from alphadecay_dist.training.preflight import Checked
 from alphadecay_dist.training.recipe import DataConfig
-from alphadecay_dist.training.sources import find_files
+from alphadecay_dist.training.tasks.language import model as models
 
 INPUTS = "inputs.json"  # in the output directory, to be looked at
 
@@ -26,7 +26,7 @@ class Inputs:
     """Content of the files that recipe and options name, in short.
 
     Attributes:
-        model: the values that build it, see :func:`alphadecay_dist.training.model.values_of`.
+        model: the values that build it, see :func:`alphadecay_dist.training.tasks.language.model.values_of`.
         tokenizer: SHA-256 of the sentencepiece model, which lies beside as tokenizer.model.
         data: marks of the data files by name, by the field of the recipe that names them. Of prepared data
             the two splits, each with its fingerprint; of C4 nothing.

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alphadecay_dist.errors import UserError, warn
-from alphadecay_dist.training import start
+from alphadecay_dist.training import resume
 from alphadecay_dist.training.changes import Change, changes_of, refuse, tokenizer_change
-from alphadecay_dist.training.check import Checked, Options
-from alphadecay_dist.training.data import Source
+from alphadecay_dist.training.data.batches import Source
+from alphadecay_dist.training.data.prepared import Shards, check_tokenizer, read_manifest, sha256
+from alphadecay_dist.training.data.tokenizer import TRAIN, Tokenizer, tokenizer_in
 from alphadecay_dist.training.inputs import Inputs, inputs_of
-from alphadecay_dist.training.prepared import Shards, check_tokenizer, read_manifest, sha256
-from alphadecay_dist.training.ranks import Ranks
+from alphadecay_dist.training.preflight import Checked, Options
+from alphadecay_dist.training.process.ranks import Ranks
 from alphadecay_dist.training.recipe import AUTO, NFKC, Config, DataConfig, TokenizerConfig
-from alphadecay_dist.training.saved import SavedState, saved_state
-from alphadecay_dist.training.tokenizer import TRAIN, Tokenizer, tokenizer_in
+from alphadecay_dist.training.state import SavedState, saved_state
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Kept:
         return dataclasses.replace(self.inputs, tokenizer=found)
 
 
-def settled(checked: Checked, options: Options, begin: start.Start, ranks: Ranks) -> Checked:
+def settled(checked: Checked, options: Options, begin: resume.Start, ranks: Ranks) -> Checked:
     """The recipe with what a run decides at its beginning: whose tokenizer, which commit of C4. Collective.
 
     Raises:
@@ -66,7 +66,7 @@ def settled(checked: Checked, options: Options, begin: start.Start, ranks: Ranks
     return dataclasses.replace(checked, config=config)
 
 
-def _settled(checked: Checked, options: Options, begin: start.Start) -> tuple[DataConfig, TokenizerConfig]:
+def _settled(checked: Checked, options: Options, begin: resume.Start) -> tuple[DataConfig, TokenizerConfig]:
     data, tokenizer = checked.config.data, checked.config.tokenizer
     state = None if begin.checkpoint is None else saved_state(begin.checkpoint)
     if state is None:
@@ -103,7 +103,7 @@ def keep(
     options: Options,
     source: Source,
     validation: Source,
-    begin: start.Start,
+    begin: resume.Start,
     ranks: Ranks,
 ) -> Kept:
     """Look at what the run is made of, on rank 0 for all, and compare it with what it was. Collective.
@@ -119,7 +119,9 @@ def keep(
     return kept
 
 
-def _kept(checked: Checked, options: Options, source: Source, validation: Source, begin: start.Start) -> Kept:
+def _kept(
+    checked: Checked, options: Options, source: Source, validation: Source, begin: resume.Start
+) -> Kept:
     now = inputs_of(checked, source, validation, options.init_from)
     if begin.checkpoint is None:
         return Kept(now)

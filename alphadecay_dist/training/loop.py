@@ -20,26 +20,26 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from alphadecay_dist.checkpoint import restore
 from alphadecay_dist.checkpoint.reader import Checkpoint
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS
-from alphadecay_dist.controller import AlphaDecay
+from alphadecay_dist.control.controller import AlphaDecay
+from alphadecay_dist.control.refresh import Refresh
 from alphadecay_dist.engines.training import Training
 from alphadecay_dist.errors import RunError, UserError
 from alphadecay_dist.notices import LOGGER
-from alphadecay_dist.refresh import Refresh
-from alphadecay_dist.training.data import Batch, EvaluationData, digests
-from alphadecay_dist.training.exits import Preempted
+from alphadecay_dist.training.bad_updates import ROLLBACK, BadUpdates
+from alphadecay_dist.training.data.batches import Batch, EvaluationData, digests
+from alphadecay_dist.training.data.prefetch import Prefetched
 from alphadecay_dist.training.inputs import Inputs
-from alphadecay_dist.training.logs import RunLog
-from alphadecay_dist.training.metrics import EVAL, METRICS, SEQUENCES
-from alphadecay_dist.training.nonfinite import ROLLBACK, BadUpdates
-from alphadecay_dist.training.preemption import StopRequests
-from alphadecay_dist.training.prefetch import Prefetched
-from alphadecay_dist.training.ranks import Ranks
+from alphadecay_dist.training.outputs.run_files import EVAL, METRICS, SEQUENCES
+from alphadecay_dist.training.outputs.run_log import RunLog
+from alphadecay_dist.training.process.exit_codes import Preempted
+from alphadecay_dist.training.process.preemption import StopRequests
+from alphadecay_dist.training.process.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
-from alphadecay_dist.training.saved import SavedState, saved_state
-from alphadecay_dist.training.saving import Saver
+from alphadecay_dist.training.resume import newest_whole
+from alphadecay_dist.training.saver import Saver
 from alphadecay_dist.training.schedule import learning_rate
-from alphadecay_dist.training.start import newest_whole
-from alphadecay_dist.training.throughput import Utilization
+from alphadecay_dist.training.state import SavedState, saved_state
+from alphadecay_dist.training.tasks.language.flops import Utilization
 
 ASK_EVERY = 8  # micro-batches of an evaluation between questions whether to stop
 
@@ -126,7 +126,7 @@ class Trainer:
 
         Raises:
             Preempted: a rank was asked to stop, and what was done is saved.
-            RunError: updates that are not finite, see :mod:`alphadecay_dist.training.nonfinite`; data that
+            RunError: updates that are not finite, see :mod:`alphadecay_dist.training.bad_updates`; data that
                 cannot be read any more; a checkpoint or a log that cannot be written.
         """
         steps = self._config.train.steps

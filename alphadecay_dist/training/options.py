@@ -9,9 +9,9 @@ from dataclasses import fields
 from alphadecay_dist import __version__
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.training.changes import KINDS
-from alphadecay_dist.training.check import Checked, Options
 from alphadecay_dist.training.config import flat
-from alphadecay_dist.training.ranks import Ranks
+from alphadecay_dist.training.preflight import Checked, Options
+from alphadecay_dist.training.process.ranks import Ranks
 
 # What a site may keep under another name on each node.
 OF_A_NODE = ("data.source", "data.validation", "data.prepared", "tokenizer.model", "model.name")

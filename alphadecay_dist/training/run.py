@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 from alphadecay_dist.checkpoint import restore
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS, name_latest
-from alphadecay_dist.controller import AlphaDecay
+from alphadecay_dist.control.controller import AlphaDecay
 from alphadecay_dist.engines.training import Training, training_for
 from alphadecay_dist.errors import RunError, UserError, warn
-from alphadecay_dist.training import start
+from alphadecay_dist.training import resume
 from alphadecay_dist.training.build import (
     TOKENIZER,
     build,
@@ -21,28 +21,28 @@ from alphadecay_dist.training.build import (
     training_data,
     utilization_of,
 )
-from alphadecay_dist.training.check import Checked, Options, check
 from alphadecay_dist.training.config import seconds_of, to_yaml
-from alphadecay_dist.training.data import (
+from alphadecay_dist.training.data.batches import (
     EvaluationData,
     TrainingData,
     micro_batch,
     open_data,
 )
+from alphadecay_dist.training.data.prefetch import Prefetched
+from alphadecay_dist.training.data.tokenizer import Tokenizer
 from alphadecay_dist.training.dry_run import describe
-from alphadecay_dist.training.exits import PREEMPTED, Preempted, code_of, told
 from alphadecay_dist.training.inputs import INPUTS, Inputs
 from alphadecay_dist.training.kept import keep, settled
-from alphadecay_dist.training.lock import FolderLock
-from alphadecay_dist.training.logs import RunLog
 from alphadecay_dist.training.loop import Trainer
-from alphadecay_dist.training.metrics import RunFiles, Tracker
 from alphadecay_dist.training.options import require_same_options
-from alphadecay_dist.training.preemption import StopRequests, silence
-from alphadecay_dist.training.prefetch import Prefetched
-from alphadecay_dist.training.ranks import Ranks
+from alphadecay_dist.training.outputs.run_files import RunFiles, Tracker
+from alphadecay_dist.training.outputs.run_log import RunLog
+from alphadecay_dist.training.preflight import Checked, Options, check
+from alphadecay_dist.training.process.exit_codes import PREEMPTED, Preempted, code_of, told
+from alphadecay_dist.training.process.lock import FolderLock
+from alphadecay_dist.training.process.preemption import StopRequests, silence
+from alphadecay_dist.training.process.ranks import Ranks
 from alphadecay_dist.training.recipe import TrainConfig
-from alphadecay_dist.training.tokenizer import Tokenizer
 
 
 def run(options: Options, requests: StopRequests) -> None:
@@ -89,7 +89,7 @@ def _run_joined(
     _say_sizes(checked.config.train, ranks)
     if not options.dry_run:
         ranks.from_main(lock.before_reading)
-    begin = start.begin(checked.folder, checked.config, options.resume, options.overwrite, ranks)
+    begin = resume.begin(checked.folder, checked.config, options.resume, options.overwrite, ranks)
     for reason in begin.skipped:
         ranks.say(f"skipped a checkpoint that is not whole: {reason}")
     if begin.finished is not None:
@@ -131,14 +131,14 @@ def _say_sizes(train: TrainConfig, ranks: Ranks) -> None:
 
 
 def _unless_asked(ranks: Ranks, requests: StopRequests) -> None:
-    """Go on with the start, or end it on all ranks: there is nothing to save yet."""
+    """Go on with the resume, or end it on all ranks: there is nothing to save yet."""
     reason = requests.agree(ranks)
     if reason:
         raise Preempted(reason)
 
 
 def _written(
-    checked: Checked, begin: start.Start, tokenizer: Tokenizer, inputs: Inputs, lock: FolderLock
+    checked: Checked, begin: resume.Start, tokenizer: Tokenizer, inputs: Inputs, lock: FolderLock
 ) -> None:
     """Write the run's beginning; a file system that refuses it is the user's to mend."""
     try:
@@ -151,12 +151,12 @@ def _written(
 
 
 def _prepare_folder(
-    checked: Checked, begin: start.Start, tokenizer: Tokenizer, inputs: Inputs, lock: FolderLock
+    checked: Checked, begin: resume.Start, tokenizer: Tokenizer, inputs: Inputs, lock: FolderLock
 ) -> None:
     """Make the output directory fit the run's beginning, and this run's own."""
     lock.before_writing()
     if begin.clear:
-        start.clear(checked.folder)
+        resume.clear(checked.folder)
     files = RunFiles(checked.folder)
     files.text("config.yaml", to_yaml(checked.config))
     files.text(INPUTS, json.dumps(dataclasses.asdict(inputs), indent=1))
@@ -173,7 +173,7 @@ def _train(
     checked: Checked,
     engine: Training,
     ranks: Ranks,
-    begin: start.Start,
+    begin: resume.Start,
     decay: AlphaDecay | None,
     data: TrainingData,
     evaluation: EvaluationData,
@@ -219,7 +219,7 @@ def _trained(trainer: Trainer) -> bool:
         raise RunError(str(error)) from None
 
 
-def _tracker(checked: Checked, begin: start.Start) -> Tracker:
+def _tracker(checked: Checked, begin: resume.Start) -> Tracker:
     config = dataclasses.asdict(checked.config)
     return Tracker(checked.config.logging.wandb, checked.folder, config, resumed=begin.step > 0)
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from alphadecay_dist.training.model import build_on_meta, read_model_config
-from alphadecay_dist.training.pretrained import values_from
+from alphadecay_dist.training.tasks.language.model import build_on_meta, read_model_config
+from alphadecay_dist.training.tasks.language.pretrained import values_from
 from tests.foreign import UP, accepted, init_error, llama_weights, rows_of, spectrum_error, write
 from tests.training.runs import SIZES
 

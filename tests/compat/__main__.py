@@ -26,18 +26,18 @@ FAST = (
     "tests/sharding",
     "tests/engines",
     "tests/checkpoint",
-    "tests/test_spectrum_models.py",
+    "tests/commands/test_spectrum_models.py",
     "tests/training/test_config.py",
-    "tests/training/test_hf_tokenizer.py",
-    "tests/training/test_pretrained.py",
-    "tests/training/test_tokenizer.py",
+    "tests/commands/test_hf_tokenizer.py",
+    "tests/training/tasks/language/test_pretrained.py",
+    "tests/training/data/test_tokenizer.py",
 )
 RANKS = (
-    "tests/engines/test_zero_contract.py",
+    "tests/engines/zero/test_contract.py",
     "tests/engines/test_state.py",
-    "tests/engines/test_fsdp1.py",
-    "tests/engines/test_fsdp2.py",
-    "tests/test_controller_ranks.py",
+    "tests/engines/native/test_fsdp1.py",
+    "tests/engines/native/test_dtensor.py",
+    "tests/control/test_ranks.py",
 )
 STEPS, STOP = 6, 3
 RUNS = {  # name: how the demo is started

@@ -9,7 +9,7 @@ import pytest
 
 from alphadecay_dist.doctor import clock, examine, folder, links, measures
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.check import Options, check
+from alphadecay_dist.training.preflight import Options, check
 from tests.doctor.ranks import doctor
 
 pytestmark = pytest.mark.slow

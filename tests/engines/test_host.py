@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alphadecay_dist import AlphaDecay, UserError, param_groups
 from alphadecay_dist.engines import host_for
-from alphadecay_dist.engines.plain import PlainHost
+from alphadecay_dist.engines.native.host import PlainHost
 from tests.engines.tiny import TUNABLE, Uneven, engine_of
 from tests.multirank import run_ranks
 

@@ -10,9 +10,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from alphadecay_dist.engines.native.state import TorchState
 from alphadecay_dist.engines.state import WEIGHT
-from alphadecay_dist.engines.torch_state import TorchState
-from alphadecay_dist.engines.zero_state import zero_state
+from alphadecay_dist.engines.zero.state import zero_state
 from tests.checkpoint.ranks import cut
 from tests.engines.tiny import SHAPES, Uneven, backward, engine_of, groups_of
 from tests.multirank import run_ranks

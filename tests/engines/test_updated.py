@@ -13,10 +13,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from alphadecay_dist import AlphaDecay, UserError, param_groups
-from alphadecay_dist.engines import zero_config
-from alphadecay_dist.engines.zero import ZeroHost
-from alphadecay_dist.sharding.groups import NAMES_KEY
-from tests.engines.test_fsdp1 import wrapped
+from alphadecay_dist.engines.zero import config as zero_config
+from alphadecay_dist.engines.zero.host import ZeroHost
+from alphadecay_dist.params.groups import NAMES_KEY
+from tests.engines.native.test_fsdp1 import wrapped
 from tests.engines.tiny import TUNABLE, backward, engine_of, filled, matrices_of
 from tests.multirank import run_ranks
 

@@ -110,7 +110,7 @@ def test_a_program_ends_with_one_line_where_something_is_too_old(package, script
 def test_the_library_warns_once_of_what_is_newer_and_refuses_what_is_too_old(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "from alphadecay_dist import AlphaDecay, param_groups\nimport alphadecay_dist.controller\n"
+        "from alphadecay_dist import AlphaDecay, param_groups\nimport alphadecay_dist.control.controller\n"
     )
     newer = start("torch", "99.1.0a0+abc", script)
     assert newer.returncode == 0

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from alphadecay_dist.checkpoint.manifest import MANIFEST
 from alphadecay_dist.training.config import to_yaml
-from alphadecay_dist.training.metrics import METRICS, STATUS
+from alphadecay_dist.training.outputs.run_files import METRICS, STATUS
 from alphadecay_dist.training.recipe import Config, TrainConfig
-from alphadecay_dist.training.start import CHECKPOINTS, Start, decide
+from alphadecay_dist.training.resume import CHECKPOINTS, Start, decide
 from tests.checkpoint.layouts import SHARD, rewritten, save
 from tests.fuzz.drawn import accepted, changed, damaged, draws, snapshot
 from tests.fuzz.test_sidecars import STATE, STATUSES

@@ -13,18 +13,18 @@ from alphadecay_dist.checkpoint import manifest
 from alphadecay_dist.checkpoint.manifest import from_text, read_manifest
 from alphadecay_dist.checkpoint.reader import newest, read
 from alphadecay_dist.checkpoint.restore import stored_weights
-from alphadecay_dist.engines.zero_config import premultiply_refusal, read_json, resolve
-from alphadecay_dist.engines.zero_training import ZeroTraining
-from alphadecay_dist.training.data import TrainingData
-from alphadecay_dist.training.prepare import PROGRESS, prepare
-from alphadecay_dist.training.prepared import MANIFEST, open_prepared, verify
+from alphadecay_dist.engines.zero.config import premultiply_refusal, read_json, resolve
+from alphadecay_dist.engines.zero.training import ZeroTraining
+from alphadecay_dist.training.data.batches import TrainingData
+from alphadecay_dist.training.data.prepare import PROGRESS, prepare
+from alphadecay_dist.training.data.prepared import MANIFEST, open_prepared, verify
 from alphadecay_dist.training.recipe import DataConfig
 from tests.checkpoint.layouts import SHARD, load, save
 from tests.fuzz.drawn import accepted, changed, damaged, draws, snapshot
 from tests.training.corpora import number_tokenizer
+from tests.training.data.test_prepared import TRAIN
 from tests.training.preparations import VOCABULARY, recipe
 from tests.training.runs import ROOT
-from tests.training.test_prepared import TRAIN
 
 DEEPSPEED = [json.loads(path.read_text()) for path in sorted((ROOT / "ds_configs").glob("*.json"))]
 RECIPE = {"global_batch": 24, "micro_batch": 8, "accumulation": 3, "clip": 1.0, "dtype": "float32"}

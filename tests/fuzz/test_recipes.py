@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 import train
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.check import check
 from alphadecay_dist.training.config import (
     config_from_dict,
     flat,
@@ -20,8 +19,9 @@ from alphadecay_dist.training.config import (
     recipe_names,
     to_yaml,
 )
-from alphadecay_dist.training.model import read_model_config
+from alphadecay_dist.training.preflight import check
 from alphadecay_dist.training.recipe import Config
+from alphadecay_dist.training.tasks.language.model import read_model_config
 from tests.fuzz.drawn import ODD, accepted, changed, damaged, draws, snapshot
 from tests.training.runs import SIZES
 

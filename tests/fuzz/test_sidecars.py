@@ -14,24 +14,32 @@ from safetensors.torch import save_file
 
 from alphadecay_dist.checkpoint.foreign import foreign_tensors
 from alphadecay_dist.checkpoint.reader import read
-from alphadecay_dist.controller import STATE_KEY
-from alphadecay_dist.report import plot_run
-from alphadecay_dist.training.data import TrainingData
-from alphadecay_dist.training.lock import LOCK, FolderLock
-from alphadecay_dist.training.metrics import DECAY, EVAL, METRICS, STATUS, RunFiles, read_lines, read_status
-from alphadecay_dist.training.model import read_model_config
-from alphadecay_dist.training.prepared import open_prepared
+from alphadecay_dist.commands.pictures import plot_run
+from alphadecay_dist.commands.weight_files import open_weights
+from alphadecay_dist.control.controller import STATE_KEY
+from alphadecay_dist.training.data.batches import TrainingData
+from alphadecay_dist.training.data.prepared import open_prepared
+from alphadecay_dist.training.data.tokenizer import load_tokenizer
+from alphadecay_dist.training.outputs.run_files import (
+    DECAY,
+    EVAL,
+    METRICS,
+    STATUS,
+    RunFiles,
+    read_lines,
+    read_status,
+)
+from alphadecay_dist.training.process.lock import LOCK, FolderLock
 from alphadecay_dist.training.recipe import Config, DataConfig, TrainConfig
-from alphadecay_dist.training.saved import saved_state
-from alphadecay_dist.training.tokenizer import load_tokenizer
-from alphadecay_dist.weight_files import open_weights
+from alphadecay_dist.training.state import saved_state
+from alphadecay_dist.training.tasks.language.model import read_model_config
 from tests.checkpoint.layouts import save_with_state
 from tests.controllers import setup, update
 from tests.fuzz.drawn import accepted, changed, damaged, draws
 from tests.training.corpora import number_tokenizer
+from tests.training.data.test_batches import TRAIN, data_of
 from tests.training.runs import SIZES
-from tests.training.test_data import TRAIN, data_of
-from tests.training.test_saved import INPUTS
+from tests.training.test_state import INPUTS
 
 STATE = {
     "config": dataclasses.asdict(Config(train=TrainConfig(dtype="float32"))),

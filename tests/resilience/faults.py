@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from alphadecay_dist.checkpoint.shards import Shard
-from alphadecay_dist.engines.torch_training import TorchTraining
-from alphadecay_dist.engines.zero_training import ZeroTraining
-from alphadecay_dist.training.metrics import METRICS, RunFiles
+from alphadecay_dist.engines.native.training import TorchTraining
+from alphadecay_dist.engines.zero.training import ZeroTraining
+from alphadecay_dist.training.outputs.run_files import METRICS, RunFiles
 
 MARK, UPDATES = "struck", "updates"
 ENGINE = "the engine's class"
@@ -232,14 +232,14 @@ def removing(half: bool) -> Wrapper:
 _LOADING = "alphadecay_dist.checkpoint.restore"
 _SAVING = "alphadecay_dist.checkpoint.writer"
 _SHARDS = "alphadecay_dist.checkpoint.shards"
-_FILES = "alphadecay_dist.training.metrics:RunFiles"
+_FILES = "alphadecay_dist.training.outputs.run_files:RunFiles"
 _EXCHANGE = "alphadecay_dist.sharding.exchange:Exchange"
-_GROUPS = "alphadecay_dist.writers:GroupWriter"
+_GROUPS = "alphadecay_dist.control.writers:GroupWriter"
 POINTS = {
     "before a shard is written": Point("save", _SAVING, "write_shard", before),
     "when half of a shard is written": Point("save", _SHARDS, "save_file", half_a_file),
     "when all shards are written": Point(
-        "save", "alphadecay_dist.training.ranks:Ranks", "gather", shards_known
+        "save", "alphadecay_dist.training.process.ranks:Ranks", "gather", shards_known
     ),
     "before the manifest is written": Point("save", _SAVING, "joined", before, main=True),
     "before the manifest's rename": Point(

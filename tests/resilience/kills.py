@@ -17,7 +17,7 @@ import train
 from alphadecay_dist.checkpoint.random_state import PREFIX
 from alphadecay_dist.checkpoint.reader import newest
 from alphadecay_dist.checkpoint.writer import LATEST
-from alphadecay_dist.training.metrics import SEQUENCES, read_lines, read_status
+from alphadecay_dist.training.outputs.run_files import SEQUENCES, read_lines, read_status
 from tests.multirank import run_ranks, started
 from tests.resilience.draws import DRAWN, Setup, draw_fault, draw_setup
 from tests.resilience.faults import MARK, UPDATES, Fault, processes, train_until

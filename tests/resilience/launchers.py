@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from alphadecay_dist.training.metrics import METRICS, read_lines
+from alphadecay_dist.training.outputs.run_files import METRICS, read_lines
 from tests.ports import free_port
 from tests.training.runs import ROOT
 

@@ -15,9 +15,9 @@ import train
 from alphadecay_dist.checkpoint import writer
 from alphadecay_dist.checkpoint.manifest import MANIFEST
 from alphadecay_dist.checkpoint.reader import newest, read
-from alphadecay_dist.engines.torch_training import TorchTraining
-from alphadecay_dist.engines.zero_training import ZeroTraining
-from alphadecay_dist.training.metrics import read_status
+from alphadecay_dist.engines.native.training import TorchTraining
+from alphadecay_dist.engines.zero.training import ZeroTraining
+from alphadecay_dist.training.outputs.run_files import read_status
 from tests.multirank import run_ranks
 from tests.resilience.sizes import SIZES
 from tests.resilience.test_nonfinite import loss_plus_nan, poisoned

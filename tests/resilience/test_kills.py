@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import train
-from alphadecay_dist.controller import AlphaDecay
-from alphadecay_dist.training.data import TrainingData
-from alphadecay_dist.writers import GroupWriter
+from alphadecay_dist.control.controller import AlphaDecay
+from alphadecay_dist.control.writers import GroupWriter
+from alphadecay_dist.training.data.batches import TrainingData
 from tests.resilience.draws import Setup, kind_of
 from tests.resilience.faults import Fault
 from tests.resilience.kills import Campaign, Kill, Result, begin_of

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from alphadecay_dist.training.metrics import STATUS, read_status
+from alphadecay_dist.training.outputs.run_files import STATUS, read_status
 from tests.resilience.kills import begin_of, differences
 from tests.resilience.launchers import RANKS, launched, processes_of, ranks_of, updates, wait_until
 from tests.resilience.launching import holders

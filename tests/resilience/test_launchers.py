@@ -8,7 +8,7 @@ import time
 import pytest
 
 from alphadecay_dist.checkpoint.reader import newest
-from alphadecay_dist.training.metrics import read_status
+from alphadecay_dist.training.outputs.run_files import read_status
 from tests.resilience.launchers import processes_of, ranks_of, started, wait_until
 from tests.training.runs import ROOT, tiny_options, train_on
 

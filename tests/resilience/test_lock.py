@@ -10,13 +10,13 @@ import sys
 import pytest
 
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.lock import LOCK, FolderLock
+from alphadecay_dist.training.process.lock import LOCK, FolderLock
 from tests.training.runs import tiny_options
 from tests.training.test_errors import ZERO2, error_of_ranks
 
 HOLD = """
 import pathlib, sys, time
-from alphadecay_dist.training.lock import FolderLock
+from alphadecay_dist.training.process.lock import FolderLock
 FolderLock(pathlib.Path(sys.argv[1])).before_writing() or print("held", flush=True)
 time.sleep(60)
 """

@@ -13,8 +13,8 @@ from alphadecay_dist.checkpoint.reader import newest, read
 from alphadecay_dist.checkpoint.restore import stored_weights
 from alphadecay_dist.errors import RunError
 from alphadecay_dist.training import loop
-from alphadecay_dist.training.metrics import read_status
-from alphadecay_dist.training.nonfinite import BadUpdates
+from alphadecay_dist.training.bad_updates import BadUpdates
+from alphadecay_dist.training.outputs.run_files import read_status
 from tests.multirank import run_ranks
 from tests.training.runs import argv_of, left_behind, tiny_options
 

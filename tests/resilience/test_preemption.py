@@ -12,11 +12,11 @@ import pytest
 import train
 from alphadecay_dist.checkpoint import writer
 from alphadecay_dist.checkpoint.reader import newest
-from alphadecay_dist.controller import AlphaDecay
-from alphadecay_dist.engines.torch_training import TorchTraining
-from alphadecay_dist.engines.zero_training import ZeroTraining
-from alphadecay_dist.training.metrics import read_status
-from alphadecay_dist.training.preemption import StopRequests, process_age
+from alphadecay_dist.control.controller import AlphaDecay
+from alphadecay_dist.engines.native.training import TorchTraining
+from alphadecay_dist.engines.zero.training import ZeroTraining
+from alphadecay_dist.training.outputs.run_files import read_status
+from alphadecay_dist.training.process.preemption import StopRequests, process_age
 from tests.multirank import run_ranks
 from tests.resilience.sizes import SIZES
 from tests.training.runs import argv_of, left_behind, tiny_options, train_on

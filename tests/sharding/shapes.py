@@ -6,8 +6,8 @@ from functools import cache
 
 from transformers import LlamaForCausalLM
 
-from alphadecay_dist.sharding.inventory import tuned_weights
-from alphadecay_dist.training.model import build_on_meta, model_names, read_model_config
+from alphadecay_dist.params.inventory import tuned_weights
+from alphadecay_dist.training.tasks.language.model import build_on_meta, model_names, read_model_config
 
 PUBLISHED = [name for name in model_names() if name != "llama_demo"]
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
-from alphadecay_dist.engines.plain import PlainHost
-from alphadecay_dist.engines.zero import ZeroHost
-from tests.engines.test_fsdp1 import wrapped
+from alphadecay_dist.engines.native.host import PlainHost
+from alphadecay_dist.engines.zero.host import ZeroHost
+from tests.engines.native.test_fsdp1 import wrapped
 from tests.engines.tiny import engine_of, filled, groups_of, matrices_of, value_of
 from tests.multirank import run_ranks
 from tests.sharding.gather import check_gathering

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from alphadecay_dist.engines.replicated import replicated_sources
-from alphadecay_dist.engines.zero import ZeroHost
-from alphadecay_dist.sharding.agreement import RankLostError
+from alphadecay_dist.engines.zero.host import ZeroHost
+from alphadecay_dist.sharding.collectives import RankLostError
 from alphadecay_dist.sharding.exchange import Exchange
 from alphadecay_dist.sharding.layout import Block, Flat, Piece, numel
 from alphadecay_dist.sharding.ownership import plan

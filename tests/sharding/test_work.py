@@ -7,14 +7,14 @@ import torch
 import torch.distributed as dist
 
 from alphadecay_dist import UserError
-from alphadecay_dist.settings import Settings
+from alphadecay_dist.decay.settings import Settings
+from alphadecay_dist.params.inventory import tuned_weights
 from alphadecay_dist.sharding import planning
-from alphadecay_dist.sharding.inventory import tuned_weights
 from alphadecay_dist.sharding.work import analysed
 from alphadecay_dist.spectral import Rates, Windows
-from alphadecay_dist.training.check import Checked
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.dry_run import owners
+from alphadecay_dist.training.preflight import Checked
 from tests.engines.tiny import TUNABLE, Uneven
 from tests.multirank import run_ranks
 from tests.sharding.shapes import on_meta

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-from alphadecay_dist.training.metrics import METRICS, read_lines
+from alphadecay_dist.training.outputs.run_files import METRICS, read_lines
 from tests.slurm.cluster import Cluster, wait_until
 from tests.training.runs import ROOT
 

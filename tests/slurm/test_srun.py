@@ -10,7 +10,7 @@ import time
 import pytest
 
 from alphadecay_dist.checkpoint.reader import newest
-from alphadecay_dist.training.metrics import read_status
+from alphadecay_dist.training.outputs.run_files import read_status
 from tests.ports import free_port
 from tests.slurm.cluster import wait_until
 from tests.slurm.jobs import updates

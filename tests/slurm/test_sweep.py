@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from alphadecay_dist.training.metrics import read_status
-from alphadecay_dist.training.table import read_table
+from alphadecay_dist.commands.cells import read_table
+from alphadecay_dist.training.outputs.run_files import read_status
 from tests.slurm.jobs import Job, updates
 from tests.training.runs import left_behind, tiny_options
 

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from alphadecay_dist.training import prepare as preparing
-from alphadecay_dist.training.prepare import prepare
+from alphadecay_dist.training.data import prepare as preparing
+from alphadecay_dist.training.data.prepare import prepare
 from tests.training.corpora import numbered, write_files
+from tests.training.data.test_batches import SIZES
 from tests.training.preparations import VOCABULARY, recipe
-from tests.training.test_data import SIZES
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,9 @@ from typing import Any
 
 import pyarrow
 
-from alphadecay_dist.training.corpus import Corpus, open_corpora
+from alphadecay_dist.training.data.corpus import Corpus, open_corpora
+from alphadecay_dist.training.data.tokenizer import Tokenizer, train_tokenizer
 from alphadecay_dist.training.recipe import NFKC, DataConfig
-from alphadecay_dist.training.tokenizer import Tokenizer, train_tokenizer
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,

@@ -131,7 +131,7 @@ def main(faults: list[str]) -> None:
     import fsspec
 
     from alphadecay_dist.errors import UserError
-    from alphadecay_dist.training.corpus import open_corpora
+    from alphadecay_dist.training.data.corpus import open_corpora
     from alphadecay_dist.training.recipe import DataConfig
 
     fsspec.spec.AbstractBufferedFile.DEFAULT_BLOCK_SIZE = 1 << 22  # several requests a file

@@ -8,7 +8,7 @@ import torch
 from alphadecay_dist import UserError
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.optimizer import build_optimizer, pick_apply
-from alphadecay_dist.training.start import decide
+from alphadecay_dist.training.resume import decide
 from tests.engines.tiny import TUNABLE, Uneven
 from tests.training.runs import final_weights, tiny_options, train_on
 

@@ -10,11 +10,11 @@ import pytest
 
 from alphadecay_dist import UserError
 from alphadecay_dist.training.changes import changes_of, refuse, tokenizer_change
-from alphadecay_dist.training.corpus import find_files
+from alphadecay_dist.training.data.corpus import find_files
 from alphadecay_dist.training.fingerprint import SAMPLE, FileMark, marks_of
 from alphadecay_dist.training.inputs import Inputs
-from alphadecay_dist.training.model import config_of, read_model_config, values_of
 from alphadecay_dist.training.recipe import Config, DataConfig, TokenizerConfig
+from alphadecay_dist.training.tasks.language.model import config_of, read_model_config, values_of
 
 KEPT = Inputs(
     model=values_of(read_model_config("llama_demo", 128)),

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 import train
 from alphadecay_dist import cli
+from alphadecay_dist.training.data.tokenizer import train_tokenizer
 from alphadecay_dist.training.recipe import NFKC
-from alphadecay_dist.training.tokenizer import train_tokenizer
 from tests.foreign import UP, llama_weights
 from tests.multirank import run_ranks
 from tests.ports import free_port

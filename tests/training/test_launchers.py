@@ -8,7 +8,7 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from alphadecay_dist.spectral import analyze
-from alphadecay_dist.training import model as models
+from alphadecay_dist.training.tasks.language import model as models
 from tests.ports import free_port
 from tests.training.runs import launch, left_behind, tiny_options, train_on
 

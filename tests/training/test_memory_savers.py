@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 
-from alphadecay_dist.training import model as models
 from alphadecay_dist.training.recipe import TrainConfig
+from alphadecay_dist.training.tasks.language import model as models
 from tests.training.runs import tiny_options, train_on
 
 CONFIG = models.read_model_config("llama_demo", 32)

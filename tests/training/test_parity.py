@@ -7,7 +7,7 @@ import torch
 
 from alphadecay_dist.checkpoint.reader import read
 from alphadecay_dist.checkpoint.restore import stored_weights
-from alphadecay_dist.training import model as models
+from alphadecay_dist.training.tasks.language import model as models
 from tests.training.runs import distance, final_weights, plain_torch, tiny_options, train_on
 
 pytestmark = pytest.mark.slow

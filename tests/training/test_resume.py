@@ -11,7 +11,7 @@ import torch
 
 import train
 from alphadecay_dist.checkpoint import writer
-from alphadecay_dist.training.metrics import read_status
+from alphadecay_dist.training.outputs.run_files import read_status
 from tests.multirank import run_ranks
 from tests.training.runs import SIZES, argv_of, final_weights, left_behind, tiny_options, train_on
 

@@ -12,7 +12,7 @@ import torch
 import train
 from alphadecay_dist import cli
 from alphadecay_dist.checkpoint.reader import newest
-from alphadecay_dist.training.metrics import read_status
+from alphadecay_dist.training.outputs.run_files import read_status
 from tests.multirank import run_ranks
 from tests.training.runs import (
     argv_of,

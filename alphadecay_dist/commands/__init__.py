@@ -1,0 +1,1 @@
+"""The commands of ``alphadecay``: a file each."""

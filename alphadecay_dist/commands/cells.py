@@ -1,0 +1,170 @@
+"""A table of runs: one recipe under every combination of its axes' values, a cell and a directory each."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alphadecay_dist.errors import UserError
+from alphadecay_dist.training.config import load_config, nearest, read_yaml
+from alphadecay_dist.training.outputs.run_files import EVAL, read_lines, read_status
+
+KEYS = ("recipe", "deepspeed", "output", "options", "axes")
+SEED = "train.seed"
+Options = dict[str, Any]  # values of a recipe's fields, by section.key
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        place: the name of each axis's value, by axis.
+        recipe: a recipe's name or YAML.
+        deepspeed: a DeepSpeed JSON; None trains without it.
+        options: what differs from the recipe.
+        folder: the output directory. It is named by the values, so that a table may grow.
+    """
+
+    place: Mapping[str, str]
+    recipe: str
+    deepspeed: str | None
+    options: Options
+    folder: Path
+
+    @property
+    def overrides(self) -> list[str]:
+        """``section.key=value`` each."""
+        return [f"{key}={_text(value)}" for key, value in self.options.items()]
+
+    def arguments(self) -> list[str]:
+        """train.py's command line."""
+        engine = [] if self.deepspeed is None else ["--deepspeed", self.deepspeed]
+        overrides = [f"--{override}" for override in self.overrides]
+        return ["--recipe", self.recipe, *engine, "--output_dir", str(self.folder), *overrides]
+
+    def result(self) -> dict[str, Any]:
+        """How far the run is.
+
+        Returns:
+            ``state`` (status.json's, ``not begun``, or what is wrong with the cell), ``step``, and the
+            validation ``perplexity`` of a run that is finished.
+        """
+        status = read_status(self.folder)
+        if status is None:
+            return {"state": self._mistake() or "not begun", "step": 0, "perplexity": None}
+        finished = status["state"] == "finished"
+        lines = read_lines(self.folder / EVAL) if finished else []
+        return {**status, "perplexity": lines[-1]["perplexity"] if lines else None}
+
+    def _mistake(self) -> str | None:
+        try:
+            load_config(self.recipe, self.overrides)
+        except UserError as error:
+            return f"error: {error}"
+        return None
+
+
+def read_table(path: str) -> list[Cell]:
+    """The cells of a table, the last axis running fastest.
+
+    Args:
+        path: a YAML file with ``recipe``, ``output`` (a directory), ``axes`` and perhaps ``deepspeed`` and
+            ``options`` (``section.key: value``). An axis is a ``section.key`` with the list of its values, or
+            any name with a mapping from names to such options.
+
+    Raises:
+        UserError: no such file, an unknown key, or an axis of another form.
+    """
+    tree = read_yaml(str(Path(path).absolute()))
+    for key in tree:
+        if key not in KEYS:
+            raise UserError(f"table {path}: unknown key {key!r}{nearest(str(key), KEYS)}")
+    for key in ("recipe", "output"):
+        if not isinstance(tree.get(key), str):
+            raise UserError(f"table {path}: {key}: found {tree.get(key)!r}, expected a text")
+    axes = tree.get("axes")
+    if not isinstance(axes, dict) or not axes:
+        raise UserError(f"table {path}: axes: found {axes!r}, expected axes and their values")
+    common = _options(path, "options", tree.get("options") or {})
+    choices = [_axis(path, str(axis), values) for axis, values in axes.items()]
+    cells = [
+        _cell(tree, common, dict(zip(axes, chosen, strict=True))) for chosen in itertools.product(*choices)
+    ]
+    folders = [cell.folder for cell in cells]
+    doubled = next((folder for folder in folders if folders.count(folder) > 1), None)
+    if doubled is not None:
+        raise UserError(f"table {path}: two cells would write to {doubled}; give their values other names")
+    return cells
+
+
+def cell_of(path: str, number: int) -> Cell:
+    """One cell of a table.
+
+    Raises:
+        UserError: there is no cell of that number, or see :func:`read_table`.
+    """
+    cells = read_table(path)
+    if not 0 <= number < len(cells):
+        raise UserError(f"table {path}: no cell {number}, expected 0 to {len(cells) - 1}")
+    return cells[number]
+
+
+def show(cells: list[Cell]) -> str:
+    """A line a cell; then, of cells that differ in the seed alone, mean and spread of their perplexities."""
+    results = [cell.result() for cell in cells]
+    lines = [
+        f"{number:4}  {_name(cell.place)}  {result['state']}"
+        + (f" at update {result['step']}" if result["step"] else "")
+        + (f", perplexity {result['perplexity']:.2f}" if result["perplexity"] else "")
+        for number, (cell, result) in enumerate(zip(cells, results, strict=True))
+    ]
+    groups: dict[str, list[float]] = {}
+    for cell, result in zip(cells, results, strict=True):
+        if SEED in cell.place and result["perplexity"]:
+            rest = {axis: value for axis, value in cell.place.items() if axis != SEED}
+            groups.setdefault(_name(rest), []).append(result["perplexity"])
+    for name, values in groups.items():
+        spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        lines.append(f"mean  {name}  perplexity {statistics.fmean(values):.2f}{spread}, {len(values)} seeds")
+    return "\n".join(lines)
+
+
+def _cell(tree: Mapping[str, Any], common: Options, chosen: Mapping[str, tuple[str, Options]]) -> Cell:
+    place = {axis: name for axis, (name, _) in chosen.items()}
+    options = dict(common)
+    for _, own in chosen.values():
+        options |= own
+    folder = Path(tree["output"]) / re.sub(r"[^\w.,=+-]", "-", _name(place))
+    return Cell(place, tree["recipe"], tree.get("deepspeed"), options, folder)
+
+
+def _axis(path: str, axis: str, values: Any) -> list[tuple[str, Options]]:
+    """The values of an axis: the name and the options of each."""
+    if isinstance(values, list) and values:
+        _options(path, f"axes.{axis}", {axis: None})
+        return [(_text(value), {axis: value}) for value in values]
+    if isinstance(values, dict) and values:
+        return [(str(name), _options(path, f"axes.{axis}.{name}", own or {})) for name, own in values.items()]
+    raise UserError(f"table {path}: axes.{axis}: found {values!r}, expected a list, or names with options")
+
+
+def _options(path: str, where: str, options: Any) -> Options:
+    if not isinstance(options, dict) or any(str(key).count(".") != 1 for key in options):
+        raise UserError(f"table {path}: {where}: found {options!r}, expected section.key and its values")
+    return options
+
+
+def _name(place: Mapping[str, str]) -> str:
+    return ",".join(f"{axis.rpartition('.')[2]}={value}" for axis, value in place.items())
+
+
+def _text(value: Any) -> str:
+    """A value as the command line has it."""
+    return value if isinstance(value, str) else json.dumps(value)

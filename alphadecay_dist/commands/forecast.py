@@ -1,0 +1,326 @@
+"""Model, world size and sharding -> who will own what, and what a refresh will move; without ranks."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from alphadecay_dist.commands.stored_rule import config_in, on_meta
+from alphadecay_dist.engines.expected_layouts import SHARDINGS, Sharding, layouts
+from alphadecay_dist.errors import UserError
+from alphadecay_dist.params.coverage import Coverage, coverage, require_weights
+from alphadecay_dist.params.inventory import Weight, tuned_weights
+from alphadecay_dist.sharding.ownership import Plan
+from alphadecay_dist.sharding.traffic import Traffic, traffic
+from alphadecay_dist.sharding.work import analysed, costs_of, plan_for
+from alphadecay_dist.spectral import Rates, Windows, measured_rates
+from alphadecay_dist.training.config import load_config
+from alphadecay_dist.training.outputs.run_files import modules_by_type
+from alphadecay_dist.training.preflight import with_dtype
+from alphadecay_dist.training.tasks.language.model import build_on_meta, read_model_config
+from alphadecay_dist.training.units import bytes_per_second
+
+SHOWN_OWNERS, SHOWN_TYPES = 8, 7
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a rank of the job can do.
+
+    Attributes:
+        rates: of the Gram product and of tridiagonalisation, of one rank with all its threads.
+        bandwidth: bytes a second that a rank takes in; None where it is not known.
+        update_seconds: of one optimizer update; None where it is not known.
+        origin: where the rates are from, for people.
+    """
+
+    rates: Rates
+    bandwidth: float | None = None
+    update_seconds: float | None = None
+    origin: str = "given"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained, and how it is refreshed.
+
+    Attributes:
+        model: on any device, meta too.
+        weights: its tuned weights.
+        dtype: that weights travel in.
+        windows: FARMS' windows, where only these are analysed.
+        interval: updates between refreshes.
+        budget: see :class:`alphadecay_dist.AlphaDecay`'s ``memory_budget``.
+        sharding: a name of ``SHARDINGS``: the engine that its recipe names, where it names one.
+        replicas: of the whole model, with ``fsdp2``, by its recipe.
+
+    Raises:
+        UserError: a number below 1.
+    """
+
+    model: nn.Module
+    weights: Sequence[Weight]
+    dtype: torch.dtype = torch.bfloat16
+    windows: Windows | None = None
+    interval: int = 500
+    budget: int | None = None
+    sharding: str = "zero3"
+    replicas: int = 1
+
+    def __post_init__(self) -> None:
+        for name, found in (("interval", self.interval), ("memory_budget", self.budget)):
+            if found is not None and found < 1:
+                raise UserError(f"{name}: found {found}, expected 1 or more")
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A refresh on a given number of ranks.
+
+    Attributes:
+        sharding: how the ranks hold the weights.
+        machine: what a rank was taken to do.
+        interval: updates between refreshes.
+        plan: owners and rounds.
+        loads: seconds of spectra by rank.
+        traffic: bytes by rank.
+        seconds: of the whole refresh: the longest queue of spectra and, one after the other, the largest
+            intake; None where there is one and the bandwidth is not known.
+        covered: how much of the model is tuned.
+        share: of a training window of ``interval`` updates; None where seconds or update_seconds are not
+            known.
+    """
+
+    sharding: Sharding
+    machine: Machine
+    interval: int
+    plan: Plan
+    loads: list[float]
+    traffic: Traffic
+    covered: Coverage
+    seconds: float | None
+    share: float | None
+
+    @property
+    def imbalance(self) -> float:
+        """Largest over mean load."""
+        return max(self.loads) / (math.fsum(self.loads) / len(self.loads))
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "world_size": self.sharding.world_size,
+            "sharding": self.sharding.name,
+            "matrices": len(self.plan.owners),
+            "rounds": len(self.plan.rounds),
+            "imbalance": self.imbalance,
+            "seconds": self.seconds,
+            "share_of_training": self.share,
+            "owners": dict(self.plan.owners),
+            "load_seconds": self.loads,
+            "bytes_received": self.traffic.received.tolist(),
+            "bytes_sent": self.traffic.sent.tolist(),
+            "peak_bytes": self.traffic.peak.tolist(),
+            "assumed": {**asdict(self.machine), "interval": self.interval},
+        }
+
+    def text(self) -> str:
+        """A few lines for people."""
+        owners = len(set(self.plan.owners.values()))
+        known = f"{self.seconds:.3g} s" if self.seconds is not None else "give --bandwidth to estimate"
+        share = f", {100 * self.share:.3g} % of training" if self.share is not None else ""
+        lines = [
+            f"{len(self.plan.owners)} matrices on {owners} of {self.sharding.world_size} ranks, "
+            f"{self.sharding.name}",
+            f"rounds: {len(self.plan.rounds)}",
+            f"refresh: {known}{share}",
+            f"imbalance of the spectra, max / mean: {self.imbalance:.3f}",
+            self.covered.line(),
+            *_assumptions(self.machine, self.interval),
+            *_owners(self.plan.owners, self.loads),
+            f"{'a rank':<18}{'least':>12}{'mean':>12}{'most':>12}",
+            _line("spectra, s", np.array(self.loads), 1),
+            _line("received, MiB", self.traffic.received, 2**20),
+            _line("sent, MiB", self.traffic.sent, 2**20),
+            _line("peak, MiB", self.traffic.peak, 2**20),
+        ]
+        return "\n".join(lines)
+
+
+def _owners(owners: Mapping[str, int], loads: Sequence[float]) -> list[str]:
+    """What the first ranks own, by module type; --json lists all of it."""
+    owned: dict[int, list[str]] = {}
+    for name, owner in owners.items():
+        owned.setdefault(owner, []).append(name)
+    lines = ["owners:"]
+    for rank in sorted(owned)[:SHOWN_OWNERS]:
+        types = {kind: len(names) for kind, names in modules_by_type(dict.fromkeys(owned[rank])).items()}
+        shown = ", ".join(f"{count} {kind}" for kind, count in list(types.items())[:SHOWN_TYPES])
+        more = ", ..." if len(types) > SHOWN_TYPES else ""
+        lines.append(f"  rank {rank}: {len(owned[rank])} matrices, {loads[rank]:.3g} s: {shown}{more}")
+    if len(owned) > SHOWN_OWNERS:
+        lines.append(f"  and {len(owned) - SHOWN_OWNERS} ranks more; --json names each matrix's owner")
+    return lines
+
+
+def _assumptions(machine: Machine, interval: int) -> list[str]:
+    """What the times were computed from."""
+    gram, tridiagonal = machine.rates.gram / 1e9, machine.rates.tridiagonal / 1e9
+    bandwidth, seconds = machine.bandwidth, machine.update_seconds
+    return [
+        f"assumed of a rank: {gram:.3g} Gflop/s in products, {tridiagonal:.3g} Gflop/s in "
+        f"tridiagonalisation, {machine.origin} (--machine FILE gives the job's)",
+        f"assumed of the network: {bandwidth / 1e9:.3g} GB/s into each rank"
+        if bandwidth is not None
+        else "assumed of the network: nothing; give --bandwidth, as in 25GB/s",
+        f"assumed of training: {seconds:.3g} s an update, a refresh every {interval} updates"
+        if seconds is not None
+        else f"assumed of training: a refresh every {interval} updates; give --update_seconds for its share",
+    ]
+
+
+def forecast(job: Job, sharding: Sharding, machine: Machine) -> Forecast:
+    """Foretell a refresh.
+
+    Args:
+        job: what is trained.
+        sharding: how its ranks hold it.
+        machine: what a rank can do.
+
+    Raises:
+        UserError: a weight whose layout is not known.
+    """
+    world_size, itemsize = sharding.world_size, job.dtype.itemsize
+    pieces = layouts(job.model, job.weights, sharding)
+    # torch's engines keep fp32 weights, whatever type they compute in: a smaller one is a copy.
+    cast = sharding.keeps_fp32 and job.dtype != torch.float32
+    copied = [weight.name for weight in job.weights] if cast else []
+    blocks, planned = plan_for(
+        job.weights,
+        pieces,
+        world_size,
+        itemsize=itemsize,
+        tridiagonal=machine.rates.tridiagonal_weight,
+        windows=job.windows,
+        budget=job.budget,
+        copied=copied,
+    )
+    shapes = {weight.name: weight.shape for weight in job.weights}
+    moved = traffic(pieces, shapes, blocks, planned, world_size, itemsize, copied)
+    loads = [0.0] * world_size
+    # Dealt by the rounded ratio, and timed by the measured one.
+    slower = machine.rates.gram / machine.rates.tridiagonal
+    for name, cost in costs_of(job.weights, slower, job.windows).items():
+        loads[planned.owners[name]] += cost / machine.rates.gram
+    seconds = max(loads) + _seconds_moving(moved, machine)
+    window = job.interval * machine.update_seconds if machine.update_seconds is not None else math.nan
+    known = [None if math.isnan(value) else value for value in (seconds, seconds / window)]
+    covered = coverage(job.model, job.weights)
+    return Forecast(sharding, machine, job.interval, planned, loads, moved, covered, *known)
+
+
+def _seconds_moving(moved: Traffic, machine: Machine) -> float:
+    """Of the largest intake; NaN where the bandwidth is not known."""
+    most = float(moved.received.max())
+    if machine.bandwidth is None:
+        return math.nan if most else 0.0
+    return most / machine.bandwidth
+
+
+def job_of(recipe: str | None, config: Path | None) -> Job:
+    """What a recipe trains and with which settings, or a HF config with the published ones; without storage.
+
+    Raises:
+        UserError: neither or both are given, the config cannot be read, or there is nothing to tune.
+    """
+    if (recipe is None) == (config is None):
+        raise UserError("plan: expected either --recipe NAME or --config PATH")
+    if config is not None:
+        model = _from_hf(config)
+        weights = tuned_weights(model)
+        require_weights(weights, model)
+        return Job(model, weights)
+    assert recipe is not None
+    loaded = with_dtype(load_config(recipe))
+    model = build_on_meta(read_model_config(loaded.model.name, loaded.train.seq_len))
+    settings, engine = loaded.decay.settings(), loaded.engine
+    return Job(
+        model,
+        analysed(tuned_weights(model), model, settings),
+        getattr(torch, loaded.train.dtype),
+        settings.farms,
+        settings.interval,
+        loaded.decay.memory_budget,
+        engine.name if engine.name in SHARDINGS else Job.sharding,
+        engine.replicate,
+    )
+
+
+def this_machine() -> Machine:
+    """A rank that has this machine to itself: its GPU, or all threads of its CPU."""
+    if torch.cuda.is_available():
+        rates = measured_rates(torch.device("cuda", torch.cuda.current_device()))
+        return Machine(rates, origin=f"measured here, on {torch.cuda.get_device_name()}")
+    threads, rates = torch.get_num_threads(), measured_rates(torch.device("cpu"))
+    threaded = Rates(threads * rates.gram, threads * rates.tridiagonal)
+    return Machine(
+        threaded, origin=f"measured here, on this CPU ({threads} {'thread' if threads == 1 else 'threads'})"
+    )
+
+
+def read_machine(path: Path) -> Machine:
+    """A machine profile: a JSON with ``gram`` and ``tridiagonal`` in operations a second and rank.
+
+    ``bandwidth`` (bytes a second and rank, or a text such as ``25GB/s``) and ``update_seconds`` may be in it
+    too.
+
+    Raises:
+        UserError: it cannot be read, or a number is missing, unknown or not above 0.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rates = Rates(float(found.pop("gram")), float(found.pop("tridiagonal")))
+        bandwidth, seconds = found.pop("bandwidth", None), found.pop("update_seconds", None)
+        if found:
+            raise ValueError(f"unknown {', '.join(found)}")
+        machine = Machine(
+            rates,
+            None if bandwidth is None else bytes_per_second(str(bandwidth), "bandwidth"),
+            None if seconds is None else float(seconds),
+            f"given in {path}",
+        )
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(
+            f"{path}: no machine profile ({type(error).__name__}: {error}); expected JSON with gram, "
+            "tridiagonal and perhaps bandwidth, update_seconds"
+        ) from None
+    numbers = {
+        "gram": rates.gram,
+        "tridiagonal": rates.tridiagonal,
+        "update_seconds": 1.0 if seconds is None else machine.update_seconds,
+    }
+    for name, number in numbers.items():
+        if number is None or not 0 < number < math.inf:
+            raise UserError(f"{path}: {name}: found {number}, expected a number above 0")
+    return machine
+
+
+def _from_hf(path: Path) -> nn.Module:
+    try:
+        return on_meta(config_in(path))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--config {path}: transformers cannot build a model of it: {reason}") from None
+
+
+def _line(what: str, values: np.ndarray, unit: float) -> str:
+    numbers = (values.min() / unit, values.mean() / unit, values.max() / unit)
+    return f"{what:<18}" + "".join(f"{number:>12.4g}" for number in numbers)

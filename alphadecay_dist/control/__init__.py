@@ -1,0 +1,1 @@
+"""Measure, map and write: what AlphaDecay does to a model and its optimizer."""

@@ -1,0 +1,190 @@
+"""What rank 0 says of a controller, each thing once: what it tunes, and what is allowed but seldom meant."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+
+from alphadecay_dist.decay.settings import REFERENCE, Settings
+from alphadecay_dist.engines import Host
+from alphadecay_dist.errors import warn
+from alphadecay_dist.notices import notice
+from alphadecay_dist.params.coverage import Coverage
+from alphadecay_dist.params.group_snapshot import ALWAYS
+from alphadecay_dist.params.groups import GROUP_KEY, GROUPS, UNTUNED, layout_of, names_in
+
+ADAPTIVE = (
+    torch.optim.Adam,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.Adamax,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+    torch.optim.RMSprop,
+)  # they divide an L2 decay by the gradients' size, unless it is decoupled
+
+
+def doubts(host: Host, weight_decay: float, *, released: bool) -> Iterator[str]:
+    """What to say of a controller that is being constructed, one line each.
+
+    Args:
+        host: the engine.
+        weight_decay: the base decay.
+        released: whether it repeats the released code, which runs Adam with L2 decay.
+    """
+    if weight_decay == 0:
+        yield (
+            "weight_decay: found 0 (transformers' Trainer has it by default), so that every decay is 0; give "
+            "param_groups() and AlphaDecay the base decay"
+        )
+    yield from _other_base(host, weight_decay)
+    if not released:
+        inner = getattr(host.optimizer, "optim", host.optimizer)  # ZeroRedundancyOptimizer's own
+        yield from _not_decoupled(inner)
+    yield from _rounded_away(host)
+
+
+def _other_base(host: Host, weight_decay: float) -> Iterator[str]:
+    """Of groups that all have one decay, which is not the base: after a load they have several."""
+    groups = host.param_groups()
+    named = [group for group in groups if names_in(group)]
+    if layout_of(groups) != GROUPS:  # the tuned group has none there
+        named = [group for group in groups if group.get(GROUP_KEY) == UNTUNED and group["weight_decay"] != 0]
+    found = {float(group["weight_decay"]) for group in named}
+    if len(found) == 1 and weight_decay not in found:
+        yield (
+            f"weight_decay: found {weight_decay} in AlphaDecay and {found.pop()} in the optimizer's groups, "
+            "which what is not tuned keeps; give param_groups() and AlphaDecay the same"
+        )
+
+
+def _not_decoupled(optimizer: torch.optim.Optimizer) -> Iterator[str]:
+    coupled = not any(group.get("decoupled_weight_decay", False) for group in optimizer.param_groups)
+    if isinstance(optimizer, ADAPTIVE) and not isinstance(optimizer, torch.optim.AdamW) and coupled:
+        yield (
+            f"optimizer: found {type(optimizer).__name__}, which adds the decay to the gradient (L2) and "
+            "divides both by the gradient's size, so that decays do not act by their ratios; use "
+            "torch.optim.AdamW"
+        )
+
+
+def _rounded_away(host: Host) -> Iterator[str]:
+    """Of half precision weights without fp32 masters; premultiplying them is refused elsewhere."""
+    low = sorted(map(str, low_precision(host)))
+    optimizer = host.optimizer
+    fused = all(group.get("fused") for group in optimizer.param_groups)
+    if low and not fused and type(optimizer).__module__.startswith("torch.optim"):
+        limit = torch.finfo(getattr(torch, low[0].removeprefix("torch."))).eps / 4
+        yield (
+            f"optimizer: found {', '.join(low)} weights without fp32 masters, where a decayed weight rounds "
+            f"back to itself for lr * decay below {limit:.1g}: most decays will not apply; keep fp32 weights "
+            "and compute under autocast, or use torch.optim.AdamW(..., fused=True)"
+        )
+
+
+def low_precision(host: Host) -> set[torch.dtype]:
+    """The types of fewer than 32 bits in which the optimizer updates tuned weights."""
+    return {dtype for dtype in host.updated_dtypes() if torch.finfo(dtype).bits < 32}
+
+
+class Advice:
+    """Says of one controller what it tunes, and what is doubtful of it, each thing once.
+
+    Args:
+        host: the engine.
+        settings: of the rule.
+        tuned: how much is tuned, in words.
+        coverage: what is tuned of the model, and what is not.
+    """
+
+    def __init__(self, host: Host, settings: Settings, tuned: str, coverage: Coverage) -> None:
+        self._host = host
+        self._speaks = host.group is None or dist.get_rank(host.group) == 0
+        self._said: set[str] = set()
+        self._last: tuple[int, bool] | None = None  # the engine's updates at the last step(), and its answer
+        self._began = False
+        self._first = host.updates()  # before any call of step()
+        self._unsaid: str | None = coverage.line()
+        self._notice(f"{tuned} are tuned; {coverage.too_small()}")
+        for doubt in doubts(host, settings.weight_decay, released=settings.preset == REFERENCE):
+            self._say(doubt)
+
+    def at_step(self, boundary: bool) -> None:
+        """Look at a call of ``step()``.
+
+        Args:
+            boundary: whether it counts an update.
+        """
+        updates = self._host.updates()
+        if self._last is not None and updates == self._last[0] + 1 and not self._last[1]:
+            self._say(MISSED)
+        if self._first is not None and updates == self._first + 1:
+            self._say(LATE)
+        self._first = None
+        self._last = None if updates is None else (updates, boundary)
+        if boundary:
+            if _takes_turns(self) and self._began:
+                self._say(TURNS)
+            self._began = True
+
+    def refreshed(self) -> None:
+        """Say at the first refresh what is tuned of the model, and what is not."""
+        line, self._unsaid = self._unsaid, None
+        if line is not None:
+            self._notice(line)
+
+    def loaded(self) -> None:
+        """A load may have changed the engine's count."""
+        self._last = self._first = None
+
+    def restored(self, keys: Sequence[str]) -> None:
+        """Tell of settings that a load had overwritten; names and decays are the controller's own.
+
+        Args:
+            keys: of the groups that were restored.
+        """
+        others = [key for key in keys if key not in ALWAYS]
+        if others:
+            self._say(
+                "optimizer: a load gave param groups the settings of others; each has its "
+                f"{', '.join(others)} again as when AlphaDecay was constructed; set what a schedule has "
+                "changed since"
+            )
+
+    def _notice(self, text: str) -> None:
+        if self._speaks:
+            notice(f"AlphaDecay: {text}")
+
+    def _say(self, text: str) -> None:
+        if self._speaks and text not in self._said:
+            self._said.add(text)
+            warn(text)
+
+
+_latest: weakref.ref[Advice] | None = None  # of the controller that stepped last in this process
+
+
+def _takes_turns(own: Advice) -> bool:
+    """Whether another controller, which is still there, has stepped since this one did."""
+    global _latest  # noqa: PLW0603  (controllers do not know of each other)
+    other = _latest() if _latest is not None else None
+    _latest = weakref.ref(own)
+    return other is not None and other is not own
+
+
+LATE = (
+    "step(): the engine made an update before the first call, so that each refresh comes an update late; "
+    "call step() before engine.step(), and where Accelerate steps inside backward, before backward"
+)
+MISSED = (
+    "step(): the engine made an update that the call before it took for a micro-batch without one; where the "
+    "engine's accumulation boundary is set inside backward, as Accelerate does, give "
+    "step(boundary=accelerator.sync_gradients) before backward"
+)
+TURNS = (
+    "two AlphaDecay objects step in turn in this process: where both tune parts of one model, each maps its "
+    "own smallest and largest alpha to the ends; give one AlphaDecay the whole model and one optimizer"
+)

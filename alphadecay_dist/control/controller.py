@@ -1,0 +1,358 @@
+"""AlphaDecay: when to refresh, and what a refresh does.
+
+gather -> spectrum -> share -> assign -> write: each owner rank analyses its matrices, one all-gather shares
+the alphas, and every rank writes the same decays where its optimizer applies them, found by module name.
+With a lag the spectra are computed beside training, see :mod:`alphadecay_dist.control.lagged`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from alphadecay_dist.control.advice import Advice
+from alphadecay_dist.control.lagged import Beside, Pending, device_of
+from alphadecay_dist.control.module_table import ModuleTable
+from alphadecay_dist.control.refresh import Found, Refresh, TunedModule, numbers_of
+from alphadecay_dist.control.state import DecayState
+from alphadecay_dist.control.writers import writer_for
+from alphadecay_dist.decay.settings import Settings
+from alphadecay_dist.engines import Host, host_for
+from alphadecay_dist.engines.given import unwrapped
+from alphadecay_dist.errors import UserError
+from alphadecay_dist.params.coverage import coverage
+from alphadecay_dist.params.group_snapshot import GroupSnapshot
+from alphadecay_dist.params.groups import GROUPS, weights_in
+from alphadecay_dist.sharding.collectives import require_equal, taking_part, together
+from alphadecay_dist.sharding.planning import dtype_of, plan_exchange, require_options
+from alphadecay_dist.sharding.work import analysed
+from alphadecay_dist.spectral import FAILED, Analysis, Windows, analyze_each
+
+STATE_KEY = "alphadecay"  # the one key of state_dict(): its value is a JSON string, safe in any checkpoint
+
+
+class AlphaDecay:
+    """Gives every tuned matrix its own weight decay, read from its spectrum (arXiv 2506.14562).
+
+    Construction computes nothing. Call :meth:`step` once a micro-batch before ``engine.step()``, or without
+    an engine once an update, after unscaling and clipping and before ``optimizer.step()``.
+
+    Args:
+        model: the model whose :func:`alphadecay_dist.param_groups` the optimizer was made of; or the
+            ``DeepSpeedEngine`` that trains it, which is then ``engine`` too.
+        optimizer: the torch optimizer given to the engine, or used alone; accelerate's wrapper of it too.
+        engine: the ``DeepSpeedEngine``, where there is one.
+        process_group: ranks that share the work, without an engine; the default group if there is one. They
+            must hold the same weights: those of a mesh of one dimension, which may be given itself.
+        weight_decay: the base decay.
+        interval: optimizer updates between refreshes.
+        min_ratio: smallest decay, in base decays; with the linear map that of the smallest alpha (heaviest
+            tail).
+        max_ratio: largest decay, in base decays; with the linear map that of the largest alpha.
+        assign: the map from alpha to decay: ``linear`` (as published), ``sqrt``, ``log2`` or ``sigmoid``.
+        normalize: ``mean`` scales the decays so that their mean over all weights is the base decay;
+            ``none`` (as published) does not.
+        metric: what is mapped: ``alpha`` (as published) or another of ``alphadecay_dist.spectral.METRICS``.
+        fit: the estimator of alpha: ``hill`` at the median (as published), ``goodness_of_fit`` or
+            ``fix_finger``.
+        xmin_pos: for ``hill``: the tail begins at eigenvalue floor(N / xmin_pos).
+        farms: the windows whose pooled eigenvalues stand for a matrix (FARMS); None is the whole matrix.
+        preset: ``reference`` repeats the released code: the first and the last nn.Linear of the model keep
+            the base decay, fused weights stay whole, refreshes come one update earlier, its own fix-finger,
+            norms squared, no bounds but for the linear map. Its biases and batch norms share their weight's
+            decay: ``param_groups(..., follow=["bias", "batchnorm"])``.
+        parts: sizes of fused weights by glob pattern, where names do not tell: ``{"*.qkv": (64, 64, 64)}``.
+        dtype: the type that weights travel and are analysed in, or its name. By default their own;
+            torch.bfloat16 halves the traffic of fp32 ones, torch.float32 takes DeepSpeed's fp32 masters.
+        memory_budget: bytes that the gathering may hold at once on a rank, buffers and all. By default two of
+            the largest matrices, which is the least that it can do with, or 256 MiB where that is more. As
+            many gathered matrices are analysed at once as fit; the spectra's own workspace comes on top.
+        lag: updates between a refresh's snapshot of the weights and the writing of its decays, below
+            ``interval``; meanwhile a host thread analyses the snapshot, all matrices that this rank owns. 0
+            lets training wait instead. Needs exact products: see Raises.
+        device: where spectra are computed: ``cuda`` (this rank's current GPU), ``cpu`` (its host threads;
+            matrices leave the GPU as they arrive, so that a snapshot too stays within ``memory_budget``
+            there), or ``auto``: where the matrices arrive.
+        apply: how decays reach the weights, as in :func:`alphadecay_dist.param_groups`: ``groups`` (any
+            optimizer), ``premultiply`` (AdamW alone; the same weights in two groups, which is faster), or
+            ``auto`` for the one that the groups were built for.
+
+    Raises:
+        UserError: a setting out of its range, groups that param_groups() did not make, or an engine that
+            cannot be served; a lag where TF32 or bf16 products of fp32 matrices are switched on, for the
+            spectra beside training would be computed with them. All ranks must construct it together.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        engine: Any | None = None,
+        process_group: dist.ProcessGroup | None = None,
+        weight_decay: float,
+        interval: int = 500,
+        min_ratio: float = 2 / 3,
+        max_ratio: float = 5.0,
+        assign: str = "linear",
+        normalize: str = "none",
+        metric: str = "alpha",
+        fit: str = "hill",
+        xmin_pos: float = 2.0,
+        farms: Windows | None = None,
+        preset: str | None = None,
+        parts: Mapping[str, Sequence[int]] | None = None,
+        dtype: torch.dtype | str | None = None,
+        memory_budget: int | None = None,
+        lag: int = 0,
+        device: str = "auto",
+        apply: str = GROUPS,
+    ) -> None:
+        given = unwrapped(model, optimizer, engine, process_group)
+        self._host: Host = host_for(*given)
+        with together(self._host.group):
+            self.settings = Settings(
+                weight_decay,
+                interval,
+                min_ratio,
+                max_ratio,
+                assign=assign,
+                normalize=normalize,
+                metric=metric,
+                fit=fit,
+                xmin_pos=xmin_pos,
+                farms=farms,
+                preset=preset,
+                lag=lag,
+            )
+            self._device = device_of(device)
+            read_as = dtype_of(dtype)
+            require_options(memory_budget, parts)
+            named = weights_in(self._host.param_groups(), given.model, parts or {})
+            weights = analysed(named, given.model, self.settings)
+        self._weights = {unit: weight for weight in weights for unit in weight.units()}
+        self._exchange, self._owners = plan_exchange(
+            weights,
+            lambda: self._host.sources(weights, read_as),
+            self.settings,
+            group=self._host.group,
+            dtype=read_as,
+            budget=memory_budget,
+        )
+        self._table = ModuleTable(weights, weight_decay)
+        self._updates = 0
+        self._refreshed_at: int | None = None
+        self._pending: Pending | None = None
+        with together(self._host.group):
+            self._beside = Beside(self._exchange, self._weights, self.settings, self._device)
+            self._writer = writer_for(apply, self._host, named, weight_decay)
+        self._groups = GroupSnapshot(self._host.param_groups())
+        self._advice = Advice(self._host, self.settings, str(self._table), coverage(given.model, weights))
+
+    @property
+    def modules(self) -> dict[str, TunedModule]:
+        """Every tuned module by name, with its alpha, decay and status as they are now."""
+        return self._table.modules()
+
+    def __repr__(self) -> str:
+        """What is tuned, and how far it is."""
+        at = self._refreshed_at
+        last = "no refresh yet" if at is None else f"last refresh before update {at}"
+        return (
+            f"AlphaDecay({self._table} tuned; weight_decay={self.settings.weight_decay}, "
+            f"interval={self.settings.interval}; {self._updates} updates counted, {last})"
+        )
+
+    def step(self, boundary: bool | None = None) -> Refresh | None:
+        """Refresh if one is due, and count the update; at a micro-batch that updates nothing, do nothing.
+
+        With a lag, a refresh that is due takes its snapshot and returns None; it is written, and returned,
+        by the call before update ``step + lag + 1``, on all ranks alike.
+
+        Collective where a refresh is due or to be written, always in the calling thread.
+
+        Args:
+            boundary: whether the update comes after this micro-batch; None asks the engine, and is True
+                without one. To be given where the engine is told inside backward, after this call, as
+                Accelerate does: ``step(boundary=accelerator.sync_gradients)``.
+
+        Returns:
+            The refresh that was written, if there was one.
+        """
+        if boundary is None:
+            boundary = self._host.at_boundary()
+        self._advice.at_step(boundary)
+        if not boundary:
+            return None
+        refresh = self._finish()
+        due = self.settings.due(self._updates) and self._refreshed_at != self._updates
+        if due and self.settings.lag:
+            self._drop()
+            self._pending = self._beside.begin(self._updates)
+            self._refreshed_at = self._updates
+        elif due:
+            refresh = self.refresh()
+        self._updates += 1
+        return refresh
+
+    @torch.no_grad()
+    def refresh(self) -> Refresh:
+        """Analyse the weights as they are now and write the decays, whatever the lag. Collective.
+
+        A lagged refresh that is not written yet is dropped: it is older.
+        """
+        begin = time.perf_counter()
+        self._drop()
+        found = self._share(self._analyses())
+        self._refreshed_at = self._updates
+        return self._apply(self._updates, found, self._exchange.received_by_rank(), begin)
+
+    def _finish(self) -> Refresh | None:
+        """Write the pending refresh if now is its time."""
+        pending = self._pending
+        if pending is None or self._updates < pending.write_at:
+            return None
+        begin = time.perf_counter() - pending.seconds
+        self._pending = None
+        found = self._settle(pending)
+        return self._apply(pending.step, found, pending.bytes_received, begin)
+
+    def _settle(self, pending: Pending) -> dict[str, Found]:
+        """What all owners found for a pending refresh: waited for and shared once. Collective, that once."""
+        if pending.found is None:
+            assert pending.running is not None
+            pending.found = self._share(pending.running.analyses())
+            pending.running = None
+        return pending.found
+
+    def _drop(self) -> None:
+        """Forget a pending refresh, and end its thread."""
+        pending, self._pending = self._pending, None
+        if pending is not None and pending.running is not None:
+            pending.running.drop()
+
+    def _apply(
+        self, step: int, shared: Mapping[str, Found], received: tuple[int, ...], begin: float
+    ) -> Refresh:
+        """Assign and write the decays for what was found.
+
+        Args:
+            step: updates finished before the weights were taken.
+            shared: what the owners found, by part.
+            received: bytes by rank.
+            begin: the time when the refresh began, less what training went on beside it.
+        """
+        values = {name: found.value for name, found in shared.items()}
+        assigned = self.settings.decays(values, self._table.decays, self._table.sizes)
+        self._table.refreshed(shared, assigned)
+        self._write()
+        self._advice.refreshed()
+        modules = self._table.reports(shared, assigned, self.settings.metric)
+        return Refresh(step, self._updates, time.perf_counter() - begin, received, modules)
+
+    def _analyses(self) -> dict[str, Analysis]:
+        """Analyses of this rank's parts, but for those that failed."""
+        analyses: dict[str, Analysis] = {}
+        with taking_part(self._exchange.matrices()) as matrices:
+            analyses = analyze_each(self._cut(matrices), self.settings.estimator(), self._exchange.room)
+        return analyses
+
+    def _cut(self, matrices: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Matrices where they are analysed, fused ones cut into their parts."""
+        for unit, tensor in matrices:
+            yield from self._weights[unit].cut_up(unit, tensor.to(self._device))
+            del tensor  # not while the next one is gathered
+
+    def _share(self, analyses: Mapping[str, Analysis]) -> dict[str, Found]:
+        """What all owners found, by part; what an owner has not analysed has failed there."""
+        rank = dist.get_rank(self._host.group) if self._host.group else 0
+        lost = Analysis(status=FAILED)
+        parts = {unit: weight.parts(unit) for unit, weight in self._weights.items()}
+        mine = {
+            unit: [n for part in names for n in numbers_of(analyses.get(part, lost), self.settings)]
+            for unit, names in parts.items()
+            if self._owners[unit] == rank
+        }
+        shared = self._exchange.share(mine, {unit: 3 * len(names) for unit, names in parts.items()})
+        return {
+            part: Found.of(shared[unit][3 * place : 3 * place + 3], self._owners[unit])
+            for unit, names in parts.items()
+            for place, part in enumerate(names)
+        }
+
+    def state_dict(self) -> dict[str, str]:
+        """What a resume needs, by module name: one JSON string under one fixed key.
+
+        Collective while a lagged refresh is pending, so that with a lag all ranks must call it: it waits for
+        the spectra, and the state has what was found, to be written when its time comes on any number of
+        ranks.
+        """
+        pending = self._pending
+        if pending is not None:
+            self._settle(pending)
+        state = DecayState(
+            self._updates,
+            self._refreshed_at,
+            self.settings.as_dict(),
+            pending,
+            self._table.alphas,
+            self._table.decays,
+            self._table.statuses,
+        )
+        return {STATE_KEY: json.dumps(state.as_dict())}
+
+    def load_state_dict(self, state: Mapping[str, str]) -> None:
+        """Take up a state and write its decays into the groups; call it after every load of the optimizer.
+
+        The settings of this object stay as they were constructed. A refresh that was pending in the state is
+        written at the update that it was meant for, mapped by the settings of this object; it is dropped
+        where these measure something else. A refresh that is pending here is dropped.
+
+        Collective.
+
+        Raises:
+            UserError: the state is another model's, or none, or ranks were given different ones; the
+                optimizer was loaded from groups in another order.
+        """
+        with together(self._host.group):
+            if not isinstance(state, Mapping) or STATE_KEY not in state:
+                raise UserError(f"AlphaDecay state: has no {STATE_KEY!r}; give what state_dict() returned")
+            try:
+                loaded = DecayState.of(state[STATE_KEY])
+            except ValueError as error:
+                raise UserError(f"AlphaDecay state: {error}; give what state_dict() returned") from None
+            if loaded.alphas.keys() != self._table.alphas.keys():
+                odd = sorted(loaded.alphas.keys() ^ self._table.alphas.keys())
+                raise UserError(
+                    f"AlphaDecay state: {len(loaded.alphas)} modules saved, {len(self._table.alphas)} tuned "
+                    f"here; {odd[0]!r} is in one alone: load the state of the same model"
+                )
+        require_equal(
+            "AlphaDecay state: the ranks were given different ones",
+            json.dumps(loaded.as_dict(), indent=0).splitlines(),
+            self._host.group,
+            "load the same state on every rank",
+            kind=UserError,
+        )
+        self._drop()
+        if loaded.pending is not None and self.settings.measured_as(loaded.settings):
+            self._pending = loaded.pending
+        self._updates = loaded.step
+        self._refreshed_at = loaded.refreshed_at
+        self._table.loaded(loaded.alphas, loaded.decays, loaded.statuses)
+        self._advice.loaded()
+        self._host.loaded()
+        self._write()
+
+    def _write(self) -> None:
+        """Hand each module's decay to what applies it, in groups that have their names. Collective."""
+        with together(self._host.group):
+            restored = self._groups.restore(self._host.param_groups())
+        self._advice.restored(restored)
+        self._writer.write(self._table.module_decays())

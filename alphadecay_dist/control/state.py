@@ -1,0 +1,114 @@
+"""The controller's state as a JSON text: written, and read with every value checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from alphadecay_dist.control.lagged import Pending
+from alphadecay_dist.control.refresh import ASSIGNED, NOT_REFRESHED, UNKNOWN, Found
+from alphadecay_dist.json_fields import count, counted, finite, get, items
+
+
+@dataclass(frozen=True)
+class DecayState:
+    """What a resume needs, by module name.
+
+    Attributes:
+        step: updates counted.
+        refreshed_at: updates before the last refresh; None before the first.
+        settings: of the rule, as plain data.
+        pending: a refresh that is to be written, whose findings are shared.
+        alphas: None where undefined.
+        decays: as they were written last.
+        statuses: of the last refresh.
+    """
+
+    step: int
+    refreshed_at: int | None
+    settings: Mapping[str, object]
+    pending: Pending | None
+    alphas: Mapping[str, float | None]
+    decays: Mapping[str, float]
+    statuses: Mapping[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "step": self.step,
+            "refreshed_at": self.refreshed_at,
+            "settings": dict(self.settings),
+            "pending": self.pending and self.pending.as_dict(),
+            "modules": {
+                name: {"alpha": alpha, "weight_decay": self.decays[name], "status": self.statuses[name]}
+                for name, alpha in self.alphas.items()
+            },
+        }
+
+    @classmethod
+    def of(cls, text: str) -> DecayState:
+        """From a JSON text.
+
+        Raises:
+            ValueError: what is wrong with it.
+        """
+        try:
+            data = json.loads(text)
+        except (TypeError, RecursionError) as error:
+            raise ValueError(f"is no JSON: {error}") from None
+        modules = dict(items(data, "modules", dict))
+        pending = data.get("pending")  # states of before there was a lag have none
+        if pending is not None and get(pending, "found", dict).keys() != modules.keys():
+            raise ValueError("has a pending refresh of other modules")
+        return cls(
+            step=count(data, "step"),
+            refreshed_at=_optional(data.get("refreshed_at"), "refreshed_at", counted),
+            settings=get(data, "settings", dict),
+            pending=None if pending is None else _pending(pending),
+            alphas={
+                name: _optional(module.get("alpha"), f"alpha of {name}", finite)
+                for name, module in modules.items()
+            },
+            decays={name: _decay(module, name) for name, module in modules.items()},
+            statuses={name: _status(module, data.get("refreshed_at")) for name, module in modules.items()},
+        )
+
+
+def _optional(value: Any, key: str, check: Any) -> Any:
+    return None if value is None else check(value, key)
+
+
+def _decay(module: Mapping[str, Any], name: str) -> float:
+    decay = finite(module.get("weight_decay"), f"weight_decay of {name}")
+    if decay < 0:
+        raise ValueError(f"has {decay} as weight_decay of {name}, expected 0 or more")
+    return decay
+
+
+def _status(module: Mapping[str, Any], refreshed_at: object) -> str:
+    """The status; states of before it was kept tell it by the alpha alone."""
+    if "status" in module:
+        return get(module, "status", str)
+    if module.get("alpha") is not None:
+        return ASSIGNED
+    return NOT_REFRESHED if refreshed_at is None else UNKNOWN
+
+
+def _pending(data: Mapping[str, Any]) -> Pending:
+    received = tuple(counted(number, "bytes_received") for number in get(data, "bytes_received", list))
+    found = {name: _found(numbers, name) for name, numbers in items(data, "found", list)}
+    return Pending(count(data, "step"), count(data, "write_at"), received, found=found)
+
+
+def _found(numbers: list[Any], name: str) -> Found:
+    if len(numbers) != 4 or not isinstance(numbers[2], str):
+        raise ValueError(f"has {len(numbers)} values as what was found of {name}, expected 4")
+    alpha, value, status, owner = numbers
+    return Found(
+        _optional(alpha, f"alpha of {name}", finite),
+        _optional(value, f"value of {name}", finite),
+        status,
+        counted(owner, f"owner of {name}"),
+    )

@@ -1,0 +1,1 @@
+"""torch alone: one process, DDP, FSDP1, FSDP2."""

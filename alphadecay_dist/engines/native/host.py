@@ -1,0 +1,159 @@
+"""A plain torch optimizer, over whole weights, DTensors or FSDP1's flat parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from alphadecay_dist.engines.native.dtensor import DTensorSource
+from alphadecay_dist.engines.native.fsdp1 import FlatParameterSource, FlatPlace, flat_places, sharded_over
+from alphadecay_dist.engines.replicated import ReplicatedSource
+from alphadecay_dist.engines.updated import dtypes_of, parameters_of
+from alphadecay_dist.errors import UserError
+from alphadecay_dist.params.groups import names_in
+from alphadecay_dist.params.inventory import Weight
+from alphadecay_dist.sharding.collectives import agreed, require_equal, together
+from alphadecay_dist.sharding.layout import ShardSource
+
+
+class PlainHost:
+    """A model and a torch optimizer over :func:`alphadecay_dist.param_groups`."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, group: dist.ProcessGroup | None
+    ) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._group = group or (dist.group.WORLD if dist.is_initialized() else None)
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The given process group, else the default one."""
+        return self._group
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's own."""
+        return self._optimizer.param_groups
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The one given."""
+        return self._optimizer
+
+    def premultiply_refusal(self) -> str | None:
+        """Nothing: the optimizer's parameters are the weights, or views of them."""
+        return None
+
+    def updated(
+        self, group: Mapping[str, Any], parameters: Sequence[nn.Parameter]
+    ) -> list[tuple[int, Tensor]]:
+        """The group's own parameters, of which a module may hold another tensor."""
+        return parameters_of(group)
+
+    def updated_dtypes(self) -> set[torch.dtype]:
+        """Those of the groups' own parameters."""
+        return dtypes_of(self.param_groups())
+
+    def updates(self) -> None:
+        """Nobody counts."""
+
+    def loaded(self) -> None:
+        """Nothing: torch's own loading leaves nothing wrong."""
+
+    def at_boundary(self) -> bool:
+        """Always: without an engine the caller steps the controller once an update."""
+        return True
+
+    def sources(self, weights: Sequence[Weight], dtype: torch.dtype | None) -> list[ShardSource]:
+        """Each weight as the optimizer's parameter holds it, the most exact that there is. Collective.
+
+        Raises:
+            UserError: a weight is not the one that the optimizer has, or is sharded in a way that cannot be
+                served.
+        """
+        members = dist.get_process_group_ranks(self._group) if self._group else [0]
+        ranks = {rank: number for number, rank in enumerate(members)}
+        own: dict[str, nn.Parameter] = {}
+        places: dict[int, FlatPlace] = {}
+        shards: dict[int, list[int]] = {}  # by flat parameter, the ranks among which its copy here is divided
+
+        def local() -> list[int]:
+            # A module's attribute may be another tensor after forward; the optimizer's never is.
+            for group in self.param_groups():
+                own.update(zip(names_in(group), group["params"], strict=False))
+            places.update(flat_places(self._model))
+            for weight in weights:
+                place = places.get(id(own.get(weight.name)))
+                if place is not None and id(place.handle) not in shards:
+                    shards[id(place.handle)] = sharded_over(weight.name, place, ranks)
+            return [rank for among in shards.values() for rank in among]
+
+        everyone = agreed(local, self._group)
+        require_equal(
+            "the ranks of AlphaDecay's process group hold the weights with different ranks",
+            _holders(self._model, own),
+            self._group,
+            "give process_group= the ranks of one mesh or one DDP alone, such as mesh.get_group()",
+            kind=UserError,
+        )
+        with together(self._group):
+            copies: dict[int, list[tuple[int, ...]]] = {}
+            start = 0
+            for handle, among in shards.items():
+                copies[handle] = sorted({tuple(row[start : start + len(among)]) for row in everyone})
+                start += len(among)
+            return [self._source(weight, own.get(weight.name), places, copies, ranks) for weight in weights]
+
+    def _source(
+        self,
+        weight: Weight,
+        parameter: nn.Parameter | None,
+        places: Mapping[int, FlatPlace],
+        copies: Mapping[int, Sequence[tuple[int, ...]]],
+        ranks: Mapping[int, int],
+    ) -> ShardSource:
+        """One weight as the optimizer's parameter holds it."""
+        place = places.get(id(parameter))
+        if isinstance(parameter, DTensor):
+            return DTensorSource(weight.name, parameter, ranks)
+        if place is not None:
+            groups, rank = copies[id(place.handle)], dist.get_rank(self._group)
+            return FlatParameterSource(weight.name, weight.shape, place, groups, rank)
+        _check_whole(weight, parameter)
+        return ReplicatedSource(weight, len(ranks))
+
+
+def _holders(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[str]:
+    """Which ranks hold the weights together with this one, as far as DDP and meshes say; a line each."""
+    lines = []
+    for module in model.modules():
+        if isinstance(module, DistributedDataParallel):
+            lines.append(f"DDP over ranks {dist.get_process_group_ranks(module.process_group)}")
+    meshes = {
+        name: str(parameter.device_mesh.mesh.flatten().tolist())
+        for name, parameter in parameters.items()
+        if isinstance(parameter, DTensor)
+    }
+    first = {ranks: name for name, ranks in reversed(meshes.items())}
+    return lines + [f"{name}: mesh of ranks {ranks}" for ranks, name in first.items()]
+
+
+def _check_whole(weight: Weight, parameter: nn.Parameter | None) -> None:
+    """Refuse a parameter that is not whole, or is not the model's own."""
+    found = tuple(weight.parameter.shape)
+    if found != weight.shape:
+        raise UserError(
+            f"{weight.name} is sharded, found {found}, expected the whole {weight.shape}; "
+            "under DeepSpeed give AlphaDecay(..., engine=engine)"
+        )
+    if parameter is not weight.parameter:
+        raise UserError(
+            f"{weight.name} is not in the optimizer, whose groups name it: "
+            "give AlphaDecay the model that the groups were built from, after it was wrapped or sharded"
+        )

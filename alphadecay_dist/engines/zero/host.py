@@ -1,0 +1,247 @@
+"""DeepSpeed ZeRO, stages 0 to 3, as the controller sees it.
+
+Stages 0 to 2 keep the module's weights whole on every rank. Stage 3 leaves each rank a flat piece of every
+parameter, ``ds_tensor``, ceil(numel / W) elements long with the tail padded; ``weight.shape`` is then (0,).
+These attributes are DeepSpeed's own; ``tests/engines/zero/test_contract.py`` holds them to what is written
+here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.utils import safe_get_local_fp32_param
+from torch import Tensor, nn
+
+from alphadecay_dist.compat import manages_accumulation, super_offload
+from alphadecay_dist.engines.replicated import replicated_sources
+from alphadecay_dist.engines.state import scalar_tensor
+from alphadecay_dist.engines.updated import dtypes_of, fragments_of, parameters_of, partitions_of
+from alphadecay_dist.engines.versions import require
+from alphadecay_dist.engines.zero import config as zero_config
+from alphadecay_dist.errors import UserError
+from alphadecay_dist.params.inventory import Weight
+from alphadecay_dist.sharding.collectives import agreed, together
+from alphadecay_dist.sharding.layout import Flat, Piece, ShardSource, flat_chunks
+
+require("deepspeed")
+
+
+class ZeroShard:
+    """A weight under stage 3: rank r holds elements [r c, (r + 1) c) with c = ceil(numel / W)."""
+
+    def __init__(self, weight: Weight, world_size: int, rank: int) -> None:
+        parameter: Any = weight.parameter
+        if tuple(parameter.ds_shape) != weight.shape:
+            raise UserError(
+                f"{weight.name}: DeepSpeed holds shape {tuple(parameter.ds_shape)}, "
+                f"its module says {weight.shape}"
+            )
+        held, chunk = parameter.ds_tensor.numel(), -(-parameter.ds_numel // world_size)
+        if held != chunk:
+            raise UserError(
+                f"{weight.name}: this rank has {held} elements of it in memory, expected {chunk}; "
+                "parameters on NVMe or quantised ones cannot be analysed: use device cpu or none"
+            )
+        self.name = weight.name
+        self.shape: tuple[int, ...] = weight.shape
+        self.dtype: torch.dtype = parameter.ds_tensor.dtype
+        self._parameter = parameter
+        self._pieces = _chunks(parameter.ds_numel, world_size)
+        self._length = max(0, min(chunk, parameter.ds_numel - rank * chunk))
+
+    def pieces(self) -> list[Piece]:
+        """One piece a rank; ranks past the end of a small tensor hold none."""
+        return self._pieces
+
+    def local(self) -> Tensor | None:
+        """This rank's piece without its padding."""
+        return self._parameter.ds_tensor.detach().narrow(0, 0, self._length) if self._length else None
+
+
+class ZeroMaster(ZeroShard):
+    """The fp32 master of a weight under stage 3: the same elements on the same ranks."""
+
+    def __init__(self, weight: Weight, world_size: int, rank: int) -> None:
+        super().__init__(weight, world_size, rank)
+        self.dtype = torch.float32
+
+    def local(self) -> Tensor | None:
+        """This rank's piece of the master."""
+        if not self._length:
+            return None
+        return safe_get_local_fp32_param(self._parameter).detach()[: self._length]
+
+
+@functools.lru_cache(maxsize=1024)
+def _chunks(numel: int, world_size: int) -> list[Piece]:
+    """One list for all weights of a size, so that it is compared across ranks once."""
+    return [Piece((rank,), part) for rank, part in enumerate(flat_chunks(numel, world_size)) if part.numel]
+
+
+class MasterFragment:
+    """The fp32 master of a weight under stages 1 and 2: pieces of any length on any of the ranks.
+
+    Args:
+        weight: whose parameter DeepSpeed has linked to its master.
+        ranges: what each rank has of it, flattened, [start, stop); equal bounds for nothing.
+    """
+
+    def __init__(self, weight: Weight, ranges: Sequence[Flat]) -> None:
+        self.name = weight.name
+        self.shape = weight.shape
+        self.dtype = torch.float32
+        self._parameter: Any = weight.parameter
+        self._pieces = [Piece((rank,), part) for rank, part in enumerate(ranges) if part.numel]
+
+    def pieces(self) -> list[Piece]:
+        """One piece a rank that has some of it."""
+        return self._pieces
+
+    def local(self) -> Tensor | None:
+        """This rank's piece."""
+        fragment = self._parameter._hp_mapping
+        return None if fragment is None else fragment.hp_fragment.detach()
+
+
+class ZeroHost:
+    """A ``DeepSpeedEngine`` that was given a torch optimizer over :func:`alphadecay_dist.param_groups`."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        if type(self.optimizer).__module__.startswith("deepspeed.runtime.zero.muon"):
+            raise UserError(
+                f"optimizer: found DeepSpeed's own {type(self.optimizer).__name__}, whose groups lose their "
+                "names; make a torch optimizer of param_groups() and give it to "
+                "deepspeed.initialize(optimizer=...)"
+            )
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The group over which ZeRO partitions."""
+        return self._engine.seq_data_parallel_group
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The ZeRO optimizer's groups: its params are flat or gone, its order and our key stay."""
+        return self._engine.optimizer.param_groups
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The one given to DeepSpeed, which its own optimizer steps."""
+        return self._engine.basic_optimizer
+
+    def premultiply_refusal(self) -> str | None:
+        """What in the config stands against it, see :func:`zero_config.premultiply_refusal`."""
+        return zero_config.premultiply_refusal(self._engine._config._param_dict)
+
+    def updated(
+        self, group: Mapping[str, Any], parameters: Sequence[nn.Parameter]
+    ) -> list[tuple[int, Tensor]]:
+        """The parameters at stage 0, pieces of the flat fp32 masters above."""
+        stage = self._engine.zero_optimization_stage()
+        if stage == 3:
+            return partitions_of(group, parameters)
+        return fragments_of(parameters) if stage else parameters_of(group)
+
+    def updated_dtypes(self) -> set[torch.dtype]:
+        """Of the fp32 masters, or what the config has in their place. At stage 3 no group holds them."""
+        if self._engine.zero_optimization_stage() == 3:
+            return {flat.dtype for flat in self._engine.optimizer.fp32_partitioned_groups_flat}
+        return dtypes_of(self.optimizer.param_groups)
+
+    def updates(self) -> int:
+        """Those that it skipped count."""
+        return self._engine.global_steps
+
+    def loaded(self) -> None:
+        """Give each flat partition a step counter of its own.
+
+        A universal checkpoint's load at stage 3 leaves one tensor for all of them, which the update of each
+        would count on.
+        """
+        group = self.optimizer.param_groups[0]
+        for flat, state in self.optimizer.state.items():
+            if isinstance(state.get("step"), Tensor):
+                state["step"] = scalar_tensor(float(state["step"]), flat, group)
+
+    def at_boundary(self) -> bool:
+        """Whether the next ``engine.step()`` updates the weights."""
+        if not manages_accumulation(self._engine):
+            return True  # the caller owns the boundary: every step() is one
+        return self._engine.is_gradient_accumulation_boundary()
+
+    def sources(self, weights: Sequence[Weight], dtype: torch.dtype | None) -> list[ShardSource]:
+        """Flat pieces at stage 3, whole weights below; the fp32 masters where bf16 is not enough. Collective.
+
+        Raises:
+            UserError: the engine cannot be served, or fp32 is asked for and there are no masters.
+        """
+        stage = self._engine.zero_optimization_stage()
+        master = False
+
+        def bounds() -> list[int]:
+            nonlocal master
+            refuse_unservable(self._engine)
+            master = dtype == torch.float32 and any(_held(weight).dtype != dtype for weight in weights)
+            if master and stage == 0:
+                raise UserError(
+                    "dtype: found float32 for bf16 weights at ZeRO stage 0, expected stage 1, 2 or 3"
+                )
+            fragmented = weights if master and stage < 3 else []
+            return [bound for weight in fragmented for bound in _fragment(weight)]
+
+        everyone = agreed(bounds, self.group)
+        with together(self.group):
+            if stage == 3:
+                world_size, rank = dist.get_world_size(self.group), dist.get_rank(self.group)
+                kind = ZeroMaster if master else ZeroShard
+                return [kind(weight, world_size, rank) for weight in weights]
+            if not master:
+                return replicated_sources(weights, self.group)
+            return [
+                MasterFragment(weight, [Flat(*row[2 * place : 2 * place + 2]) for row in everyone])
+                for place, weight in enumerate(weights)
+            ]
+
+
+def refuse_unservable(engine: Any) -> None:
+    """Refuse what would ignore the decays, and weights that are others on other ranks.
+
+    Raises:
+        UserError: SuperOffload or ZenFlow is on, which forward nothing but the learning rate to the weights'
+            update; or ranks hold other experts under one name, or other slices of one weight.
+    """
+    if super_offload(engine):
+        raise UserError("SuperOffload ignores a weight decay that changes: set super_offload to false")
+    if engine.zenflow:
+        raise UserError("ZenFlow ignores a weight decay that changes: remove zenflow from the config")
+    experts = max((getattr(module, "ep_size", 1) for module in engine.module.modules()), default=1)
+    if experts > 1:
+        raise UserError(
+            f"DeepSpeed MoE: found ep_size {experts}, expected 1: ranks have other experts under one name; "
+            "use ep_size=1, or expert parallelism of DTensors under FSDP2"
+        )
+    slices = max(engine.mp_world_size, engine.autotp_size())
+    if slices > 1:
+        raise UserError(
+            f"DeepSpeed tensor parallelism: found {slices} ranks that share a weight, expected 1: each has "
+            "another slice under the same name; use ZeRO alone, or tensor parallelism of DTensors with FSDP2"
+        )
+
+
+def _held(weight: Weight) -> Tensor:
+    """What this rank holds of the weight that the model computes with."""
+    return getattr(weight.parameter, "ds_tensor", weight.parameter)
+
+
+def _fragment(weight: Weight) -> tuple[int, int]:
+    """Which elements of a weight's master this rank has at stages 1 and 2."""
+    parameter: Any = weight.parameter
+    if parameter._hp_mapping is None:
+        return 0, 0
+    address = parameter._hp_mapping.lp_fragment_address
+    return address.start, address.start + address.numel

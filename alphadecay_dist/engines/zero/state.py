@@ -1,0 +1,145 @@
+"""The state of a run under ZeRO, stages 1 to 3: flat fp32 partitions, and pieces of weights in them.
+
+DeepSpeed's optimizer steps flat fp32 tensors, which hold this rank's pieces of many parameters one after the
+other, with padding between and behind them; the inner torch optimizer keeps its state by flat tensor. The
+names used here are DeepSpeed's own: ``tests/engines/test_state.py`` holds them to what is written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from alphadecay_dist.compat import flat_offsets
+from alphadecay_dist.engines.native.state import TorchState
+from alphadecay_dist.engines.state import WEIGHT, Part, Scalars, is_elementwise, scalar_tensor
+from alphadecay_dist.sharding.layout import Flat, flat_chunks
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a piece of a parameter's master lies.
+
+    Attributes:
+        parameter: DeepSpeed's, the model's own.
+        index: which elements of it this rank has; empty where it has none.
+        flat: number of the flat partition in which they would be.
+        at: where in that partition they begin.
+    """
+
+    parameter: Any
+    index: Flat
+    flat: int
+    at: int
+
+
+class ZeroState:
+    """Flat partitions of ZeRO.
+
+    Args:
+        engine: a ``DeepSpeedEngine`` at stage 1, 2 or 3.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._zero = engine.optimizer
+        self._stage: int = engine.zero_optimization_stage()
+        self._names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the whole parameters."""
+        named = self._engine.module.named_parameters()
+        return {name: tuple(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in named}
+
+    def parts(self) -> list[Part]:
+        """This rank's pieces of the fp32 masters and of the optimizer's flat tensors, without padding."""
+        flats, shapes, found = self._flats(), self.shapes, []
+        for place in self._places():
+            if not place.index.numel:
+                continue
+            flat, name = flats[place.flat], self._names[id(place.parameter)]
+            tensors = {WEIGHT: flat}
+            state = self._zero.optimizer.state.get(flat, {})
+            tensors |= {kind: value for kind, value in state.items() if is_elementwise(value, flat)}
+            for kind, tensor in tensors.items():
+                values = tensor.detach().narrow(0, place.at, place.index.numel)
+                found.append(Part(name, kind, shapes[name], place.index, values))
+        return found
+
+    def scalars(self) -> Scalars:
+        """The numbers that the optimizer keeps of a flat partition, for each parameter in it."""
+        flats = self._flats()
+        found: Scalars = {}
+        for place in self._places():
+            flat = flats[place.flat]
+            for key, value in self._zero.optimizer.state.get(flat, {}).items():
+                if not is_elementwise(value, flat):
+                    found.setdefault(key, {})[self._names[id(place.parameter)]] = float(value)
+        return found
+
+    def create(self, kinds: Mapping[str, Collection[str]], scalars: Scalars) -> None:
+        """Entries for every flat partition, from those of its parameters, which are stepped together."""
+        names: dict[int, list[str]] = {}
+        for place in self._places():
+            names.setdefault(place.flat, []).append(self._names[id(place.parameter)])
+        group: dict[str, Any] = self._zero.optimizer.param_groups[0]
+        for number, flat in enumerate(self._flats()):
+            own = names[number]
+            wanted = dict.fromkeys(kind for name in own for kind in kinds.get(name, ()))
+            numbers = {key: [of[name] for name in own if name in of] for key, of in scalars.items()}
+            state = {key: scalar_tensor(max(of), flat, group) for key, of in numbers.items() if of}
+            state |= {kind: torch.zeros_like(flat.detach()) for kind in wanted}
+            if state:
+                self._zero.optimizer.state[flat] = state
+
+    def publish(self, step: int) -> None:
+        """Round the masters into the weights that the model computes with, as an update does."""
+        if self._stage == 3:
+            self._zero.checkpoint_event_prologue()  # all weights partitioned
+            for number in range(len(self._zero.fp16_groups)):
+                self._zero._reassign_or_swap_out_partitioned_parameters(number)
+            self._zero.checkpoint_event_epilogue()  # small ones whole again, and second copies (hpZ) dropped
+        else:
+            self._zero.update_lp_params()
+        self._engine.global_steps = step
+        self._engine.global_samples = step * self._engine.train_batch_size()
+
+    def _flats(self) -> Sequence[Tensor]:
+        zero = self._zero
+        return zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
+
+    def _places(self) -> Iterator[_Place]:
+        return self._chunks() if self._stage == 3 else self._fragments()
+
+    def _fragments(self) -> Iterator[_Place]:
+        """Stages 1 and 2: a group's parameters in a row, which is cut into a partition a rank."""
+        zero = self._zero
+        for number, flat in enumerate(zero.single_partition_of_fp32_groups):
+            begin = dist.get_rank(zero.real_dp_process_group[number]) * flat.numel()
+            own = Flat(begin, begin + flat.numel())
+            offsets = flat_offsets(zero, number)
+            for parameter, offset in zip(zero.round_robin_bit16_groups[number], offsets, strict=True):
+                whole = Flat(offset, offset + parameter.numel())
+                index, place = own.within(whole), whole.within(own)
+                yield _Place(parameter, index or Flat(0, 0), number, place.start if place else 0)
+
+    def _chunks(self) -> Iterator[_Place]:
+        """Stage 3: of every parameter a chunk a rank; chunks of a sub-group's parameters in a row."""
+        zero, group = self._zero, self._engine.seq_data_parallel_group
+        rank, world_size = dist.get_rank(group), dist.get_world_size(group)
+        for parameter in self._engine.module.parameters():
+            number, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
+            yield _Place(parameter, flat_chunks(parameter.ds_numel, world_size)[rank], number, offset)
+
+
+def zero_state(engine: Any) -> ZeroState | TorchState:
+    """The state under a ``DeepSpeedEngine``: at stage 0 with fp32 weights it is the torch optimizer's own."""
+    if engine.zero_optimization_stage():
+        return ZeroState(engine)
+    return TorchState(engine.module, engine.basic_optimizer)

@@ -1,0 +1,143 @@
+"""How much of a model is tuned, what is left out, and why: one line, and the error where nothing is."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from alphadecay_dist.errors import UserError
+from alphadecay_dist.params.entries import VECTOR, entries, not_by_default, unfit
+from alphadecay_dist.params.inventory import Weight, all_weights
+from alphadecay_dist.params.tuned_rule import SMALL
+from alphadecay_dist.params.wrappers import named_modules
+from alphadecay_dist.spectral import MIN_EIGENVALUES
+
+SHOWN = 3  # kinds of weights that a line names
+NOT_CHOSEN = "not chosen"  # by modules= or a preset, though it would be tuned by default
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A trained parameter that is not tuned.
+
+    Attributes:
+        name: dotted name of its module, or its own.
+        shape: of the whole.
+        numel: elements.
+        reason: a few words.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    numel: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What of a model is tuned.
+
+    Attributes:
+        tuned: elements of the tuned weights.
+        total: elements of all trained parameters.
+        left_out: the others, largest first.
+    """
+
+    tuned: int
+    total: int
+    left_out: list[LeftOut]
+
+    def line(self) -> str:
+        """The share that is tuned, and the largest kinds that are not."""
+        share = 100 * self.tuned / max(self.total, 1)
+        largest = self.largest()
+        rest = f"; not tuned: {largest}" if largest else ""
+        return f"tuned: {share:.4g} % of {self.total:,} trained weights{rest}"
+
+    def too_small(self) -> str:
+        """How many weights have no spectrum, for a glance at what a model's sizes cost."""
+        small = sum(own.reason == SMALL for own in self.left_out)
+        return f"{small or 'none'} left out for {SMALL}"
+
+    def largest(self) -> str:
+        """The largest kinds of what is left out; those that differ in numbers alone are one kind."""
+        kinds: dict[tuple[str, tuple[int, ...], str], int] = {}
+        for own in self.left_out:
+            kind = (pattern_of(own.name), own.shape, own.reason)
+            kinds[kind] = kinds.get(kind, 0) + own.numel
+        ordered = sorted(kinds, key=lambda kind: -kinds[kind])
+        named = [
+            f"{name or 'weight'} {100 * kinds[kind] / self.total:.3g} % ({_size(shape)}; {reason})"
+            for kind in ordered[:SHOWN]
+            for name, shape, reason in [kind]
+        ]
+        more = len(ordered) - len(named)
+        return ", ".join(named) + (f" and {more} smaller kinds" if more > 1 else ", and one more" * more)
+
+
+def coverage(model: nn.Module, tuned: Sequence[Weight]) -> Coverage:
+    """How much of a model its tuned weights are. Local; shapes are the wholes'.
+
+    Args:
+        model: any module; its parameters may be sharded, or without storage.
+        tuned: the weights of it that are tuned, see
+            :func:`alphadecay_dist.params.inventory.tuned_weights`.
+    """
+    modules = named_modules(model)
+    chosen = {weight.name for weight in tuned}
+    large = {weight.name for weight in all_weights(model)}
+    left_out, total = [], 0
+    for entry in entries(model, modules):
+        numel = math.prod(entry.shape)
+        total += numel
+        if entry.name in chosen:
+            continue
+        reason = unfit(entry) or not_by_default(entry, modules)
+        if reason is None:
+            reason = NOT_CHOSEN if entry.name in large else SMALL
+        left_out.append(LeftOut(entry.name, entry.shape, numel, reason))
+    left_out.sort(key=lambda own: -own.numel)
+    return Coverage(total - sum(own.numel for own in left_out), total, left_out)
+
+
+def require_weights(weights: Sequence[Weight], model: nn.Module) -> None:
+    """Raise where there is nothing to tune: what is there instead, and how to name it.
+
+    Args:
+        weights: the tuned ones.
+        model: that they are of.
+
+    Raises:
+        UserError: there are none.
+    """
+    if weights:
+        return
+    found = coverage(model, [])
+    if not found.total:
+        raise UserError("no module to tune: found no parameter with requires_grad=True; unfreeze some")
+    candidates = sorted(all_weights(model), key=lambda weight: -math.prod(weight.shape))
+    patterns = dict.fromkeys(pattern_of(weight.name) for weight in candidates if weight.name)
+    advice = (
+        f"give modules={list(patterns)[:SHOWN]}, or other globs over the model's names"
+        if patterns
+        else f"train matrices of {MIN_EIGENVALUES} rows and columns or more"
+    )
+    matrices = Coverage(0, found.total, [own for own in found.left_out if own.reason != VECTOR])
+    raise UserError(
+        "no module to tune: expected a trained Linear, Conv2d or Conv1D inside a numbered block "
+        f"(layers.0.mlp.up_proj), of {MIN_EIGENVALUES} rows and columns or more; found "
+        f"{matrices.largest() or 'no matrix'}; {advice}"
+    )
+
+
+def pattern_of(name: str) -> str:
+    """A glob for all names that differ from this one in numbers alone."""
+    return re.sub(r"\d+", "*", name)
+
+
+def _size(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "one number"

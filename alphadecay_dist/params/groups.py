@@ -1,0 +1,182 @@
+"""Model -> the optimizer's param groups: one a tuned weight, or one for all of them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+from torch import nn
+from torch.distributed.fsdp import FlatParameter
+
+from alphadecay_dist.errors import UserError, shown
+from alphadecay_dist.params.coverage import require_weights
+from alphadecay_dist.params.entries import entries
+from alphadecay_dist.params.inventory import (
+    Weight,
+    all_weights,
+    tuned_weights,
+)
+from alphadecay_dist.params.wrappers import named_modules
+
+UNTUNED = "untuned"  # the name of the group, or the two, that hold everything else
+TUNED = "tuned"  # the name of the group that holds all tuned weights, where they share one
+GROUP_KEY = "module"  # the key by which a param group is found again; engines keep it
+NAMES_KEY = "modules"  # the key under which the shared group names its weights, in the order of its params
+GROUPS, PREMULTIPLY = "groups", "premultiply"  # how decays are applied, and so how groups are laid out
+BASE, ZERO, ZERO_1D = "base", "zero", "zero_1d"  # what is not tuned gets
+UNTUNED_DECAYS = (BASE, ZERO, ZERO_1D)
+BIAS, BATCHNORM = "bias", "batchnorm"
+
+
+def param_groups(
+    model: nn.Module,
+    *,
+    weight_decay: float,
+    untuned: str = "base",
+    modules: Iterable[str] | str | None = None,
+    follow: Iterable[str] | str = (),
+    apply: str = GROUPS,
+) -> list[dict[str, Any]]:
+    """Param groups for ``torch.optim``: the tuned weights, a group each or all in one, then everything else.
+
+    Args:
+        model: the model to optimise; parameters with ``requires_grad=False`` are left out.
+        weight_decay: the base decay, which every group starts with.
+        untuned: what embeddings, norms, biases and head get: ``"base"`` (as published), ``"zero"``, or
+            ``"zero_1d"``: what has one dimension, norms and biases, 0, and the rest the base decay.
+        modules: see :func:`tuned_weights`.
+        follow: what shares the group of a tuned weight, as in the released code: ``"bias"``, its module's
+            bias, and ``"batchnorm"``, a BatchNorm2d that is named like a convolution (``bn1`` and ``conv1``).
+        apply: ``"groups"``, a group for each tuned weight, which holds its decay; or ``"premultiply"``, one
+            group for them all with decay 0, into which ``AlphaDecay(..., apply="premultiply")`` multiplies
+            the decays, and without which nothing decays them. It needs AdamW, and updates faster.
+
+    Returns:
+        Dicts with ``params``, ``weight_decay`` and ``module``, the name by which
+        :class:`alphadecay_dist.AlphaDecay` finds the group again; ``"untuned"`` for the last, or with
+        ``"zero_1d"`` for the last two, of which the very last has decay 0 (fewer where one is empty). With
+        ``"premultiply"`` the first is named ``"tuned"``, and has the names of its weights as ``modules``.
+
+    Raises:
+        UserError: no matrix can be tuned, FSDP hides them, an unknown choice, or ``follow`` with
+            ``"premultiply"``.
+    """
+    if not isinstance(weight_decay, Real) or not 0 <= weight_decay < math.inf:
+        raise UserError(f"weight_decay: found {shown(weight_decay)}, expected a number >= 0")
+    followers = {follow} if isinstance(follow, str) else set(follow)
+    if untuned not in UNTUNED_DECAYS:
+        raise UserError(f"untuned: found {untuned!r}, expected 'base', 'zero' or 'zero_1d'")
+    if not followers <= {BIAS, BATCHNORM}:
+        raise UserError(f"follow: found {sorted(followers)}, expected none, 'bias' or 'batchnorm', or both")
+    if apply not in (GROUPS, PREMULTIPLY):
+        raise UserError(f"apply: found {apply!r}, expected {GROUPS!r} or {PREMULTIPLY!r}")
+    if followers and apply == PREMULTIPLY:
+        raise UserError(f"follow: found {sorted(followers)} with apply={apply!r}, expected none")
+    _require_matrices(model)
+    weights = tuned_weights(model, [modules] if isinstance(modules, str) else modules)
+    require_weights(weights, model)
+    if apply == PREMULTIPLY:
+        groups = [_shared_group(weights)]
+    else:
+        groups = _own_groups(weights, named_modules(model), followers, weight_decay)
+    taken = {id(parameter) for group in groups for parameter in group["params"]}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+    return [*groups, *_untuned_groups(rest, model, untuned, weight_decay)]
+
+
+def names_in(group: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tuned weights that a group names, in the order of its params, which may hold followers as well."""
+    if NAMES_KEY in group:
+        return tuple(group[NAMES_KEY])
+    name = group.get(GROUP_KEY, UNTUNED)
+    return () if name == UNTUNED else (name,)
+
+
+def layout_of(groups: Iterable[Mapping[str, Any]]) -> str:
+    """What groups were built for: ``"groups"`` or ``"premultiply"``."""
+    return PREMULTIPLY if any(NAMES_KEY in group for group in groups) else GROUPS
+
+
+def weights_in(
+    groups: Sequence[Mapping[str, Any]], model: nn.Module, parts: Mapping[str, Sequence[int]]
+) -> list[Weight]:
+    """The weights that the optimizer's groups name, in the groups' order.
+
+    Args:
+        groups: as an engine gives them back: their ``params`` may be flat or gone.
+        model: the model that they were built from.
+        parts: see :func:`alphadecay_dist.params.inventory.all_weights`.
+
+    Raises:
+        UserError: the groups were not made by :func:`param_groups`, or from another model.
+    """
+    _require_matrices(model)
+    names = Counter(name for group in groups for name in names_in(group))
+    if not names:
+        raise UserError(
+            f"optimizer: none of its {len(groups)} param groups names a module to tune (key {GROUP_KEY!r}); "
+            "build them with alphadecay_dist.param_groups(model, ...)"
+        )
+    weights = {weight.name: weight for weight in all_weights(model, parts)}
+    for name, count in names.items():
+        if count > 1 or name not in weights:
+            raise UserError(
+                f"param group {name!r}: expected one group for one weight of the model given; "
+                "build the groups with alphadecay_dist.param_groups(model, ...) from that same model"
+            )
+    return [weights[name] for name in names]
+
+
+def _untuned_groups(
+    rest: Sequence[nn.Parameter], model: nn.Module, untuned: str, weight_decay: float
+) -> list[dict[str, Any]]:
+    """What is not tuned: one group, or those of several dimensions and those of one; none that is empty."""
+    dealt = [(rest, 0.0 if untuned == ZERO else weight_decay)]
+    if untuned == ZERO_1D:
+        dimensions = {id(e.parameter): len(e.shape) for e in entries(model, named_modules(model))}
+        dealt = [([p for p in rest if dimensions[id(p)] > 1], weight_decay)]
+        dealt += [([p for p in rest if dimensions[id(p)] < 2], 0.0)]
+    return [
+        {"params": params, "weight_decay": decay, GROUP_KEY: UNTUNED} for params, decay in dealt if params
+    ]
+
+
+def _shared_group(weights: Sequence[Weight]) -> dict[str, Any]:
+    names = tuple(weight.name for weight in weights)
+    parameters = [weight.parameter for weight in weights]
+    return {"params": parameters, "weight_decay": 0.0, GROUP_KEY: TUNED, NAMES_KEY: names}
+
+
+def _own_groups(
+    weights: Sequence[Weight], modules: dict[str, nn.Module], followers: set[str], weight_decay: float
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "params": [weight.parameter, *_following(weight, modules, followers)],
+            "weight_decay": weight_decay,
+            GROUP_KEY: weight.name,
+        }
+        for weight in weights
+    ]
+
+
+def _require_matrices(model: nn.Module) -> None:
+    """Refuse a model whose matrices FSDP1 has replaced by flat parameters."""
+    if any(isinstance(parameter, FlatParameter) for parameter in model.parameters()):
+        raise UserError(
+            "FSDP: found use_orig_params=False, whose optimizer cannot give a matrix its own decay; "
+            "wrap the model with use_orig_params=True"
+        )
+
+
+def _following(weight: Weight, modules: dict[str, nn.Module], follow: set[str]) -> Iterator[nn.Parameter]:
+    """The parameters that share a weight's group."""
+    bias = getattr(modules.get(weight.name), "bias", None)
+    if BIAS in follow and isinstance(bias, nn.Parameter) and bias.requires_grad:
+        yield bias
+    norm = modules.get(weight.name.replace("conv", "bn"))
+    if BATCHNORM in follow and isinstance(norm, nn.BatchNorm2d):
+        yield from (parameter for parameter in norm.parameters() if parameter.requires_grad)

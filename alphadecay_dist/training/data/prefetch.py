@@ -1,0 +1,57 @@
+"""Reading, tokenizing and packing of the next update, beside the present one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from alphadecay_dist.training.data.batches import Batch, TrainingData
+
+
+class Prefetched:
+    """Training data that is one update ahead, in a host thread; its state is that of what was handed out.
+
+    Args:
+        data: this rank's; used by nobody else from now on.
+        pin: keep the batches in page-locked memory, from which a GPU copies without waiting.
+    """
+
+    def __init__(self, data: TrainingData, *, pin: bool) -> None:
+        self._data = data
+        self._pin = pin
+        self._state = data.state()
+        self._pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+        self._ahead: Future[tuple[list[Batch], dict[str, Any]]] | None = None
+
+    def next_update(self) -> list[Batch]:
+        """This rank's micro-batches of the next update, on the CPU.
+
+        Raises:
+            UserError: the data cannot be read.
+        """
+        ahead = self._ahead or self._pool.submit(self._read)
+        self._ahead = None
+        batches, self._state = ahead.result()
+        self._ahead = self._pool.submit(self._read)
+        return batches
+
+    def state(self) -> dict[str, Any]:
+        """As of the last update handed out; see :meth:`.batches.TrainingData.state`."""
+        return self._state
+
+    def load(self, states: Mapping[str, Any]) -> None:
+        """Go on from the states of all lanes."""
+        if self._ahead is not None:
+            self._ahead.exception()  # waits; what was read ahead is of no use
+            self._ahead = None
+        self._data.load(states)
+        self._state = self._data.state()
+
+    def _read(self) -> tuple[list[Batch], dict[str, Any]]:
+        batches = self._data.next_update()
+        if self._pin:
+            batches = [batch.pinned() for batch in batches]
+        return batches, self._data.state()

@@ -1,0 +1,120 @@
+"""What rank 0 writes of a run while it trains; a file that cannot be written ends it on all ranks."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+from alphadecay_dist.control.refresh import DECAY, Refresh
+from alphadecay_dist.errors import RunError
+from alphadecay_dist.training.outputs.run_files import (
+    METRICS,
+    STATUS,
+    RunFiles,
+    Tracker,
+    means_by_type,
+)
+from alphadecay_dist.training.process.preemption import StopRequests
+
+SHOWN_AT_ONCE, SECONDS_BETWEEN = 10, 10.0  # lines of refreshes: all of the first ones, then one in a while
+
+
+class RunLog:
+    """The run's files and wandb on rank 0; elsewhere it takes records and does nothing.
+
+    An update is never ended by a line that cannot be written: the other ranks would wait for this one. The
+    failure is left with the requests to stop, and the ranks hear of it where they hear of those. Nothing is
+    written after it, so that no file has a gap.
+
+    Args:
+        files: of the output directory; None on other ranks.
+        tracker: wandb; None on other ranks.
+        requests: of this rank, to stop.
+    """
+
+    def __init__(self, files: RunFiles | None, tracker: Tracker | None, requests: StopRequests) -> None:
+        self._files = files
+        self._tracker = tracker
+        self._requests = requests
+        self._refreshes = 0
+        self._shown_at = -math.inf  # the last refresh's line
+
+    def line(self, name: str, record: Mapping[str, Any], wandb: bool = True) -> None:
+        """A line in a file of the output directory, and in wandb under the file's name."""
+        self._write(name, lambda files: files.append(name, record))
+        if wandb and self._tracker:
+            prefix = "" if name == METRICS else f"{name.removesuffix('.jsonl')}/"
+            self._tracker.log(record["step"], {f"{prefix}{k}": v for k, v in record.items() if k != "step"})
+
+    def refresh(self, refresh: Refresh) -> None:
+        """A refresh's line, its means in wandb, and a short line on stderr."""
+        self._write(DECAY, lambda files: files.append(DECAY, refresh.as_dict()))
+        if self._tracker:
+            self._tracker.log(refresh.step, means_by_type(refresh))
+        now = time.monotonic()
+        if self._refreshes < SHOWN_AT_ONCE or now - self._shown_at >= SECONDS_BETWEEN:
+            self.say(refresh_line(refresh))
+            self._shown_at = now
+        self._refreshes += 1
+
+    def go_back(self, step: int) -> None:
+        """Drop the lines of updates after a checkpoint."""
+        self._write(METRICS, lambda files: files.keep_until(step))
+
+    def say(self, text: str) -> None:
+        """A line on stderr, beside the progress bar."""
+        if self._files:
+            tqdm.write(text, file=sys.stderr)
+
+    def ended(self, state: str, step: int, exit_code: int, reason: str | None = None) -> None:
+        """How the run ended, in status.json.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        if self._files is None:
+            return
+        try:
+            self._files.status(state, step, exit_code, reason)
+        except OSError as error:
+            raise RunError(f"{self._files.folder / STATUS} cannot be written: {error.strerror}") from None
+
+    def close(self, exit_code: int) -> None:
+        """End wandb's run."""
+        if self._tracker:
+            self._tracker.close(exit_code)
+
+    def _write(self, name: str, work: Callable[[RunFiles], None]) -> None:
+        if self._files is None or self._requests.failure is not None:
+            return
+        try:
+            work(self._files)
+        except OSError as error:
+            self._requests.fail(
+                f"{self._files.folder / name} cannot be written: {error.strerror}; mend that and start "
+                "again: the last checkpoint stands"
+            )
+
+
+def refresh_line(refresh: Refresh) -> str:
+    """A refresh in a line for the terminal."""
+    modules = refresh.modules.values()
+    alphas = [module.alpha for module in modules if module.alpha is not None]
+    decays = [module.weight_decay for module in modules]
+    lagged = f", written at {refresh.written_at}" if refresh.written_at != refresh.step else ""
+    shown = "alpha undefined"
+    if alphas:
+        low, middle, high = min(alphas), statistics.median(alphas), max(alphas)
+        shown = f"alpha {low:.2f} to {high:.2f}, median {middle:.2f}"
+    undefined = refresh.undefined
+    kept = f" ({undefined} undefined keep their decays)" if undefined else ""
+    return (
+        f"refresh at update {refresh.step}{lagged}: {len(decays)} matrices, {shown}, "
+        f"decay {min(decays):.3g} to {max(decays):.3g}, {refresh.seconds:.2g} s{kept}"
+    )

@@ -1,0 +1,138 @@
+"""What can be checked before any rank meets another: options, recipe, model, DeepSpeed JSON, files."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from alphadecay_dist.engines.native.training import TorchConfig
+from alphadecay_dist.engines.zero import config as zero_config
+from alphadecay_dist.errors import UserError
+from alphadecay_dist.params.coverage import require_weights
+from alphadecay_dist.params.inventory import tuned_weights
+from alphadecay_dist.training.config import load_config
+from alphadecay_dist.training.data.batches import micro_batch
+from alphadecay_dist.training.data.prepared import check_tokenizer, read_manifest
+from alphadecay_dist.training.data.sources import find_files
+from alphadecay_dist.training.process.ranks import environment
+from alphadecay_dist.training.recipe import Config
+from alphadecay_dist.training.tasks.language import model as models
+from alphadecay_dist.training.tasks.language.pretrained import values_from
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line: see train.py."""
+
+    recipe: str
+    overrides: tuple[str, ...]
+    deepspeed: str | None
+    engine: str | None
+    output_dir: str | None
+    resume: str = "auto"
+    overwrite: bool = False
+    init_from: str | None = None
+    accept_changes: frozenset[str] = frozenset()
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What can be known before any rank meets another."""
+
+    config: Config
+    model_config: LlamaConfig
+    shapes: LlamaForCausalLM
+    engine_config: dict[str, Any] | TorchConfig
+    folder: Path
+
+
+def check(options: Options) -> Checked:
+    """Check options, recipe, model and DeepSpeed JSON: the same result, or error, on every rank."""
+    config = _with_engine(with_dtype(load_config(options.recipe, options.overrides)), options)
+    engine_config = _engine_config(config, options.deepspeed)
+    model_config = models.read_model_config(config.model.name, config.train.seq_len)
+    shapes = models.build_on_meta(model_config)
+    require_weights(tuned_weights(shapes), shapes)
+    _check_data(config, model_config.vocab_size)
+    if options.init_from is not None:
+        values_from(options.init_from, shapes, config.checkpoint.trust)
+    name = Path(options.recipe).stem
+    folder = Path(options.output_dir or Path("runs") / name)
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise UserError(f"--output_dir {folder}: is a file, expected a directory")
+    above = next(parent for parent in (folder, *folder.absolute().parents) if os.path.exists(parent))
+    if not os.path.isdir(above) or not os.access(above, os.W_OK):
+        raise UserError(
+            f"--output_dir {folder}: cannot be made, {above} is no directory to write to; choose another"
+        )
+    return Checked(config, model_config, shapes, engine_config, folder)
+
+
+def _check_data(config: Config, vocabulary: int) -> None:
+    """What can be known of the data without reading them."""
+    if config.data.prepared is not None:
+        folder = Path(config.data.prepared)
+        check_tokenizer(read_manifest(folder), folder, config.tokenizer, vocabulary)
+        return
+    for source in (config.data.source, config.data.validation):
+        if source not in ("demo", "c4", None):
+            find_files(source)
+
+
+def with_dtype(config: Config) -> Config:
+    """The config with ``train.dtype`` resolved, as it is on this machine."""
+    if config.train.dtype != "auto":
+        return config
+    dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, dtype=dtype))
+
+
+def _with_engine(config: Config, options: Options) -> Config:
+    """The config with its engine's name resolved.
+
+    Raises:
+        UserError: --engine, --deepspeed and the recipe contradict each other.
+    """
+    name = options.engine or config.engine.name
+    if name == "auto":
+        name = "deepspeed" if options.deepspeed else "fsdp2"
+    if name == "deepspeed" and not options.deepspeed:
+        raise UserError(
+            "engine.name: found 'deepspeed' without --deepspeed, expected its JSON: "
+            "--deepspeed ds_configs/zero2.json"
+        )
+    if options.deepspeed and name != "deepspeed":
+        raise UserError(
+            f"engine.name: found {name!r} with --deepspeed {options.deepspeed}; give one of the two"
+        )
+    if config.engine.replicate > 1 and name != "fsdp2":
+        raise UserError(
+            f"engine.replicate: found {config.engine.replicate} with the engine {name}, expected 1: "
+            "fsdp2 alone has replicas"
+        )
+    return dataclasses.replace(config, engine=dataclasses.replace(config.engine, name=name))
+
+
+def _engine_config(config: Config, json: str | None) -> dict[str, Any] | TorchConfig:
+    """The engine's own settings, filled from the recipe."""
+    world_size = environment("WORLD_SIZE", 1)
+    size = micro_batch(config.train, world_size)
+    accumulation = config.train.global_batch // world_size // size
+    if json is None:
+        engine, train = config.engine, config.train
+        return TorchConfig(engine.name, train.dtype, accumulation, train.clip, engine.replicate)
+    return zero_config.resolve(
+        zero_config.read_json(json),
+        global_batch=config.train.global_batch,
+        micro_batch=size,
+        accumulation=accumulation,
+        clip=config.train.clip,
+        dtype=config.train.dtype,
+    )

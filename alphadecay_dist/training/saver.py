@@ -1,0 +1,70 @@
+"""A run's checkpoints as they are saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from alphadecay_dist.checkpoint import writer
+from alphadecay_dist.checkpoint.background import BackgroundSave
+from alphadecay_dist.engines.training import Training
+from alphadecay_dist.training.process.ranks import Ranks
+from alphadecay_dist.training.recipe import CheckpointConfig
+
+
+class Saver:
+    """Saves a run's checkpoints, at once or beside training; of the latter one is under way at a time.
+
+    Args:
+        config: how, and which stay.
+        root: the directory of checkpoints.
+        engine: what holds weights and optimizer.
+        ranks: this rank among the others.
+
+    Attributes:
+        saved_at: the update whose checkpoint was the last to be saved, or begun, or loaded.
+    """
+
+    def __init__(self, config: CheckpointConfig, root: Path, engine: Training, ranks: Ranks) -> None:
+        self._config = config
+        self._root = root
+        self._engine = engine
+        self._ranks = ranks
+        self._pending: BackgroundSave | None = None
+        self.saved_at: int | None = None
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Save a checkpoint, or begin to; collective.
+
+        Raises:
+            RunError: it, or the one before it, cannot be written.
+        """
+        self.finish()
+        save = BackgroundSave if self._config.background else self._save
+        self._pending = save(
+            self._root,
+            step,
+            engine_state=self._engine.state(),
+            layout=self._engine.layout,
+            state=state,
+            ranks=self._ranks,
+        )
+        self.saved_at = step
+
+    @property
+    def written(self) -> bool:
+        """Whether a checkpoint is under way, and this rank's part of it done."""
+        return self._pending is not None and self._pending.written
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is under way, if there is one; collective.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.complete(self._config.keep)
+
+    def _save(self, root: Path, step: int, **content: Any) -> None:
+        writer.save(root, step, keep=self._config.keep, **content)

@@ -1,0 +1,1 @@
+"""What the trainer trains: a folder a family of models."""

@@ -1,0 +1,397 @@
+"""The forecast equals what a real run measures, and needs no ranks."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+from alphadecay_dist import AlphaDecay, cli, param_groups
+from alphadecay_dist.commands.forecast import Job, Machine, forecast, this_machine
+from alphadecay_dist.engines.expected_layouts import Sharding
+from alphadecay_dist.params.inventory import tuned_weights
+from alphadecay_dist.spectral import Rates
+from tests.engines.tiny import TUNABLE, Uneven, engine_of
+from tests.multirank import run_ranks
+from tests.sharding.shapes import PUBLISHED, on_meta
+
+HERE = Machine(Rates(1e11, 2e10), bandwidth=1e9, update_seconds=0.5)
+EVEN = [(64, 172), (60, 66), (172, 64), (66, 60), (50, 90)]
+
+
+class Pairs(nn.Module):
+    """Blocks with two matrices and a bias that ends between two alignments."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"up": nn.Linear(n, m), "down_proj": nn.Linear(m, n)}) for m, n in EVEN
+        )
+
+
+def model_for(sharding):
+    return Pairs() if sharding in ("fsdp1", "hybrid", "tp") else Uneven(TUNABLE)
+
+
+def sharded(sharding):
+    """Model, optimizer, engine and type to read, as a user builds them."""
+    if sharding.startswith("zero"):
+        masters = sharding.endswith("masters")
+        dtype = torch.bfloat16 if masters else torch.float32
+        engine, model, optimizer = engine_of(int(sharding[4]), TUNABLE, dtype)
+        return model, optimizer, engine, torch.float32 if masters else None
+    model, size = model_for(sharding), dist.get_world_size()
+    sizes = (
+        (2, size // 2) if sharding in ("hsdp", "hybrid") else (size // 2, 2) if sharding == "tp" else (size,)
+    )
+    mesh = dist.init_device_mesh("cpu", sizes, mesh_dim_names=("a", "b")[: len(sizes)])
+    if sharding in ("fsdp1", "hybrid"):
+        model = FullyShardedDataParallel(
+            model,
+            sharding_strategy=ShardingStrategy["HYBRID_SHARD" if sharding == "hybrid" else "FULL_SHARD"],
+            auto_wrap_policy=ModuleWrapPolicy({nn.ModuleDict}),
+            use_orig_params=True,
+            device_id=torch.device("cpu"),
+            device_mesh=mesh,
+        )
+    if sharding == "tp":
+        for block in model.layers:
+            parallelize_module(block, mesh["b"], {"up": ColwiseParallel(), "down_proj": RowwiseParallel()})
+        mesh = mesh["a"]
+    if sharding in ("fsdp2", "hsdp", "tp"):
+        fully_shard(model, mesh=mesh)
+    return model, torch.optim.SGD(param_groups(model, weight_decay=0.1), lr=0.1), None, None
+
+
+BUDGETS = (None, 1)
+
+
+def check_measured(sharding):
+    """Owners, bytes and peaks of a refresh under each budget."""
+    model, optimizer, engine, dtype = sharded(sharding)
+    found = []
+    for budget in BUDGETS:
+        decay = AlphaDecay(
+            model, optimizer, engine=engine, weight_decay=0.1, dtype=dtype, memory_budget=budget
+        )
+        refresh = decay.refresh()
+        owners = {name: module.owner for name, module in refresh.modules.items()}
+        exchange = decay._exchange
+        found.append((owners, list(refresh.bytes_received), exchange.bytes_sent, exchange.peak_bytes))
+    return found
+
+
+CASES = [(s, size) for s in ("ddp", "zero2", "zero3", "fsdp2") for size in (1, 3)]
+CASES += [("zero3", 2), ("zero3", 4), ("fsdp2", 2), ("fsdp2", 4), ("hsdp", 2), ("hsdp", 4), ("zero0", 2)]
+CASES += [("zero1_masters", 3), ("zero2_masters", 2), ("fsdp1", 2), ("fsdp1", 3), ("hybrid", 4), ("tp", 4)]
+OF = {
+    "hsdp": ("fsdp2", {"replicas": 2}),
+    "hybrid": ("fsdp1", {"replicas": 2}),
+    "tp": ("fsdp2", {"tensor_parallel": 2}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*FSDP.*")
+@pytest.mark.parametrize(("sharding", "world_size"), CASES)
+def test_a_forecast_is_what_a_refresh_measures(sharding, world_size):
+    job = job_for(model_for(sharding), dtype=torch.float32)
+    name, options = OF.get(sharding, (sharding, {}))
+    measured = run_ranks(check_measured, world_size, sharding)
+    for place, budget in enumerate(BUDGETS):
+        # With the rates of this machine, measured in another process than the ranks'.
+        layout = Sharding(name, world_size, **options)
+        found = forecast(replace(job, budget=budget), layout, this_machine()).as_dict()
+        for rank, own in enumerate(measured):
+            owners, received, sent, peak = own[place]
+            assert owners == found["owners"]
+            assert received == found["bytes_received"]
+            assert sent == found["bytes_sent"][rank]
+            assert peak == found["peak_bytes"][rank]
+
+
+def job_for(model, **options):
+    return Job(model, tuned_weights(model), **options)
+
+
+def planned(capsys, *options):
+    assert cli.main(["plan", *options, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def profile(tmp_path):
+    path = tmp_path / "machine.json"
+    path.write_text('{"gram": 1e14, "tridiagonal": 1e12, "bandwidth": 1e10, "update_seconds": 2}')
+    return str(path)
+
+
+@pytest.mark.parametrize("sharding", ["zero3", "fsdp2"])
+def test_a_plan_of_a_recipe(capsys, profile, sharding):
+    options = ["--recipe", "llama_1b", "--world_size", "16", "--sharding", sharding, "--machine", profile]
+    found = planned(capsys, *options)
+    total = 2 * 24 * (4 * 2048**2 + 3 * 2048 * 5461)
+    assert found["matrices"] == 168
+    assert set(found["owners"].values()) == set(range(16))
+    assert sum(found["bytes_received"]) == sum(found["bytes_sent"]) < total
+    assert sum(found["bytes_received"]) == pytest.approx(total * 15 / 16, rel=0.01)
+    # What is asked of every exchange: an owner receives no more than its matrices, and sends its part of all.
+    sizes = {"q": 2048**2, "k": 2048**2, "v": 2048**2, "o": 2048**2}
+    for rank in range(16):
+        own = [name for name, owner in found["owners"].items() if owner == rank]
+        owned = sum(2 * sizes.get(name.split(".")[-1][0], 2048 * 5461) for name in own)
+        assert found["bytes_received"][rank] <= 1.02 * owned
+        assert found["bytes_sent"][rank] <= 1.02 * total / 16 + 2 * 2048 * 5461
+        assert found["peak_bytes"][rank] <= 256 * 2**20
+    assert found["imbalance"] < 1.10
+    longest = max(found["load_seconds"]) + max(found["bytes_received"]) / 1e10
+    assert found["seconds"] == pytest.approx(longest)
+    assert found["share_of_training"] == pytest.approx(longest / 1000)
+
+
+@pytest.mark.parametrize("budget", ["default", "tight", "half"])
+@pytest.mark.parametrize("world_size", [2, 3, 8, 64])
+@pytest.mark.parametrize("sharding", ["zero3", "fsdp1", "fsdp2"])
+def test_memory_stays_within_its_budget_and_bytes_within_two_percent(sharding, world_size, budget):
+    for name in PUBLISHED:
+        job = job_for(on_meta(name))
+        nbytes = {weight.name: 2 * weight.parameter.numel() for weight in job.weights}
+        largest, total = max(nbytes.values()), sum(nbytes.values())
+        given = {"default": None, "tight": 2 * largest, "half": total // 2}[budget]
+        found = forecast(replace(job, budget=given), Sharding(sharding, world_size), HERE)
+        assert found.traffic.peak.max() <= max(given or 256 * 2**20, 2 * largest)
+        for rank in range(world_size):
+            own = sum(nbytes[name] for name, owner in found.plan.owners.items() if owner == rank)
+            assert found.traffic.received[rank] <= 1.02 * own
+            # Under FSDP1 a rank has a range of a block, and more of one weight than of another.
+            share = (1.02 if sharding != "fsdp1" else 1.1) * total / world_size
+            assert found.traffic.sent[rank] <= share + largest
+        if budget == "default" and world_size >= 8:
+            assert all(found.traffic.ahead[:-1])
+
+
+class Experts(nn.Module):
+    """Blocks with a stack of experts and a matrix, on meta."""
+
+    def __init__(self, count, blocks, shape):
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for _ in range(blocks):
+            block = nn.Module()
+            block.proj = nn.Linear(*shape, bias=False, device="meta")
+            block.experts = nn.Module()
+            block.experts.up_proj = nn.Parameter(torch.empty(count, *shape, device="meta"))
+            self.layers.append(block)
+
+
+@pytest.mark.parametrize("budget", [None, 1, 4 * 2**20, 64 * 2**20])
+@pytest.mark.parametrize(
+    ("sharding", "world_size", "options"),
+    [
+        ("fsdp2", 3, {}),
+        ("fsdp2", 64, {}),
+        ("fsdp2", 64, {"replicas": 4}),
+        ("fsdp1", 64, {}),
+        ("zero3", 64, {}),
+        ("zero1_masters", 5, {}),
+    ],
+)
+def test_memory_stays_within_its_budget_where_few_ranks_hold_the_weights(
+    sharding, world_size, options, budget
+):
+    # By dimension 0, 8 ranks of 64 have all the experts; the others own and hold nothing.
+    job = job_for(Experts(8, 6, (512, 1024)), budget=budget)
+    found = forecast(job, Sharding(sharding, world_size, **options), HERE)
+    assert found.traffic.peak.max() <= max(budget or 256 * 2**20, 2 * 2 * 512 * 1024)
+    assert found.traffic.received.sum() == found.traffic.sent.sum() > 0
+    assert sorted(name for names in found.plan.rounds for name in names) == sorted(found.plan.owners)
+    if budget == 64 * 2**20:
+        assert all(found.traffic.ahead[:-1]), "what fits into a quarter is sent ahead"
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "zero0", "zero1", "zero2"])
+def test_replicated_weights_move_nothing_and_need_no_bandwidth(capsys, tmp_path, sharding):
+    path = tmp_path / "machine.json"
+    path.write_text('{"gram": 1e12, "tridiagonal": 1e11, "update_seconds": 1}')
+    options = ["--recipe", "llama_60m", "--world_size", "8", "--machine", str(path), "--sharding"]
+    found = planned(capsys, *options, sharding)
+    assert sum(found["bytes_received"]) == 0
+    # The recipe computes in bf16: DDP's fp32 weights are rounded, one matrix at a time; ZeRO has bf16 ones.
+    assert max(found["peak_bytes"]) == (512 * 1376 * 2 if sharding == "ddp" else 0)
+    assert found["seconds"] == max(found["load_seconds"]) > 0
+    assert found["share_of_training"] == found["seconds"] / 500
+    found = planned(capsys, *options, "zero3")
+    assert found["seconds"] is found["share_of_training"] is None
+
+
+def test_replicas_share_the_work_and_stay_among_themselves(capsys):
+    one = planned(capsys, "--recipe", "llama_60m", "--world_size", "8", "--sharding", "fsdp2")
+    options = ["--recipe", "llama_60m", "--world_size", "8", "--sharding", "fsdp2", "--replicas", "4"]
+    hsdp = planned(capsys, *options)
+    assert set(hsdp["owners"].values()) == set(range(8))
+    # An owner has half of each matrix already, not an eighth.
+    assert sum(hsdp["bytes_received"]) == pytest.approx(
+        sum(one["bytes_received"]) * (1 / 2) / (7 / 8), rel=0.01
+    )
+
+
+@pytest.mark.parametrize("sharding", ["zero3", "fsdp2"])
+def test_405b_on_4096_ranks_takes_seconds(capsys, profile, tmp_path, sharding):
+    sizes = {"hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126}
+    heads = {"num_attention_heads": 128, "num_key_value_heads": 8, "vocab_size": 128256}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **sizes, **heads}))
+    options = ["--config", str(tmp_path), "--world_size", "4096", "--sharding", sharding]
+    begin = time.process_time()
+    assert cli.main(["plan", *options, "--machine", profile]) == 0
+    assert time.process_time() - begin < 60  # 3 s on a free core
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"882 matrices on 882 of 4096 ranks, {sharding}"
+    assert lines[4].startswith(
+        "tuned: 98.96 % of 405,853,388,800 trained weights; not tuned: model.embed_tokens"
+    )
+    assert [line.split()[0] for line in lines[-3:]] == ["received,", "sent,", "peak,"]
+
+
+RECIPE = """
+model: {name: llama_60m}
+train: {dtype: float32}
+decay: {interval: 40, memory_budget: 8000000, preset: reference, farms_rows: 128}
+engine: {name: fsdp2, replicate: 2}
+"""
+
+
+def test_a_plan_follows_the_settings_of_its_recipe(capsys, profile, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(RECIPE)
+    common = ["--world_size", "8", "--machine", profile]
+    found = planned(capsys, "--recipe", str(path), *common)
+    plain = planned(capsys, "--recipe", "llama_60m", *common, "--sharding", "fsdp2")
+    assert found["sharding"] == "fsdp2"
+    left_out = set(plain["owners"]) - set(found["owners"])
+    assert left_out == {"model.layers.0.self_attn.q_proj"}  # the head is not tuned in any case
+    assert found["share_of_training"] == pytest.approx(found["seconds"] / (40 * 2))
+    assert max(found["peak_bytes"]) <= 8_000_000 < max(plain["peak_bytes"])
+    assert found["rounds"] > plain["rounds"]
+    # An owner has the quarter of each matrix that its replica gave it; in fp32.
+    total = 25_296_896 - 512 * 512
+    assert sum(found["bytes_received"]) == pytest.approx(4 * total * 3 / 4, rel=0.01)
+    # Windows of one size cost the same, whatever their matrix.
+    assert len({round(load, 12) for load in found["load_seconds"]}) <= 2
+
+
+def test_options_stand_above_the_recipe(capsys, profile, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(RECIPE)
+    given = ["--dtype", "bfloat16", "--interval", "80", "--memory_budget", "100000000", "--replicas", "1"]
+    common = ["--recipe", str(path), "--world_size", "8", "--machine", profile]
+    own, found = planned(capsys, *common), planned(capsys, *common, *given)
+    assert found["share_of_training"] == pytest.approx(found["seconds"] / (80 * 2))
+    assert found["rounds"] < own["rounds"]
+    assert sum(found["bytes_received"]) == pytest.approx(
+        sum(own["bytes_received"]) / 2 * (7 / 8) / (3 / 4), rel=0.01
+    )
+    assert planned(capsys, *common, "--sharding", "zero3")["sharding"] == "zero3"
+
+
+def test_windows_that_do_not_fit_are_refused_as_by_a_run(capsys, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(RECIPE.replace("farms_rows: 128", "farms_rows: 1024"))
+    assert cli.main(["plan", "--recipe", str(path), "--world_size", "8"]) == 2
+    assert "proj: " in capsys.readouterr().err
+
+
+def test_masters_are_planned_in_fp32(capsys, profile):
+    options = ["--recipe", "llama_60m", "--world_size", "8", "--machine", profile, "--sharding"]
+    masters, shards = planned(capsys, *options, "zero2_masters"), planned(capsys, *options, "zero3")
+    assert sum(masters["bytes_received"]) == 2 * sum(shards["bytes_received"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--world_size", "8"], "either --recipe NAME or --config PATH"),
+        (["--recipe", "lama_1b", "--world_size", "8"], "did you mean 'llama_1b'"),
+        (["--recipe", "llama_1b", "--world_size", "0"], "world_size: found 0"),
+        (["--recipe", "llama_1b", "--world_size", "8", "--replicas", "3"], "replicas: found 3"),
+        (["--recipe", "llama_1b", "--world_size", "8", "--replicas", "2"], "replicas: found 2 with zero3"),
+        (["--recipe", "llama_1b", "--world_size", "8", "--replicas", "0"], "replicas: found 0"),
+        (["--recipe", "llama_1b", "--world_size", "8", "--tensor_parallel", "2"], "tensor_parallel: found 2"),
+        (["--recipe", "llama_1b", "--world_size", "8", "--interval", "0"], "interval: found 0"),
+        (["--recipe", "llama_1b", "--world_size", "8", "--memory_budget", "0"], "memory_budget: found 0"),
+        (["--recipe", "llama_1b", "--world_size", "8", "--machine", "nowhere.json"], "no machine profile"),
+        (["--recipe", "llama_1b", "--world_size", "8", "--bandwidth", "fast"], "--bandwidth: found 'fast'"),
+        (["--recipe", "demo", "--world_size", "2", "--update_seconds", "0"], "--update_seconds: found 0.0"),
+        (["--recipe", "llama_1b", "--world_size", "8", "--memory_budget", "x"], "--memory_budget: found 'x'"),
+        (["--config", "nowhere", "--world_size", "8"], "--config nowhere"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, options, words):
+    assert cli.main(["plan", *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+def test_a_plan_says_what_it_assumed_and_who_owns_what(capsys, profile):
+    command = ["plan", "--recipe", "llama_60m", "--world-size", "12", "--machine", profile]
+    assert cli.main([*command, "--bandwidth", "200Gb/s"]) == 0
+    text = capsys.readouterr().out
+    assert "1e+05 Gflop/s in products, 1e+03 Gflop/s in tridiagonalisation, given in " in text
+    assert "25 GB/s into each rank" in text
+    assert "2 s an update, a refresh every 500 updates" in text
+    owned = [line for line in text.splitlines() if line.startswith("  rank ")]
+    assert len(owned) == 8
+    assert "  and 4 ranks more; --json names each matrix's owner" in text
+    found = planned(capsys, *command[1:])
+    assert [int(line.split()[2]) for line in owned] == [
+        list(found["owners"].values()).count(rank) for rank in range(8)
+    ]
+    assert found["assumed"]["bandwidth"] == 1e10
+
+
+def test_a_plan_says_that_it_measured_this_machine(capsys):
+    assert cli.main(["plan", "--recipe", "llama_60m", "--world_size", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "measured here, on " in text
+    assert "--machine FILE gives the job's" in text
+    assert "assumed of the network: nothing; give --bandwidth, as in 25GB/s" in text
+    assert "give --update_seconds for its share" in text
+
+
+def test_units_are_taken_wherever_bytes_are_given(capsys, tmp_path):
+    path = tmp_path / "machine.json"
+    path.write_text('{"gram": 1e14, "tridiagonal": 1e12, "bandwidth": "10GB/s"}')
+    plain = tmp_path / "plain.json"
+    plain.write_text('{"gram": 1e14, "tridiagonal": 1e12, "bandwidth": 1e10}')
+    common = ["--recipe", "llama_1b", "--world_size", "8"]
+    units = planned(capsys, *common, "--memory_budget", "64MiB", "--machine", str(path))
+    numbers = planned(capsys, *common, "--memory_budget", str(2**26), "--machine", str(plain))
+    assert units["seconds"] == numbers["seconds"]
+    assert units["rounds"] == numbers["rounds"] > planned(capsys, *common, "--machine", str(path))["rounds"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"gram": 1, "tridiagonal": 1, "bandwidth": "fast"}',
+        '{"gram": 1, "tridiagonal": 1, "origin": "x"}',
+        '{"gram": 1, "tridiagonal": 1, "update_seconds": 0}',
+        '{"gram": 1}',
+        '{"gram": 0, "tridiagonal": 1}',
+        '{"gram": 1, "tridiagonal": 1, "x": 2}',
+    ],
+)
+def test_a_profile_that_is_none_is_refused(capsys, tmp_path, text):
+    path = tmp_path / "machine.json"
+    path.write_text(text)
+    assert cli.main(["plan", "--recipe", "llama_60m", "--world_size", "2", "--machine", str(path)]) == 2
+    assert "machine.json" in capsys.readouterr().err

@@ -1,0 +1,46 @@
+"""What the terminal shows of a refresh."""
+
+from __future__ import annotations
+
+import pytest
+
+from alphadecay_dist.control.refresh import ModuleRefresh, Refresh
+from alphadecay_dist.training.outputs import run_log
+from alphadecay_dist.training.outputs.run_files import RunFiles, read_lines
+from alphadecay_dist.training.outputs.run_log import RunLog, refresh_line
+from alphadecay_dist.training.process.preemption import StopRequests
+
+
+def a_refresh(step, alphas, written_at=None):
+    modules = {
+        f"layers.{n}.up": ModuleRefresh(alpha, 0.1 * (n + 1), 0, "zero" if alpha is None else "assigned")
+        for n, alpha in enumerate(alphas)
+    }
+    return Refresh(step, step if written_at is None else written_at, 0.1234, (0,), modules)
+
+
+def test_a_refresh_is_a_short_line():
+    assert refresh_line(a_refresh(500, [2.5, 3.0, 2.0])) == (
+        "refresh at update 500: 3 matrices, alpha 2.00 to 3.00, median 2.50, decay 0.1 to 0.3, 0.12 s"
+    )
+    undefined = refresh_line(a_refresh(500, [None, 3.0], written_at=510))
+    assert undefined.startswith("refresh at update 500, written at 510: 2 matrices, alpha 3.00 to 3.00")
+    assert undefined.endswith("(1 undefined keep their decays)")
+    assert ", alpha undefined, " in refresh_line(a_refresh(0, [None]))
+
+
+@pytest.mark.parametrize("seconds", [1.0, 20.0])
+def test_many_refreshes_are_lines_of_the_file_and_few_of_the_terminal(tmp_path, capsys, monkeypatch, seconds):
+    clock = iter(seconds * number for number in range(100))
+    monkeypatch.setattr(run_log.time, "monotonic", lambda: next(clock))
+    log = RunLog(RunFiles(tmp_path), None, StopRequests())
+    for step in range(40):
+        log.refresh(a_refresh(step, [2.0, 3.0]))
+    shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("refresh at update")]
+    assert len(shown) == (40 if seconds > 10 else 10 + 3)
+    assert len(read_lines(tmp_path / "decay.jsonl")) == 40
+
+
+def test_other_ranks_show_nothing(capsys):
+    RunLog(None, None, StopRequests()).refresh(a_refresh(0, [2.0]))
+    assert capsys.readouterr().err == ""
