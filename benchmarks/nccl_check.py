@@ -135,7 +135,7 @@ def check(rank: int, engine: str, device: str) -> dict[str, float]:
         for name, matrix in exchange.matrices():
             whole = value(name, tuple(matrix.shape))
             assert torch.equal(matrix.float().cpu(), whole), f"{engine}: {name} is not what it was"
-        foretold = exchange.foretold()
+        foretold = exchange.expected_traffic()
         found = exchange.bytes_received, exchange.bytes_sent, exchange.peak_bytes
         expected = tuple(int(row[rank]) for row in (foretold.received, foretold.sent, foretold.peak))
         assert found == expected, f"{engine}: received, sent, peak {found}, foretold {expected}"

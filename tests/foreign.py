@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from alphadecay_dist import cli
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.preflight import Options, check
+from alphadecay_dist.training.preflight import Options, resolve
 from tests.training.runs import SIZES
 
 BLOCK = "model.layers.0."
@@ -53,7 +53,7 @@ def init_error(folder: Path, *overrides: str, model: object = None) -> str:
     own = model if isinstance(model, Path) else write(folder.parent / "own.json", model or SIZES)
     options = (f"model.name={own}", "train.seq_len=32", *overrides)
     with pytest.raises(UserError) as caught:
-        check(Options("demo", options, None, None, str(folder.parent / "run"), init_from=str(folder)))
+        resolve(Options("demo", options, None, None, str(folder.parent / "run"), init_from=str(folder)))
     return str(caught.value)
 
 
@@ -61,7 +61,7 @@ def accepted(folder: Path, *overrides: str, model: object = None) -> None:
     """Let --init_from look at a path; it has nothing to say."""
     own = model if isinstance(model, Path) else write(folder.parent / "own.json", model or SIZES)
     options = (f"model.name={own}", "train.seq_len=32", *overrides)
-    check(Options("demo", options, None, None, str(folder.parent / "run"), init_from=str(folder)))
+    resolve(Options("demo", options, None, None, str(folder.parent / "run"), init_from=str(folder)))
 
 
 def spectrum_error(capsys: pytest.CaptureFixture[str], path: Path, *options: str) -> str:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from alphadecay_dist import cli
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.config import load_config
-from alphadecay_dist.training.preflight import Options, check
+from alphadecay_dist.training.preflight import Options, resolve
 from alphadecay_dist.training.tasks.language.model import build_on_meta, read_model_config
 from alphadecay_dist.training.tasks.language.pretrained import values_from
 from tests.spectral.truth import gaussian
@@ -231,7 +231,7 @@ def test_init_from_opens_pickles_with_trust_alone(tmp_path):
     run = str(tmp_path / "run")
 
     def checked(*more):
-        return check(Options("demo", (*options, *more), None, None, run, init_from=str(place)))
+        return resolve(Options("demo", (*options, *more), None, None, run, init_from=str(place)))
 
     index = place / "pytorch_model.bin.index.json"
     index.write_text(json.dumps({"weight_map": dict.fromkeys(values, "../../etc/passwd")}))
@@ -253,5 +253,5 @@ def test_init_from_runs_nothing_even_with_trust(tmp_path):
     options = tiny(tmp_path)
     place, _ = donor(tmp_path, evil=Evil(tmp_path / "made"))
     with pytest.raises(UserError, match=r"--init_from .*holds other things than tensors"):
-        check(Options("demo", (*options, "checkpoint.trust=true"), None, None, None, init_from=str(place)))
+        resolve(Options("demo", (*options, "checkpoint.trust=true"), None, None, None, init_from=str(place)))
     assert not (tmp_path / "made").exists()

@@ -40,7 +40,7 @@ class BackgroundSave:
         state: dict[str, Any],
         ranks: writer.Ranks,
     ) -> None:
-        parts = ranks.together(lambda: _copies(engine_state.parts()))
+        parts = ranks.raise_on_all_ranks(lambda: _copies(engine_state.parts()))
         states = random_state()
         self._saving = writer.begin(
             root, step, engine_state=engine_state, layout=layout, state=state, ranks=ranks

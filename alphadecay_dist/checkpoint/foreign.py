@@ -45,7 +45,7 @@ class ForeignTensor(Protocol):
     def dtype(self) -> str:
         """Its type on disk, as safetensors or torch name it."""
 
-    def whole(self) -> Tensor:
+    def read(self) -> Tensor:
         """All of it, on the CPU."""
 
     def units(self) -> Iterator[tuple[str, Tensor]]:
@@ -134,13 +134,13 @@ class _InSafetensors:
     shape: tuple[int, ...]
     dtype: str
 
-    def whole(self) -> Tensor:
+    def read(self) -> Tensor:
         with safe_open(self.file, framework="pt") as tensors:
             return tensors.get_tensor(self.name)
 
     def units(self) -> Iterator[tuple[str, Tensor]]:
         if len(self.shape) != 3:
-            yield self.name, self.whole()
+            yield self.name, self.read()
             return
         with safe_open(self.file, framework="pt") as tensors:
             stack = tensors.get_slice(self.name)
@@ -164,7 +164,7 @@ class _InPickle:
     def dtype(self) -> str:
         return str(self.tensor.dtype).removeprefix("torch.")
 
-    def whole(self) -> Tensor:
+    def read(self) -> Tensor:
         return self.tensor
 
     def units(self) -> Iterator[tuple[str, Tensor]]:

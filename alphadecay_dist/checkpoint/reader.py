@@ -43,14 +43,14 @@ class Checkpoint:
         return found
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """The newest whole checkpoint, if there is one, and why newer ones were passed over."""
 
     checkpoint: Checkpoint | None
     skipped: tuple[str, ...]
 
 
-def search(root: Path, damaged: Mapping[Path, str]) -> Found:
+def search(root: Path, damaged: Mapping[Path, str]) -> SearchResult:
     """The checkpoint that ``latest`` names, or where that is not whole the newest whole one.
 
     Args:
@@ -69,12 +69,12 @@ def search(root: Path, damaged: Mapping[Path, str]) -> Found:
             skipped.append(damaged[folder])
             continue
         try:
-            return Found(_opened(folder), tuple(skipped))
+            return SearchResult(_opened(folder), tuple(skipped))
         except OtherFormatError:
             raise
         except ValueError as error:
             skipped.append(str(error))
-    return Found(None, tuple(skipped))
+    return SearchResult(None, tuple(skipped))
 
 
 def newest(root: Path) -> Checkpoint | None:

@@ -30,10 +30,10 @@ def load(checkpoint: Checkpoint, state: EngineState, ranks: Ranks) -> None:
     Raises:
         UserError: it is another model's, or cannot be read.
     """
-    ranks.together(lambda: _load_parts(checkpoint, state))
+    ranks.raise_on_all_ranks(lambda: _load_parts(checkpoint, state))
     state.publish(checkpoint.manifest.step)
     if checkpoint.manifest.world_size == ranks.world_size:
-        ranks.together(lambda: _load_random(checkpoint.folder / file_of(ranks.rank)))
+        ranks.raise_on_all_ranks(lambda: _load_random(checkpoint.folder / file_of(ranks.rank)))
 
 
 def require_model(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -73,7 +73,7 @@ class StoredWhole:
         """Shape of the whole."""
         return torch.Size(self.entry.shape)
 
-    def contiguous(self) -> Tensor:
+    def read(self) -> Tensor:
         """The tensor, fp32."""
         values, kind, name = torch.empty(self.shape.numel()), self.entry.kind, self.entry.name
         whole = Part(name, kind, self.entry.shape, Flat(0, values.numel()), values)

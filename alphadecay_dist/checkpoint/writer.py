@@ -46,7 +46,7 @@ class Ranks(Protocol):
         """Plain data of every rank, by rank."""
         ...
 
-    def together(self, work: Callable[[], T]) -> T:
+    def raise_on_all_ranks(self, work: Callable[[], T]) -> T:
         """Run ``work`` on every rank; if it fails on one, all raise."""
         ...
 
@@ -148,7 +148,7 @@ class Saving:
             keep: whole checkpoints to keep.
         """
         with _removed_on_failure(self.folder, self.ranks):
-            shards = self.ranks.gather(self.ranks.together(lambda: _told(self.folder, shard)))
+            shards = self.ranks.gather(self.ranks.raise_on_all_ranks(lambda: _told(self.folder, shard)))
             self.ranks.from_main(
                 lambda: _told(self.folder, lambda: _complete(self.folder, shards, self.common))
             )

@@ -134,7 +134,7 @@ def export_universal(found: Trained, output: Path) -> None:
     def parameters() -> Iterator[Parameter]:
         for name, kinds in tensors.items():
             named = {MASTER if kind == WEIGHT else kind: tensor for kind, tensor in kinds.items()}
-            yield Parameter(name, ((kind, t.contiguous()) for kind, t in named.items()), counters[name])
+            yield Parameter(name, ((kind, t.read()) for kind, t in named.items()), counters[name])
 
     def write(folder: Path) -> None:
         hyper = {"lr": rate, "betas": optimizer.betas, "eps": optimizer.eps}
@@ -194,7 +194,7 @@ def _write_weights(folder: Path, weights: dict[str, StoredWhole], dtype: torch.d
         whole = (
             "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
         )
-        tensors: dict[str, Tensor] = {name: weights[name].contiguous().to(dtype) for name in members}
+        tensors: dict[str, Tensor] = {name: weights[name].read().to(dtype) for name in members}
         save_file(tensors, folder / whole, metadata={"format": "pt"})
         names |= dict.fromkeys(members, whole)
     if len(files) > 1:

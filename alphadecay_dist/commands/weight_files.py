@@ -85,7 +85,7 @@ class _InCheckpoint:
     dtype: torch.dtype
 
     def units(self) -> Iterator[tuple[str, Tensor]]:
-        yield self.name, self.weight.contiguous().to(self.dtype)
+        yield self.name, self.weight.read().to(self.dtype)
 
 
 def _natural(tensor: StoredTensor) -> list[tuple[int, str]]:

@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from alphadecay_dist.control.advice import Advice
-from alphadecay_dist.control.lagged import Beside, Pending, device_of
+from alphadecay_dist.control.lagged import LaggedRefresher, PendingRefresh, device_of
 from alphadecay_dist.control.module_table import ModuleTable
-from alphadecay_dist.control.refresh import Found, Refresh, TunedModule, numbers_of
+from alphadecay_dist.control.refresh import Measurement, Refresh, TunedModule, encode
 from alphadecay_dist.control.state import DecayState
 from alphadecay_dist.control.writers import writer_for
 from alphadecay_dist.decay.settings import Settings
@@ -29,7 +29,7 @@ from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.coverage import coverage
 from alphadecay_dist.params.group_snapshot import GroupSnapshot
 from alphadecay_dist.params.groups import GROUPS, weights_in
-from alphadecay_dist.sharding.collectives import require_equal, taking_part, together
+from alphadecay_dist.sharding.collectives import drain_on_error, raise_on_all_ranks, require_equal
 from alphadecay_dist.sharding.planning import dtype_of, plan_exchange, require_options
 from alphadecay_dist.sharding.work import analysed
 from alphadecay_dist.spectral import FAILED, Analysis, Windows, analyze_each
@@ -116,7 +116,7 @@ class AlphaDecay:
     ) -> None:
         given = unwrapped(model, optimizer, engine, process_group)
         self._host: Host = host_for(*given)
-        with together(self._host.group):
+        with raise_on_all_ranks(self._host.group):
             self.settings = Settings(
                 weight_decay,
                 interval,
@@ -148,9 +148,9 @@ class AlphaDecay:
         self._table = ModuleTable(weights, weight_decay)
         self._updates = 0
         self._refreshed_at: int | None = None
-        self._pending: Pending | None = None
-        with together(self._host.group):
-            self._beside = Beside(self._exchange, self._weights, self.settings, self._device)
+        self._pending: PendingRefresh | None = None
+        with raise_on_all_ranks(self._host.group):
+            self._lagged = LaggedRefresher(self._exchange, self._weights, self.settings, self._device)
             self._writer = writer_for(apply, self._host, named, weight_decay)
         self._groups = GroupSnapshot(self._host.param_groups())
         self._advice = Advice(self._host, self.settings, str(self._table), coverage(given.model, weights))
@@ -193,8 +193,8 @@ class AlphaDecay:
         refresh = self._finish()
         due = self.settings.due(self._updates) and self._refreshed_at != self._updates
         if due and self.settings.lag:
-            self._drop()
-            self._pending = self._beside.begin(self._updates)
+            self._cancel_pending()
+            self._pending = self._lagged.begin(self._updates)
             self._refreshed_at = self._updates
         elif due:
             refresh = self.refresh()
@@ -208,7 +208,7 @@ class AlphaDecay:
         A lagged refresh that is not written yet is dropped: it is older.
         """
         begin = time.perf_counter()
-        self._drop()
+        self._cancel_pending()
         found = self._share(self._analyses())
         self._refreshed_at = self._updates
         return self._apply(self._updates, found, self._exchange.received_by_rank(), begin)
@@ -223,7 +223,7 @@ class AlphaDecay:
         found = self._settle(pending)
         return self._apply(pending.step, found, pending.bytes_received, begin)
 
-    def _settle(self, pending: Pending) -> dict[str, Found]:
+    def _settle(self, pending: PendingRefresh) -> dict[str, Measurement]:
         """What all owners found for a pending refresh: waited for and shared once. Collective, that once."""
         if pending.found is None:
             assert pending.running is not None
@@ -231,14 +231,14 @@ class AlphaDecay:
             pending.running = None
         return pending.found
 
-    def _drop(self) -> None:
+    def _cancel_pending(self) -> None:
         """Forget a pending refresh, and end its thread."""
         pending, self._pending = self._pending, None
         if pending is not None and pending.running is not None:
-            pending.running.drop()
+            pending.running.cancel()
 
     def _apply(
-        self, step: int, shared: Mapping[str, Found], received: tuple[int, ...], begin: float
+        self, step: int, shared: Mapping[str, Measurement], received: tuple[int, ...], begin: float
     ) -> Refresh:
         """Assign and write the decays for what was found.
 
@@ -259,7 +259,7 @@ class AlphaDecay:
     def _analyses(self) -> dict[str, Analysis]:
         """Analyses of this rank's parts, but for those that failed."""
         analyses: dict[str, Analysis] = {}
-        with taking_part(self._exchange.matrices()) as matrices:
+        with drain_on_error(self._exchange.matrices()) as matrices:
             analyses = analyze_each(self._cut(matrices), self.settings.estimator(), self._exchange.room)
         return analyses
 
@@ -269,19 +269,19 @@ class AlphaDecay:
             yield from self._weights[unit].cut_up(unit, tensor.to(self._device))
             del tensor  # not while the next one is gathered
 
-    def _share(self, analyses: Mapping[str, Analysis]) -> dict[str, Found]:
+    def _share(self, analyses: Mapping[str, Analysis]) -> dict[str, Measurement]:
         """What all owners found, by part; what an owner has not analysed has failed there."""
         rank = dist.get_rank(self._host.group) if self._host.group else 0
         lost = Analysis(status=FAILED)
         parts = {unit: weight.parts(unit) for unit, weight in self._weights.items()}
         mine = {
-            unit: [n for part in names for n in numbers_of(analyses.get(part, lost), self.settings)]
+            unit: [n for part in names for n in encode(analyses.get(part, lost), self.settings)]
             for unit, names in parts.items()
             if self._owners[unit] == rank
         }
         shared = self._exchange.share(mine, {unit: 3 * len(names) for unit, names in parts.items()})
         return {
-            part: Found.of(shared[unit][3 * place : 3 * place + 3], self._owners[unit])
+            part: Measurement.decode(shared[unit][3 * place : 3 * place + 3], self._owners[unit])
             for unit, names in parts.items()
             for place, part in enumerate(names)
         }
@@ -320,7 +320,7 @@ class AlphaDecay:
             UserError: the state is another model's, or none, or ranks were given different ones; the
                 optimizer was loaded from groups in another order.
         """
-        with together(self._host.group):
+        with raise_on_all_ranks(self._host.group):
             if not isinstance(state, Mapping) or STATE_KEY not in state:
                 raise UserError(f"AlphaDecay state: has no {STATE_KEY!r}; give what state_dict() returned")
             try:
@@ -340,7 +340,7 @@ class AlphaDecay:
             "load the same state on every rank",
             kind=UserError,
         )
-        self._drop()
+        self._cancel_pending()
         if loaded.pending is not None and self.settings.measured_as(loaded.settings):
             self._pending = loaded.pending
         self._updates = loaded.step
@@ -352,7 +352,7 @@ class AlphaDecay:
 
     def _write(self) -> None:
         """Hand each module's decay to what applies it, in groups that have their names. Collective."""
-        with together(self._host.group):
+        with raise_on_all_ranks(self._host.group):
             restored = self._groups.restore(self._host.param_groups())
         self._advice.restored(restored)
         self._writer.write(self._table.module_decays())

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alphadecay_dist.control.refresh import Found
+from alphadecay_dist.control.refresh import Measurement
 from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.errors import UserError, warn
 from alphadecay_dist.params.inventory import Weight
-from alphadecay_dist.sharding.collectives import taking_part
+from alphadecay_dist.sharding.collectives import drain_on_error
 from alphadecay_dist.sharding.exchange import Exchange
 from alphadecay_dist.spectral import EXACT, Analysis, Estimator, Workers, matmul_precisions
 
@@ -49,7 +49,7 @@ def device_of(name: str) -> torch.device | None:
     return None if name == "auto" else torch.device(name)
 
 
-class Beside:
+class LaggedRefresher:
     """Begins refreshes beside training.
 
     Args:
@@ -80,7 +80,7 @@ class Beside:
             _require_exact_products(self._computed_on)
 
     @torch.no_grad()
-    def begin(self, updates: int) -> Pending:
+    def begin(self, updates: int) -> PendingRefresh:
         """Take a snapshot after so many updates, and let a host thread analyse it. Collective.
 
         Raises:
@@ -92,14 +92,14 @@ class Beside:
         received = self._exchange.received_by_rank()
         # Where training has the host's cores, more than one of them would be missed there.
         workers = 1 if self._on_host else torch.get_num_threads()
-        running = Running(taken, self._weights, self._settings.estimator(), workers)
+        running = BackgroundAnalysis(taken, self._weights, self._settings.estimator(), workers)
         seconds = time.perf_counter() - begin
-        return Pending(updates, updates + self._settings.lag, received, seconds, running)
+        return PendingRefresh(updates, updates + self._settings.lag, received, seconds, running)
 
     def _snapshot(self) -> dict[str, Tensor]:
         """The units that this rank owns as they are now, whatever training does to its weights."""
         taken = {}
-        with taking_part(self._exchange.matrices()) as matrices:
+        with drain_on_error(self._exchange.matrices()) as matrices:
             for unit, tensor in matrices:
                 moved = tensor.to(self._device)
                 taken[unit] = tensor.clone() if moved is tensor and self._exchange.lends(unit) else moved
@@ -121,7 +121,7 @@ def _require_exact_products(kinds: Iterable[str]) -> None:
             )
 
 
-class Running:
+class BackgroundAnalysis:
     """An analysis in a host thread of its own.
 
     The thread keeps no process alive: when this object goes, at the latest when the process ends, the thread
@@ -150,7 +150,7 @@ class Running:
         arguments = self._future, Workers(workers), matrices, estimator, stream
         thread = threading.Thread(target=_analyze, args=arguments, name="alphadecay", daemon=True)
         thread.start()
-        self.drop = weakref.finalize(self, _end, thread, stop)
+        self.cancel = weakref.finalize(self, _end, thread, stop)
 
     def analyses(self) -> dict[str, Analysis]:
         """Wait for what was found; nothing where the thread failed, for the other ranks wait for this one."""
@@ -205,7 +205,7 @@ def _end(thread: threading.Thread, stop: threading.Event) -> None:
 
 
 @dataclass
-class Pending:
+class PendingRefresh:
     """A refresh between its snapshot and its write.
 
     Attributes:
@@ -221,8 +221,8 @@ class Pending:
     write_at: int
     bytes_received: tuple[int, ...]
     seconds: float = 0.0
-    running: Running | None = None
-    found: dict[str, Found] | None = None
+    running: BackgroundAnalysis | None = None
+    found: dict[str, Measurement] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data, once it is shared; null where undefined."""

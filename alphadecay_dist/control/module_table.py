@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from alphadecay_dist.control.refresh import (
     NOT_REFRESHED,
-    Found,
+    Measurement,
     ModuleRefresh,
     TunedModule,
     common,
@@ -51,7 +51,7 @@ class ModuleTable:
         weights = sum(map(math.prod, self._shapes.values()))
         return f"{len(self._shapes)} modules, {len(self.sizes)} matrices, {weights:,} weights"
 
-    def refreshed(self, found: Mapping[str, Found], assigned: Mapping[str, Assignment]) -> None:
+    def refreshed(self, found: Mapping[str, Measurement], assigned: Mapping[str, Assignment]) -> None:
         """Take up what a refresh found and assigned, by part."""
         self.alphas = {part: own.alpha for part, own in found.items()}
         self.decays = {part: assignment.weight_decay for part, assignment in assigned.items()}
@@ -86,7 +86,7 @@ class ModuleTable:
         }
 
     def reports(
-        self, found: Mapping[str, Found], assigned: Mapping[str, Assignment], metric: str
+        self, found: Mapping[str, Measurement], assigned: Mapping[str, Assignment], metric: str
     ) -> dict[str, ModuleRefresh]:
         """What is said of each module after a refresh was taken up."""
         return {

@@ -124,7 +124,7 @@ class TunedModule:
 
 
 @dataclass(frozen=True)
-class Found:
+class Measurement:
     """What an owner found of one part: alpha, the metric's value, status."""
 
     alpha: float | None
@@ -133,13 +133,13 @@ class Found:
     owner: int
 
     @classmethod
-    def of(cls, numbers: Sequence[float], owner: int) -> Found:
-        """From the numbers that travelled, see :func:`numbers_of`."""
+    def decode(cls, numbers: Sequence[float], owner: int) -> Measurement:
+        """From the numbers that travelled, see :func:`encode`."""
         alpha, value, status = numbers
         return cls(_defined(alpha), _defined(value), STATUSES[int(status)], owner)
 
 
-def numbers_of(analysis: Analysis, settings: Settings) -> tuple[float, float, float]:
+def encode(analysis: Analysis, settings: Settings) -> tuple[float, float, float]:
     """Alpha and what is mapped (NaN where undefined) and the status' number, as they travel."""
     alpha, value = analysis.alpha, settings.value_of(analysis)
     status = float(STATUSES.index(analysis.status))
@@ -152,7 +152,7 @@ def _defined(number: float) -> float | None:
 
 def report(
     parts: Sequence[str],
-    found: Mapping[str, Found],
+    found: Mapping[str, Measurement],
     assigned: Mapping[str, Assignment],
     metric: str,
     weight_decay: float,
@@ -184,7 +184,7 @@ def report(
     )
 
 
-def status_of(found: Found, assignment: Assignment) -> str:
+def status_of(found: Measurement, assignment: Assignment) -> str:
     """The status of one part."""
     return found.status if found.value is None else assignment.case
 

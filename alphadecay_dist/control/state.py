@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from alphadecay_dist.control.lagged import Pending
-from alphadecay_dist.control.refresh import ASSIGNED, NOT_REFRESHED, UNKNOWN, Found
+from alphadecay_dist.control.lagged import PendingRefresh
+from alphadecay_dist.control.refresh import ASSIGNED, NOT_REFRESHED, UNKNOWN, Measurement
 from alphadecay_dist.json_fields import count, counted, finite, get, items
 
 
@@ -29,7 +29,7 @@ class DecayState:
     step: int
     refreshed_at: int | None
     settings: Mapping[str, object]
-    pending: Pending | None
+    pending: PendingRefresh | None
     alphas: Mapping[str, float | None]
     decays: Mapping[str, float]
     statuses: Mapping[str, str]
@@ -96,17 +96,17 @@ def _status(module: Mapping[str, Any], refreshed_at: object) -> str:
     return NOT_REFRESHED if refreshed_at is None else UNKNOWN
 
 
-def _pending(data: Mapping[str, Any]) -> Pending:
+def _pending(data: Mapping[str, Any]) -> PendingRefresh:
     received = tuple(counted(number, "bytes_received") for number in get(data, "bytes_received", list))
     found = {name: _found(numbers, name) for name, numbers in items(data, "found", list)}
-    return Pending(count(data, "step"), count(data, "write_at"), received, found=found)
+    return PendingRefresh(count(data, "step"), count(data, "write_at"), received, found=found)
 
 
-def _found(numbers: list[Any], name: str) -> Found:
+def _found(numbers: list[Any], name: str) -> Measurement:
     if len(numbers) != 4 or not isinstance(numbers[2], str):
         raise ValueError(f"has {len(numbers)} values as what was found of {name}, expected 4")
     alpha, value, status, owner = numbers
-    return Found(
+    return Measurement(
         _optional(alpha, f"alpha of {name}", finite),
         _optional(value, f"value of {name}", finite),
         status,

@@ -26,7 +26,7 @@ from alphadecay_dist.doctor.watch import Watch
 from alphadecay_dist.engines.process_group import join, local_device, open_store
 from alphadecay_dist.errors import LaunchError, UserError
 from alphadecay_dist.training.config import to_yaml
-from alphadecay_dist.training.preflight import Checked, Options, check
+from alphadecay_dist.training.preflight import Options, ResolvedRun, resolve
 from alphadecay_dist.training.process.ranks import Ranks, environment
 from alphadecay_dist.training.resume import CHECKPOINTS
 from alphadecay_dist.training.tasks.language.model import parameter_count
@@ -65,7 +65,7 @@ def examine(asked: Examination) -> bool:
     checked = _checked(asked.options)
     store = _store(asked.timeout)
     places = _met(store, _place(device, checked), asked.timeout)
-    assert isinstance(checked, Checked)  # or else its place would have been refused
+    assert isinstance(checked, ResolvedRun)  # or else its place would have been refused
     hints = report.problem_lines(judge_versions(places))
     watch = Watch(store, places, environment("RANK", 0), asked.timeout, hints)
     found = watch.step("device", lambda: measures.device_of(device))
@@ -87,7 +87,7 @@ def examine(asked: Examination) -> bool:
     return not bad_nodes(problems)
 
 
-def needed_bytes(checked: Checked) -> int:
+def needed_bytes(checked: ResolvedRun) -> int:
     """What the run's checkpoints will take beside those that are in its directory already.
 
     While one is written, as many as are kept are still there.
@@ -99,10 +99,10 @@ def needed_bytes(checked: Checked) -> int:
     return max(1, most - there) * BYTES_A_WEIGHT * parameter_count(checked.shapes)
 
 
-def _checked(options: Options) -> Checked | str:
+def _checked(options: Options) -> ResolvedRun | str:
     """The trainer's own checks; a mistake is told to all ranks, for it may be one node's alone."""
     try:
-        return check(options)
+        return resolve(options)
     except UserError as error:
         return str(error)
 
@@ -118,7 +118,7 @@ def _store(seconds: float) -> dist.TCPStore:
         ) from None
 
 
-def _place(device: torch.device, checked: Checked | str) -> Place:
+def _place(device: torch.device, checked: ResolvedRun | str) -> Place:
     """This rank's place, with what it was given."""
     if isinstance(checked, str):
         return measures.place_of(device, measures.versions(), checked)
@@ -157,7 +157,7 @@ def _links(ranks: Ranks, places: Sequence[Place], device: torch.device, limits: 
     return links
 
 
-def _fault_of_data(place: Place, checked: Checked, timeout: float) -> str | None:
+def _fault_of_data(place: Place, checked: ResolvedRun, timeout: float) -> str | None:
     """What keeps this node from reading the run's documents; its first rank alone tries."""
     return fault_of_data(checked.config.data, DATA_SHARE * timeout) if place.local_rank == 0 else None
 
@@ -167,7 +167,7 @@ def _findings(
     ranks: Ranks,
     device: Device,
     fault: str | None,
-    checked: Checked,
+    checked: ResolvedRun,
     places: Sequence[Place],
 ) -> list[Finding]:
     """What each rank found beside the links, on every rank."""

@@ -16,7 +16,7 @@ Losses = Iterator[
 ]  # a function a micro-batch, from the model to its summed loss
 
 
-class Training(Protocol):
+class TrainEngine(Protocol):
     """An engine as the trainer sees it, from start to end; in this order."""
 
     device: torch.device
@@ -104,7 +104,7 @@ class Training(Protocol):
         ...
 
 
-def training_for(config: dict[str, Any] | TorchConfig) -> Training:
+def training_for(config: dict[str, Any] | TorchConfig) -> TrainEngine:
     """The engine for a DeepSpeed config, or for torch's own engine of that name."""
     # Each loads its own library alone: DeepSpeed's import takes seconds.
     if not isinstance(config, TorchConfig):

@@ -1,7 +1,7 @@
 """What all ranks must agree on, and hear of: whole numbers and short texts; never a weight, never a spectrum.
 
 A rank that gives up alone leaves the others waiting for it, until the process group's timeout. So what may
-fail on one rank runs inside :func:`together`, and what must be equal is compared before it is relied upon.
+fail on one rank runs inside :func:`raise_on_all_ranks`. What must be equal is compared before it is used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class RankLostError(RuntimeError):
 
 
 @contextlib.contextmanager
-def reaching(what: str) -> Iterator[None]:
+def translate_rank_loss(what: str) -> Iterator[None]:
     """A collective; where it fails, say what did not arrive and why that may be.
 
     Raises:
@@ -46,7 +46,7 @@ def reaching(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def together(group: dist.ProcessGroup | None) -> Iterator[None]:
+def raise_on_all_ranks(group: dist.ProcessGroup | None) -> Iterator[None]:
     """Work of this rank alone; where it fails on a rank, all raise what the first such did. Collective.
 
     No collective may be called inside.
@@ -58,35 +58,37 @@ def together(group: dist.ProcessGroup | None) -> Iterator[None]:
         raise
     except Exception as error:
         fault = error
-    faulty = [rank for rank, (failed,) in enumerate(gathered([fault is not None], group)) if failed]
+    faulty = [rank for rank, (failed,) in enumerate(all_gather_ints([fault is not None], group)) if failed]
     if not faulty:
         return
     kind = next((kind for kind in _KINDS if isinstance(fault, kind)), RuntimeError)
     text = str(fault) if isinstance(fault, _KINDS) else f"{type(fault).__name__}: {fault}"
     first = faulty[0]
-    found, kinds = _texts(text, group)[first], gathered([_KINDS.index(kind)], group)
+    found, kinds = _texts(text, group)[first], all_gather_ints([_KINDS.index(kind)], group)
     if fault is not None and text.startswith(found):
         raise fault
     raise _KINDS[kinds[first][0]](f"rank {first}: {found}") from fault
 
 
-def agreed(facts: Callable[[], Sequence[int]], group: dist.ProcessGroup | None) -> list[list[int]]:
+def all_gather_checked(
+    facts: Callable[[], Sequence[int]], group: dist.ProcessGroup | None
+) -> list[list[int]]:
     """Whole numbers that each rank works out for itself, by rank. Collective.
 
     Raises:
-        Exception: ``facts`` failed on a rank, see :func:`together`.
+        Exception: ``facts`` failed on a rank, see :func:`raise_on_all_ranks`.
         RuntimeError: the ranks have different numbers of them.
     """
-    with together(group):
+    with raise_on_all_ranks(group):
         mine = facts()
-    counts = [count for (count,) in gathered([len(mine)], group)]
+    counts = [count for (count,) in all_gather_ints([len(mine)], group)]
     other = next((rank for rank, count in enumerate(counts) if count != counts[0]), None)
     if other is not None:
         raise RuntimeError(
             f"layout of the weights: rank 0 has {counts[0]} numbers to tell, rank {other} {counts[other]}, "
             "expected as many; build the same model with the same sharding on every rank"
         )
-    return gathered(mine, group) if counts[0] else [[] for _ in counts]
+    return all_gather_ints(mine, group) if counts[0] else [[] for _ in counts]
 
 
 def require_equal(
@@ -132,7 +134,7 @@ def first_difference(
         None where all are equal; else the same text on every rank.
     """
     prefixes = _prefix_hashes(lines)
-    rows = gathered([len(lines), prefixes[-1]], group)
+    rows = all_gather_ints([len(lines), prefixes[-1]], group)
     if all(row == rows[0] for row in rows):
         return None
     shortest = min(count for count, _ in rows)
@@ -140,9 +142,9 @@ def first_difference(
     if details is not None:
         return first_difference(details(place) if place < len(lines) else [], group)
     line = lines[place] if place < len(lines) else "nothing more"
-    hashes = [own for (own,) in gathered([_hash(line)], group)]
+    hashes = [own for (own,) in all_gather_ints([_hash(line)], group)]
     other = next(rank for rank, own in enumerate(hashes) if own != hashes[0])
-    lengths = [length for (length,) in gathered([len(line)], group)]
+    lengths = [length for (length,) in all_gather_ints([len(line)], group)]
     least = min(lengths[0], lengths[other])
     at = _first_place(lambda count: _hash(line[:count]), least, (0, other), group)
     texts = _texts(_window(line, at), group)
@@ -163,7 +165,7 @@ def _first_place(
     low, high = 0, most
     while low < high:
         middle = (low + high) // 2
-        row = gathered([prefix(min(middle + 1, most))], group)
+        row = all_gather_ints([prefix(min(middle + 1, most))], group)
         if len({row[rank][0] for rank in ranks}) == 1:
             low = middle + 1
         else:
@@ -208,12 +210,12 @@ def _texts(mine: str, group: dist.ProcessGroup | None) -> list[str]:
         b"".join(word.to_bytes(size, "big") for word, size in zip(row, sizes, strict=True))
         .rstrip(b"\0")
         .decode(errors="ignore")
-        for row in gathered(words, group)
+        for row in all_gather_ints(words, group)
     ]
 
 
 @contextlib.contextmanager
-def taking_part(matrices: Iterator[T]) -> Iterator[Iterator[T]]:
+def drain_on_error(matrices: Iterator[T]) -> Iterator[Iterator[T]]:
     """What fails in the work on exchanged matrices is a warning, and the exchange goes on to its end.
 
     The other ranks wait for this one's part in it; what it did not analyse has failed.
@@ -230,7 +232,7 @@ def taking_part(matrices: Iterator[T]) -> Iterator[Iterator[T]]:
         collections.deque(matrices, maxlen=0)
 
 
-def gathered(mine: Sequence[int], group: dist.ProcessGroup | None) -> list[list[int]]:
+def all_gather_ints(mine: Sequence[int], group: dist.ProcessGroup | None) -> list[list[int]]:
     """What every rank gave, by rank: as many whole numbers each. Collective."""
     world_size = dist.get_world_size(group) if group else 1
     own = torch.tensor(mine, dtype=torch.int64, device="cpu").unsqueeze(0)
@@ -238,7 +240,7 @@ def gathered(mine: Sequence[int], group: dist.ProcessGroup | None) -> list[list[
         return own.tolist()
     device = collective_device(group)
     everyone = torch.empty(world_size, len(mine), dtype=torch.int64, device=device)
-    with reaching("what other ranks had to say"):
+    with translate_rank_loss("what other ranks had to say"):
         dist.all_gather_into_tensor(everyone, own.to(device), group=group)
         return everyone.tolist()
 

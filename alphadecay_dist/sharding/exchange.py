@@ -23,11 +23,11 @@ from torch import Tensor
 
 from alphadecay_dist.errors import warn
 from alphadecay_dist.sharding.collectives import (
+    all_gather_ints,
     collective_device,
-    gathered,
-    reaching,
+    raise_on_all_ranks,
     require_equal,
-    together,
+    translate_rank_loss,
 )
 from alphadecay_dist.sharding.layout import Block, Flat, Grid, ShardSource, check_cover
 from alphadecay_dist.sharding.ownership import Plan
@@ -97,15 +97,15 @@ class Exchange:
         self._check_agreement()  # before anything that could fail on this rank alone
         for source in {(id(self._layouts[own.name]), own.shape): own for own in sources}.values():
             check_cover(source)
-        with together(group):
+        with raise_on_all_ranks(group):
             self._check_held()
         copied = frozenset(source.name for source in sources if source.dtype != dtype)
-        self._foretold = traffic(
+        self._expected = traffic(
             pieces, self._shapes, blocks, plan, self._world_size, dtype.itemsize, copied=copied
         )
         self._rounds = rounds_of(self._layouts, self._shapes, self._blocks, plan, self._rank)
         # The next round arrives in the other buffer where it is in flight while this one is worked on.
-        flips = self._foretold.ahead[:-1]
+        flips = self._expected.ahead[:-1]
         self._slots = list(itertools.accumulate(flips, lambda slot, ahead: slot ^ ahead, initial=0))
         own = (block for block in blocks if plan.owners[block.name] == self._rank)
         copies = [block for block in own if block.source in copied or self._whole_at_owner(block) is None]
@@ -134,7 +134,7 @@ class Exchange:
                 died, while it runs.
         """
         self.bytes_received = self.bytes_sent = self.peak_bytes = self._held = 0
-        with together(self._group):
+        with raise_on_all_ranks(self._group):
             self._check_held()
             buffers = self._allocated()
         return self._gathering(buffers)
@@ -143,7 +143,7 @@ class Exchange:
         for buffer in (buffers.packed, *buffers.received) if buffers else ():
             self._hold(buffer)
         pending = self._send(0, buffers) if self._rounds else None
-        for number, ahead in enumerate(self._foretold.ahead):
+        for number, ahead in enumerate(self._expected.ahead):
             assert pending is not None
             self._arrive(pending, buffers)
             arrived, last = pending, number + 1 == len(self._rounds)
@@ -158,13 +158,13 @@ class Exchange:
         """Whether a block of this rank may be handed out as it lies in the weights, which training writes."""
         return self._whole_at_owner(self._blocks[name]) is not None
 
-    def foretold(self) -> Traffic:
+    def expected_traffic(self) -> Traffic:
         """What :meth:`matrices` will move and hold on every rank."""
-        return self._foretold
+        return self._expected
 
     def received_by_rank(self) -> tuple[int, ...]:
         """Bytes that each rank receives from others in one run of :meth:`matrices`."""
-        return tuple(self._foretold.received.tolist())
+        return tuple(self._expected.received.tolist())
 
     def share(
         self, values: Mapping[str, Sequence[float]], widths: Mapping[str, int]
@@ -246,7 +246,7 @@ class Exchange:
             received[transfer.sender] += transfer.numel
         for transfer in own.outgoing:
             sent[transfer.owner] += transfer.numel
-        with reaching(_weights(own)):
+        with translate_rank_loss(_weights(own)):
             work = dist.all_to_all_single(buffer, packed, received, sent, group=self._group, async_op=True)
         self.bytes_received += buffer.nbytes
         self.bytes_sent += packed.nbytes
@@ -255,7 +255,7 @@ class Exchange:
     def _arrive(self, arrival: _Arrival, buffers: _Buffers | None) -> None:
         """Wait for a round, and let go of what was sent."""
         if arrival.work is not None:
-            with reaching(_weights(arrival.round)):
+            with translate_rank_loss(_weights(arrival.round)):
                 arrival.work.wait()
         self._let_go(arrival.packed, buffers)
         arrival.packed = arrival.work = None
@@ -357,10 +357,10 @@ class Exchange:
 
 def exchange_device(sources: Sequence[ShardSource], group: dist.ProcessGroup | None) -> torch.device:
     """Where weights are packed and put together: on GPUs if they lie there and NCCL serves. Collective."""
-    with together(group):
+    with raise_on_all_ranks(group):
         pieces = (source.local() for source in sources)
         on_gpu = any(piece.device.type == "cuda" for piece in pieces if piece is not None)
-    everyone = gathered([on_gpu], group)  # a rank may hold nothing
+    everyone = all_gather_ints([on_gpu], group)  # a rank may hold nothing
     return collective_device(group, "cuda" if any(found for (found,) in everyone) else "cpu")
 
 
@@ -380,6 +380,6 @@ def _all_gather(mine: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         return mine.unsqueeze(0)
     device = collective_device(group)
     everyone = torch.empty(world_size, *mine.shape, dtype=mine.dtype, device=device)
-    with reaching("spectra of the other ranks"):
+    with translate_rank_loss("spectra of the other ranks"):
         dist.all_gather_into_tensor(everyone, mine.unsqueeze(0).to(device), group=group)
         return everyone.cpu()

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.params.inventory import Weight
-from alphadecay_dist.sharding.collectives import gathered, require_equal, together
+from alphadecay_dist.sharding.collectives import all_gather_ints, raise_on_all_ranks, require_equal
 from alphadecay_dist.sharding.exchange import Exchange, exchange_device
 from alphadecay_dist.sharding.layout import ShardSource
 from alphadecay_dist.sharding.work import plan_for
@@ -57,7 +57,7 @@ def plan_exchange(
     held = sources()
     tridiagonal = tridiagonal_weight(exchange_device(held, group), group)
     world_size = dist.get_world_size(group) if group else 1
-    with together(group):
+    with raise_on_all_ranks(group):
         dtype = dtype or _only_dtype(held)
         blocks, planned = plan_for(
             weights,
@@ -118,7 +118,7 @@ def parts_of(weight: Weight) -> list[str]:
 def tridiagonal_weight(device: torch.device, group: dist.ProcessGroup | None) -> float:
     """How much slower tridiagonalisation is than a product, by the slowest rank. Collective."""
     own = int(measured_rates(device).tridiagonal_weight)
-    return max(weight for (weight,) in gathered([own], group))
+    return max(weight for (weight,) in all_gather_ints([own], group))
 
 
 def _only_dtype(sources: Sequence[ShardSource]) -> torch.dtype:

@@ -8,7 +8,7 @@ import torch
 
 from alphadecay_dist.checkpoint.reader import Checkpoint
 from alphadecay_dist.control.controller import AlphaDecay
-from alphadecay_dist.engines.training import Training
+from alphadecay_dist.engines.training import TrainEngine
 from alphadecay_dist.training import resume
 from alphadecay_dist.training.data.batches import EvaluationData, Source, TrainingData, validation_sequences
 from alphadecay_dist.training.data.prepared import Shards
@@ -20,7 +20,7 @@ from alphadecay_dist.training.data.tokenizer import (
     load_tokenizer,
 )
 from alphadecay_dist.training.optimizer import build_optimizer, pick_apply
-from alphadecay_dist.training.preflight import Checked, Options
+from alphadecay_dist.training.preflight import Options, ResolvedRun
 from alphadecay_dist.training.process.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.state import saved_state
@@ -31,7 +31,9 @@ from alphadecay_dist.training.tasks.language.pretrained import values_from
 TOKENIZER = "tokenizer.model"
 
 
-def tokenizer_of(checked: Checked, ranks: Ranks, source: Source, begin: resume.Start, new: bool) -> Tokenizer:
+def tokenizer_of(
+    checked: ResolvedRun, ranks: Ranks, source: Source, begin: resume.Start, new: bool
+) -> Tokenizer:
     """The run's tokenizer: kept, found, or trained, on rank 0, and the same bytes everywhere.
 
     Args:
@@ -78,7 +80,7 @@ def evaluation_data(config: Config, source: Source, tokenizer: Tokenizer, ranks:
     return EvaluationData(drawn, tokenizer.pad, config.train, ranks.rank, ranks.world_size)
 
 
-def build(checked: Checked, options: Options, engine: Training, ranks: Ranks) -> AlphaDecay | None:
+def build(checked: ResolvedRun, options: Options, engine: TrainEngine, ranks: Ranks) -> AlphaDecay | None:
     """Model with its initial weights, optimizer and engine; the controller, if the policy has one."""
     config = checked.config
     decay, picked = pick_apply(config, engine.premultiply_refusal())
@@ -110,7 +112,7 @@ def build(checked: Checked, options: Options, engine: Training, ranks: Ranks) ->
         )
 
 
-def utilization_of(checked: Checked, engine: Training, ranks: Ranks) -> Utilization:
+def utilization_of(checked: ResolvedRun, engine: TrainEngine, ranks: Ranks) -> Utilization:
     """What an update costs, and what the ranks' devices could do."""
     train = checked.config.train
     tokens = train.global_batch * train.seq_len

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.distributed as dist
 import yaml
 
-from alphadecay_dist.engines.training import Training
+from alphadecay_dist.engines.training import TrainEngine
 from alphadecay_dist.params.inventory import Weight, tuned_weights
 from alphadecay_dist.sharding.collectives import collective_device
 from alphadecay_dist.sharding.ownership import assign_owners
@@ -14,13 +14,13 @@ from alphadecay_dist.sharding.work import analysed, costs_of
 from alphadecay_dist.training.config import to_yaml
 from alphadecay_dist.training.data.batches import TrainingData
 from alphadecay_dist.training.data.tokenizer import Tokenizer
-from alphadecay_dist.training.preflight import Checked
+from alphadecay_dist.training.preflight import ResolvedRun
 from alphadecay_dist.training.process.ranks import Ranks
 from alphadecay_dist.training.tasks.language import model as models
 
 
 def describe(
-    checked: Checked, engine: Training, ranks: Ranks, data: TrainingData, tokenizer: Tokenizer
+    checked: ResolvedRun, engine: TrainEngine, ranks: Ranks, data: TrainingData, tokenizer: Tokenizer
 ) -> str:
     """What --dry_run prints: config, sizes, plan, first batch."""
     group = dist.group.WORLD
@@ -42,7 +42,7 @@ def describe(
     )
 
 
-def owners(checked: Checked, world_size: int, tridiagonal: float) -> list[tuple[Weight, int]]:
+def owners(checked: ResolvedRun, world_size: int, tridiagonal: float) -> list[tuple[Weight, int]]:
     """The weights that the run will analyse, and the rank that will."""
     settings = checked.config.decay.settings()
     weights = analysed(tuned_weights(checked.shapes), checked.shapes, settings)

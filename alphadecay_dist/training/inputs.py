@@ -14,7 +14,7 @@ from alphadecay_dist.training.data.corpus import Corpus, demo_files
 from alphadecay_dist.training.data.prepared import Shards
 from alphadecay_dist.training.data.sources import find_files
 from alphadecay_dist.training.fingerprint import FileMark, Marks, marks_of
-from alphadecay_dist.training.preflight import Checked
+from alphadecay_dist.training.preflight import ResolvedRun
 from alphadecay_dist.training.recipe import DataConfig
 from alphadecay_dist.training.tasks.language import model as models
 
@@ -45,7 +45,7 @@ class Inputs:
     changes: tuple[dict[str, Any], ...] = ()
 
 
-def inputs_of(checked: Checked, source: Source, validation: Source, init_from: str | None) -> Inputs:
+def inputs_of(checked: ResolvedRun, source: Source, validation: Source, init_from: str | None) -> Inputs:
     """What a run that begins now is made of, less the tokenizer, which may still have to be trained.
 
     Raises:

@@ -14,7 +14,7 @@ from alphadecay_dist.training.data.batches import Source
 from alphadecay_dist.training.data.prepared import Shards, check_tokenizer, read_manifest, sha256
 from alphadecay_dist.training.data.tokenizer import TRAIN, Tokenizer, tokenizer_in
 from alphadecay_dist.training.inputs import Inputs, inputs_of
-from alphadecay_dist.training.preflight import Checked, Options
+from alphadecay_dist.training.preflight import Options, ResolvedRun
 from alphadecay_dist.training.process.ranks import Ranks
 from alphadecay_dist.training.recipe import AUTO, NFKC, Config, DataConfig, TokenizerConfig
 from alphadecay_dist.training.state import SavedState, saved_state
@@ -55,7 +55,7 @@ class Kept:
         return dataclasses.replace(self.inputs, tokenizer=found)
 
 
-def settled(checked: Checked, options: Options, begin: resume.Start, ranks: Ranks) -> Checked:
+def settled(checked: ResolvedRun, options: Options, begin: resume.Start, ranks: Ranks) -> ResolvedRun:
     """The recipe with what a run decides at its beginning: whose tokenizer, which commit of C4. Collective.
 
     Raises:
@@ -66,7 +66,9 @@ def settled(checked: Checked, options: Options, begin: resume.Start, ranks: Rank
     return dataclasses.replace(checked, config=config)
 
 
-def _settled(checked: Checked, options: Options, begin: resume.Start) -> tuple[DataConfig, TokenizerConfig]:
+def _settled(
+    checked: ResolvedRun, options: Options, begin: resume.Start
+) -> tuple[DataConfig, TokenizerConfig]:
     data, tokenizer = checked.config.data, checked.config.tokenizer
     state = None if begin.checkpoint is None else saved_state(begin.checkpoint)
     if state is None:
@@ -99,7 +101,7 @@ def _of_weights(folder: Path, tokenizer: TokenizerConfig) -> TokenizerConfig:
 
 
 def keep(
-    checked: Checked,
+    checked: ResolvedRun,
     options: Options,
     source: Source,
     validation: Source,
@@ -120,7 +122,7 @@ def keep(
 
 
 def _kept(
-    checked: Checked, options: Options, source: Source, validation: Source, begin: resume.Start
+    checked: ResolvedRun, options: Options, source: Source, validation: Source, begin: resume.Start
 ) -> Kept:
     now = inputs_of(checked, source, validation, options.init_from)
     if begin.checkpoint is None:
@@ -154,7 +156,7 @@ def _anew(changes: Sequence[Change], config: Config, before: Config) -> bool:
 
 
 def _compared(
-    now: Inputs, state: SavedState, before: Inputs, checked: Checked, source: Source
+    now: Inputs, state: SavedState, before: Inputs, checked: ResolvedRun, source: Source
 ) -> list[Change]:
     changes = changes_of(now, before, checked.config, state.config)
     path = Path(checked.config.tokenizer.model)

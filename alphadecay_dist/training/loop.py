@@ -22,7 +22,7 @@ from alphadecay_dist.checkpoint.reader import Checkpoint
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS
 from alphadecay_dist.control.controller import AlphaDecay
 from alphadecay_dist.control.refresh import Refresh
-from alphadecay_dist.engines.training import Training
+from alphadecay_dist.engines.training import TrainEngine
 from alphadecay_dist.errors import RunError, UserError
 from alphadecay_dist.notices import LOGGER
 from alphadecay_dist.training.bad_updates import ROLLBACK, BadUpdates
@@ -41,7 +41,7 @@ from alphadecay_dist.training.schedule import learning_rate
 from alphadecay_dist.training.state import SavedState, saved_state
 from alphadecay_dist.training.tasks.language.flops import Utilization
 
-ASK_EVERY = 8  # micro-batches of an evaluation between questions whether to stop
+STOP_POLL_EVERY = 8  # micro-batches of an evaluation between questions whether to stop
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Trainer:
         inputs: Inputs,
         folder: Path,
         ranks: Ranks,
-        engine: Training,
+        engine: TrainEngine,
         decay: AlphaDecay | None,
         data: Prefetched,
         evaluation: EvaluationData,
@@ -140,7 +140,7 @@ class Trainer:
                 if self._stop or step == end or _due(step, self._config.checkpoint.every):
                     self._save_once()
             self._saver.finish()
-            self._hear()  # the last lines may have failed
+            self._poll_stop()  # the last lines may have failed
         if self._stop and (self.progress.step < end or self._evaluation_owed):
             raise Preempted(self._stop)
         return self.progress.step >= steps
@@ -161,7 +161,7 @@ class Trainer:
         applied = self._engine.step(self._step_decay)
         seconds = time.perf_counter() - begin
         if asked:
-            self._hear()
+            self._poll_stop()
         norm = self._engine.grad_norm
         if applied:
             self._bad.applied()
@@ -272,10 +272,10 @@ class Trainer:
     def _until_asked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Batches until a rank is asked to stop; every rank has as many, and leaves off at the same one."""
         for number, batch in enumerate(batches):
-            if number % ASK_EVERY == 0:
+            if number % STOP_POLL_EVERY == 0:
                 (asked,) = self._ranks.sum(float(self._requests.waiting))
                 if asked:
-                    self._hear()
+                    self._poll_stop()
                     return
             yield batch
 
@@ -290,12 +290,12 @@ class Trainer:
         """
         if self._saver.saved_at == self.progress.step:
             return
-        self._hear()
+        self._poll_stop()
         self._bad.saved()
         self._saver.save(self.progress.step, self._state())
-        self._hear()
+        self._poll_stop()
 
-    def _hear(self) -> None:
+    def _poll_stop(self) -> None:
         """Hear which ranks want to stop, or cannot go on; a checkpoint that is under way then is finished."""
         try:
             agreed = self._requests.agree(self._ranks)

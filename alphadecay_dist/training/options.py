@@ -10,7 +10,7 @@ from alphadecay_dist import __version__
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.training.changes import KINDS
 from alphadecay_dist.training.config import flat
-from alphadecay_dist.training.preflight import Checked, Options
+from alphadecay_dist.training.preflight import Options, ResolvedRun
 from alphadecay_dist.training.process.ranks import Ranks
 
 # What a site may keep under another name on each node.
@@ -59,7 +59,7 @@ def options_of(args: argparse.Namespace, overrides: Sequence[str]) -> Options:
     return Options(overrides=tuple(overrides), **given)
 
 
-def require_same_options(options: Options, checked: Checked, ranks: Ranks) -> None:
+def require_same_options(options: Options, checked: ResolvedRun, ranks: Ranks) -> None:
     """Refuse ranks that were given different runs. Collective.
 
     Raises:

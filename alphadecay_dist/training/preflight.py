@@ -43,7 +43,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Checked:
+class ResolvedRun:
     """What can be known before any rank meets another."""
 
     config: Config
@@ -53,7 +53,7 @@ class Checked:
     folder: Path
 
 
-def check(options: Options) -> Checked:
+def resolve(options: Options) -> ResolvedRun:
     """Check options, recipe, model and DeepSpeed JSON: the same result, or error, on every rank."""
     config = _with_engine(with_dtype(load_config(options.recipe, options.overrides)), options)
     engine_config = _engine_config(config, options.deepspeed)
@@ -72,7 +72,7 @@ def check(options: Options) -> Checked:
         raise UserError(
             f"--output_dir {folder}: cannot be made, {above} is no directory to write to; choose another"
         )
-    return Checked(config, model_config, shapes, engine_config, folder)
+    return ResolvedRun(config, model_config, shapes, engine_config, folder)
 
 
 def _check_data(config: Config, vocabulary: int) -> None:

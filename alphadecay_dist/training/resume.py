@@ -71,15 +71,15 @@ class Start:
         return self.step - 1 if owed else self.step
 
 
-def begin(folder: Path, config: Config, resume: str, overwrite: bool, ranks: Ranks) -> Start:
+def choose_start(folder: Path, config: Config, resume: str, overwrite: bool, ranks: Ranks) -> Start:
     """How to begin, from a checkpoint whose files all ranks have looked at together. Collective.
 
     Raises:
-        UserError: see :func:`decide`.
+        UserError: see :func:`decide_start`.
     """
     damaged: dict[Path, str] = {}
     while True:
-        start = ranks.from_main(lambda: decide(folder, config, resume, overwrite, damaged))
+        start = ranks.from_main(lambda: decide_start(folder, config, resume, overwrite, damaged))
         if start.checkpoint is None:
             return start
         fault = _first_fault(start.checkpoint, ranks)
@@ -105,7 +105,9 @@ def _first_fault(checkpoint: Checkpoint, ranks: Ranks) -> str | None:
     return next((fault for own in faults for fault in own), None)
 
 
-def decide(folder: Path, config: Config, resume: str, overwrite: bool, damaged: Mapping[Path, str]) -> Start:
+def decide_start(
+    folder: Path, config: Config, resume: str, overwrite: bool, damaged: Mapping[Path, str]
+) -> Start:
     """Decide how to begin, reading but not changing the directory.
 
     Args:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from alphadecay_dist.checkpoint import restore
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS, name_latest
 from alphadecay_dist.control.controller import AlphaDecay
-from alphadecay_dist.engines.training import Training, training_for
+from alphadecay_dist.engines.training import TrainEngine, training_for
 from alphadecay_dist.errors import RunError, UserError, warn
 from alphadecay_dist.training import resume
 from alphadecay_dist.training.build import (
@@ -37,10 +37,10 @@ from alphadecay_dist.training.loop import Trainer
 from alphadecay_dist.training.options import require_same_options
 from alphadecay_dist.training.outputs.run_files import RunFiles, Tracker
 from alphadecay_dist.training.outputs.run_log import RunLog
-from alphadecay_dist.training.preflight import Checked, Options, check
-from alphadecay_dist.training.process.exit_codes import PREEMPTED, Preempted, code_of, told
+from alphadecay_dist.training.preflight import Options, ResolvedRun, resolve
+from alphadecay_dist.training.process.exit_codes import PREEMPTED, Preempted, code_of, describe_error
 from alphadecay_dist.training.process.lock import FolderLock
-from alphadecay_dist.training.process.preemption import StopRequests, silence
+from alphadecay_dist.training.process.preemption import StopRequests, noop
 from alphadecay_dist.training.process.ranks import Ranks
 from alphadecay_dist.training.recipe import TrainConfig
 
@@ -57,7 +57,7 @@ def run(options: Options, requests: StopRequests) -> None:
         RunError: the run cannot go on.
         Preempted: it was asked to stop.
     """
-    checked = check(options)
+    checked = resolve(options)
     deadline = checked.config.checkpoint.deadline
     if deadline is not None:
         requests.set_deadline(seconds_of(deadline, "checkpoint.deadline"), deadline)
@@ -77,8 +77,8 @@ def run(options: Options, requests: StopRequests) -> None:
 
 def _run_joined(
     options: Options,
-    checked: Checked,
-    engine: Training,
+    checked: ResolvedRun,
+    engine: TrainEngine,
     ranks: Ranks,
     lock: FolderLock,
     requests: StopRequests,
@@ -89,7 +89,7 @@ def _run_joined(
     _say_sizes(checked.config.train, ranks)
     if not options.dry_run:
         ranks.from_main(lock.before_reading)
-    begin = resume.begin(checked.folder, checked.config, options.resume, options.overwrite, ranks)
+    begin = resume.choose_start(checked.folder, checked.config, options.resume, options.overwrite, ranks)
     for reason in begin.skipped:
         ranks.say(f"skipped a checkpoint that is not whole: {reason}")
     if begin.finished is not None:
@@ -99,23 +99,23 @@ def _run_joined(
         )
         return
     checked = settled(checked, options, begin, ranks)
-    _unless_asked(ranks, requests)
-    source, validation = ranks.together(lambda: open_data(checked.config.data))
+    _raise_if_stopped(ranks, requests)
+    source, validation = ranks.raise_on_all_ranks(lambda: open_data(checked.config.data))
     kept = keep(checked, options, source, validation, begin, ranks)
     if begin.checkpoint is not None:
         shapes = {name: tuple(parameter.shape) for name, parameter in checked.shapes.named_parameters()}
         restore.require_model(begin.checkpoint, shapes)
     tokenizer = tokenizer_of(checked, ranks, source, begin, kept.changed("tokenizer.model"))
     inputs = kept.with_tokenizer(tokenizer)
-    _unless_asked(ranks, requests)
+    _raise_if_stopped(ranks, requests)
     position = None if kept.anew else begin.checkpoint
-    data = ranks.together(lambda: training_data(checked.config, source, tokenizer, ranks, position))
+    data = ranks.raise_on_all_ranks(lambda: training_data(checked.config, source, tokenizer, ranks, position))
     if options.dry_run:
         ranks.say(describe(checked, engine, ranks, data, tokenizer))
         return
     evaluation = evaluation_data(checked.config, validation, tokenizer, ranks)
     decay = build(checked, options, engine, ranks)
-    _unless_asked(ranks, requests)
+    _raise_if_stopped(ranks, requests)
     ranks.from_main(lambda: _written(checked, begin, tokenizer, inputs, lock))
     _train(checked, engine, ranks, begin, decay, data, evaluation, inputs, requests)
 
@@ -130,7 +130,7 @@ def _say_sizes(train: TrainConfig, ranks: Ranks) -> None:
         )
 
 
-def _unless_asked(ranks: Ranks, requests: StopRequests) -> None:
+def _raise_if_stopped(ranks: Ranks, requests: StopRequests) -> None:
     """Go on with the resume, or end it on all ranks: there is nothing to save yet."""
     reason = requests.agree(ranks)
     if reason:
@@ -138,7 +138,7 @@ def _unless_asked(ranks: Ranks, requests: StopRequests) -> None:
 
 
 def _written(
-    checked: Checked, begin: resume.Start, tokenizer: Tokenizer, inputs: Inputs, lock: FolderLock
+    checked: ResolvedRun, begin: resume.Start, tokenizer: Tokenizer, inputs: Inputs, lock: FolderLock
 ) -> None:
     """Write the run's beginning; a file system that refuses it is the user's to mend."""
     try:
@@ -151,7 +151,7 @@ def _written(
 
 
 def _prepare_folder(
-    checked: Checked, begin: resume.Start, tokenizer: Tokenizer, inputs: Inputs, lock: FolderLock
+    checked: ResolvedRun, begin: resume.Start, tokenizer: Tokenizer, inputs: Inputs, lock: FolderLock
 ) -> None:
     """Make the output directory fit the run's beginning, and this run's own."""
     lock.before_writing()
@@ -170,8 +170,8 @@ def _prepare_folder(
 
 
 def _train(
-    checked: Checked,
-    engine: Training,
+    checked: ResolvedRun,
+    engine: TrainEngine,
     ranks: Ranks,
     begin: resume.Start,
     decay: AlphaDecay | None,
@@ -219,7 +219,7 @@ def _trained(trainer: Trainer) -> bool:
         raise RunError(str(error)) from None
 
 
-def _tracker(checked: Checked, begin: resume.Start) -> Tracker:
+def _tracker(checked: ResolvedRun, begin: resume.Start) -> Tracker:
     config = dataclasses.asdict(checked.config)
     return Tracker(checked.config.logging.wandb, checked.folder, config, resumed=begin.step > 0)
 
@@ -227,7 +227,7 @@ def _tracker(checked: Checked, begin: resume.Start) -> Tracker:
 @contextmanager
 def _watched(trainer: Trainer, log: RunLog, requests: StopRequests) -> Iterator[None]:
     """End wandb, and write a stop or a failure into status.json, however the run ends."""
-    requests.last_words = lambda reason: log.ended("preempted", trainer.progress.step, PREEMPTED, reason)
+    requests.on_forced_exit = lambda reason: log.ended("preempted", trainer.progress.step, PREEMPTED, reason)
     code = 0
     try:
         yield
@@ -235,16 +235,16 @@ def _watched(trainer: Trainer, log: RunLog, requests: StopRequests) -> Iterator[
         code = code_of(error)
         try:
             state = "preempted" if code == PREEMPTED else "failed"
-            log.ended(state, trainer.progress.step, code, told(error))
+            log.ended(state, trainer.progress.step, code, describe_error(error))
         except RunError as unwritten:
             warn(str(unwritten))
         raise
     finally:
-        requests.last_words = silence  # what status.json says now stands
+        requests.on_forced_exit = noop  # what status.json says now stands
         log.close(code)
 
 
-def _closing_line(checked: Checked, trainer: Trainer, finished: bool) -> str:
+def _closing_line(checked: ResolvedRun, trainer: Trainer, finished: bool) -> str:
     """Where everything is."""
     perplexities = [f"{perplexity:.2f}" for perplexity in trainer.perplexities]
     change = f", validation perplexity {' -> '.join(perplexities)}" if perplexities else ""

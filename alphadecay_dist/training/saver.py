@@ -7,7 +7,7 @@ from typing import Any
 
 from alphadecay_dist.checkpoint import writer
 from alphadecay_dist.checkpoint.background import BackgroundSave
-from alphadecay_dist.engines.training import Training
+from alphadecay_dist.engines.training import TrainEngine
 from alphadecay_dist.training.process.ranks import Ranks
 from alphadecay_dist.training.recipe import CheckpointConfig
 
@@ -25,7 +25,7 @@ class Saver:
         saved_at: the update whose checkpoint was the last to be saved, or begun, or loaded.
     """
 
-    def __init__(self, config: CheckpointConfig, root: Path, engine: Training, ranks: Ranks) -> None:
+    def __init__(self, config: CheckpointConfig, root: Path, engine: TrainEngine, ranks: Ranks) -> None:
         self._config = config
         self._root = root
         self._engine = engine

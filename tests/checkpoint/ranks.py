@@ -38,7 +38,7 @@ class Ranks:
         self._shared.barrier.wait()
         return everyone
 
-    def together(self, work: Callable[[], Any]) -> Any:
+    def raise_on_all_ranks(self, work: Callable[[], Any]) -> Any:
         """Run on all; if one fails, all raise."""
         try:
             outcome = (work(), None)
@@ -51,7 +51,7 @@ class Ranks:
 
     def from_main(self, work: Callable[[], Any]) -> Any:
         """Run on rank 0 alone."""
-        found = self.together(lambda: work() if self.rank == 0 else None)
+        found = self.raise_on_all_ranks(lambda: work() if self.rank == 0 else None)
         return self.gather(found)[0]
 
 

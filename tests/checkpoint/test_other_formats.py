@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from alphadecay_dist import cli
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.config import load_config
-from alphadecay_dist.training.resume import decide
+from alphadecay_dist.training.resume import decide_start
 from tests.engines.tiny import backward, engine_of
 from tests.foreign import UP, init_error, llama_weights, rows_of, spectrum_error, write
 from tests.multirank import run_ranks
@@ -31,7 +31,7 @@ def export_error(capsys, path):
 
 def resume_error(path):
     with pytest.raises(UserError) as caught:
-        decide(path.parent / "run", load_config("demo"), str(path), overwrite=False, damaged={})
+        decide_start(path.parent / "run", load_config("demo"), str(path), overwrite=False, damaged={})
     return str(caught.value)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from alphadecay_dist.doctor import clock, examine, folder, links, measures
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.preflight import Options, check
+from alphadecay_dist.training.preflight import Options, resolve
 from tests.doctor.ranks import doctor
 
 pytestmark = pytest.mark.slow
@@ -189,7 +189,7 @@ def test_a_mistake_of_one_node_names_it(tmp_path):
 
 def test_what_checkpoints_need_is_what_a_run_writes(tmp_path):
     options = Options("demo", ("checkpoint.every=10", "checkpoint.keep=2"), None, None, str(tmp_path))
-    checked = check(options)
+    checked = resolve(options)
     weights = sum(p.numel() for p in checked.shapes.parameters())
     assert examine.needed_bytes(checked) == 3 * 12 * weights
     for step in (10, 20):

@@ -15,7 +15,7 @@ from alphadecay_dist.checkpoint.manifest import MANIFEST
 from alphadecay_dist.training.config import to_yaml
 from alphadecay_dist.training.outputs.run_files import METRICS, STATUS
 from alphadecay_dist.training.recipe import Config, TrainConfig
-from alphadecay_dist.training.resume import CHECKPOINTS, Start, decide
+from alphadecay_dist.training.resume import CHECKPOINTS, Start, decide_start
 from tests.checkpoint.layouts import SHARD, rewritten, save
 from tests.fuzz.drawn import accepted, changed, damaged, draws, snapshot
 from tests.fuzz.test_sidecars import STATE, STATUSES
@@ -120,11 +120,11 @@ def test_a_start(place, whole, done, resume, overwrite, seed):
     config = Config(train=TrainConfig(steps=2, dtype="float32", seed=seed))
     before = contents(place)
     found = []
-    accepted(lambda: found.append(decide(folder, config, named, overwrite, {})))
+    accepted(lambda: found.append(decide_start(folder, config, named, overwrite, {})))
     accepted(lambda: [start.evaluated for start in found])
     assert contents(place) == before
     assert all(isinstance(start, Start) for start in found)
 
 
 def test_a_finished_run_is_finished(whole):
-    assert decide(whole, CONFIG, "auto", False, {}).finished == STATUSES
+    assert decide_start(whole, CONFIG, "auto", False, {}).finished == STATUSES

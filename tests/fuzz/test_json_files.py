@@ -70,7 +70,7 @@ def look_through(folder):
     assert not checkpoint.faults()
     load(checkpoint, "flat", 1)
     for weight in stored_weights(checkpoint).values():
-        weight.contiguous()
+        weight.read()
 
 
 @draws(300)

@@ -19,7 +19,7 @@ from alphadecay_dist.training.config import (
     recipe_names,
     to_yaml,
 )
-from alphadecay_dist.training.preflight import check
+from alphadecay_dist.training.preflight import resolve
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.tasks.language.model import read_model_config
 from tests.fuzz.drawn import ODD, accepted, changed, damaged, draws, snapshot
@@ -126,7 +126,7 @@ def test_a_whole_start(place, options, sizes):
     (place / "model.json").write_text(json.dumps(sizes))
     own = [f"--model.name={place / 'model.json'}", "--train.seq_len=32", f"--output_dir={place / 'run'}"]
     before = snapshot(place)
-    accepted(lambda: check(train.parse([*own, *options])))
+    accepted(lambda: resolve(train.parse([*own, *options])))
     assert snapshot(place) == before
 
 

@@ -70,7 +70,7 @@ def sum_of(number: int, group: Any) -> int:
 def check_foretold(exchange: Exchange, group: Any) -> None:
     """What was moved and held is what the plan alone foretells."""
     rank = dist.get_rank(group)
-    expected = exchange.foretold()
+    expected = exchange.expected_traffic()
     assert exchange.bytes_received == expected.received[rank]
     assert exchange.bytes_sent == expected.sent[rank]
     assert exchange.peak_bytes == expected.peak[rank]

@@ -10,17 +10,17 @@ import torch.distributed as dist
 
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.sharding.collectives import (
-    agreed,
+    all_gather_checked,
     collective_device,
     first_difference,
+    raise_on_all_ranks,
     require_equal,
-    together,
 )
 from tests.multirank import run_ranks
 
 
 def fail_on_rank_1(kind):
-    with together(dist.group.WORLD):
+    with raise_on_all_ranks(dist.group.WORLD):
         if dist.get_rank() == 1:
             raise kind("no room for fc1")
 
@@ -28,19 +28,21 @@ def fail_on_rank_1(kind):
 def check_agreement():
     rank, world = dist.get_rank(), dist.group.WORLD
     begin = time.monotonic()
-    with together(world):
+    with raise_on_all_ranks(world):
         pass
     for kind, heard in ((UserError, UserError), (KeyError, RuntimeError), (MemoryError, RuntimeError)):
         with pytest.raises(kind if rank == 1 else heard, match="no room for fc1") as found:
             fail_on_rank_1(kind)
         assert ("rank 1: " in str(found.value)) == (rank != 1)
-    with pytest.raises(UserError, match=r"^the same on all$"), together(world):
+    with pytest.raises(UserError, match=r"^the same on all$"), raise_on_all_ranks(world):
         raise UserError("the same on all")
     with pytest.raises(RuntimeError, match="rank 0 has 2 numbers to tell, rank 2 3"):
-        agreed(lambda: range(3 if rank == 2 else 2), world)
+        all_gather_checked(lambda: range(3 if rank == 2 else 2), world)
     with pytest.raises(ValueError, match="not here"):
-        agreed(lambda: [1][5:] if rank else int("not here"), world)
-    assert agreed(lambda: [rank, 2**62 + rank], world) == [[other, 2**62 + other] for other in range(3)]
+        all_gather_checked(lambda: [1][5:] if rank else int("not here"), world)
+    assert all_gather_checked(lambda: [rank, 2**62 + rank], world) == [
+        [other, 2**62 + other] for other in range(3)
+    ]
 
     # 30 layers with a name too long for a message: the second half differs, on rank 2 alone.
     names = [f"layers.{number}.self_attn_projection" for number in range(30)]
@@ -67,10 +69,10 @@ def test_all_ranks_raise_what_one_finds_and_name_what_differs():
 
 
 def test_without_other_ranks_an_error_is_what_it_was():
-    with pytest.raises(KeyError), together(None):
+    with pytest.raises(KeyError), raise_on_all_ranks(None):
         raise KeyError("x")
     assert first_difference(["a"], None) is None
-    assert agreed(lambda: [3], None) == [[3]]
+    assert all_gather_checked(lambda: [3], None) == [[3]]
 
 
 @pytest.mark.parametrize(

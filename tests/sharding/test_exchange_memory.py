@@ -41,7 +41,7 @@ def check_buffers():
         assert all(torch.equal(matrix, whole) for matrix in matrices.values())
         assert len({matrix.data_ptr() for matrix in matrices.values()}) == 4, "a matrix each, not buffers"
         assert len(taken[-1]) == len(found.rounds) == 4
-        assert exchange.peak_bytes == exchange.foretold().peak[rank] <= budget
+        assert exchange.peak_bytes == exchange.expected_traffic().peak[rank] <= budget
         rooms.append(exchange.room)
     received, packed = (set(own) for own in zip(*taken[0], strict=True))
     return len(received), len(packed), rooms
@@ -60,7 +60,7 @@ def check_copies():
     exchange, found = exchange_of(sources, SMALL, dist.group.WORLD, torch.bfloat16)
     own = [numel(s) for s in sources if found.owners[s.name] == dist.get_rank()]
     collect(exchange)
-    assert exchange.peak_bytes == exchange.foretold().peak[dist.get_rank()] == 2 * max(own)
+    assert exchange.peak_bytes == exchange.expected_traffic().peak[dist.get_rank()] == 2 * max(own)
     assert exchange.room == 0
 
 

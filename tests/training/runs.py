@@ -150,7 +150,7 @@ def final_weights(output: Path) -> dict[str, torch.Tensor]:
     """fp32 weights of a run's last checkpoint."""
     checkpoint = newest(output / "checkpoints")
     assert checkpoint is not None
-    return {name: weight.contiguous() for name, weight in stored_weights(checkpoint).items()}
+    return {name: weight.read() for name, weight in stored_weights(checkpoint).items()}
 
 
 def summed_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:

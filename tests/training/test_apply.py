@@ -8,7 +8,7 @@ import torch
 from alphadecay_dist import UserError
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.optimizer import build_optimizer, pick_apply
-from alphadecay_dist.training.resume import decide
+from alphadecay_dist.training.resume import decide_start
 from tests.engines.tiny import TUNABLE, Uneven
 from tests.training.runs import final_weights, tiny_options, train_on
 
@@ -52,7 +52,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path):
     for key, value in (("decay.apply", "groups"), ("decay.policy", "uniform")):
         changed = tuple(option.removeprefix("--") for option in (*options, f"--{key}={value}"))
         with pytest.raises(UserError, match=rf"{key}: found '{value}', the run in .* was begun with"):
-            decide(other, config_of(*changed), "auto", False, {})
+            decide_start(other, config_of(*changed), "auto", False, {})
     whole, parts = final_weights(tmp_path / "whole"), final_weights(tmp_path / "parts")
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
 

@@ -18,7 +18,7 @@ from alphadecay_dist.engines.updated import dtypes_of, parameters_of
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.groups import names_in
 from alphadecay_dist.params.inventory import Weight
-from alphadecay_dist.sharding.collectives import agreed, require_equal, together
+from alphadecay_dist.sharding.collectives import all_gather_checked, raise_on_all_ranks, require_equal
 from alphadecay_dist.sharding.layout import ShardSource
 
 
@@ -94,7 +94,7 @@ class PlainHost:
                     shards[id(place.handle)] = sharded_over(weight.name, place, ranks)
             return [rank for among in shards.values() for rank in among]
 
-        everyone = agreed(local, self._group)
+        everyone = all_gather_checked(local, self._group)
         require_equal(
             "the ranks of AlphaDecay's process group hold the weights with different ranks",
             _holders(self._model, own),
@@ -102,7 +102,7 @@ class PlainHost:
             "give process_group= the ranks of one mesh or one DDP alone, such as mesh.get_group()",
             kind=UserError,
         )
-        with together(self._group):
+        with raise_on_all_ranks(self._group):
             copies: dict[int, list[tuple[int, ...]]] = {}
             start = 0
             for handle, among in shards.items():

@@ -107,7 +107,7 @@ class TorchTraining(ABC):
             group["lr"] = learning_rate
 
     def gradients(self, losses: Iterator[Callable[[nn.Module], Tensor]], scale: Tensor) -> Tensor:
-        """All gradients of one update; see :class:`alphadecay_dist.engines.training.Training`."""
+        """All gradients of one update; see :class:`alphadecay_dist.engines.training.TrainEngine`."""
         self._module.train()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, loss_of in enumerate(losses, 1):
@@ -121,7 +121,7 @@ class TorchTraining(ABC):
         return total
 
     def step(self, before_step: Callable[[], None]) -> bool:
-        """The update itself; see :class:`alphadecay_dist.engines.training.Training`."""
+        """The update itself; see :class:`alphadecay_dist.engines.training.TrainEngine`."""
         assert self._norm is not None
         finite = math.isfinite(self._norm)
         if finite and self.config.clip > 0:

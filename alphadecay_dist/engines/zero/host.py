@@ -25,7 +25,7 @@ from alphadecay_dist.engines.versions import require
 from alphadecay_dist.engines.zero import config as zero_config
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.inventory import Weight
-from alphadecay_dist.sharding.collectives import agreed, together
+from alphadecay_dist.sharding.collectives import all_gather_checked, raise_on_all_ranks
 from alphadecay_dist.sharding.layout import Flat, Piece, ShardSource, flat_chunks
 
 require("deepspeed")
@@ -194,8 +194,8 @@ class ZeroHost:
             fragmented = weights if master and stage < 3 else []
             return [bound for weight in fragmented for bound in _fragment(weight)]
 
-        everyone = agreed(bounds, self.group)
-        with together(self.group):
+        everyone = all_gather_checked(bounds, self.group)
+        with raise_on_all_ranks(self.group):
             if stage == 3:
                 world_size, rank = dist.get_world_size(self.group), dist.get_rank(self.group)
                 kind = ZeroMaster if master else ZeroShard

@@ -28,7 +28,7 @@ PASSING = {
 }
 
 
-def may_pass(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether a failed read is worth another attempt: connections, timeouts and the server's own errors.
 
     What the server refuses (no such file, no access), what it is not allowed to be asked (offline mode) and
@@ -43,7 +43,7 @@ def may_pass(error: BaseException) -> bool:
     return any(isinstance(link, _passing_types()) for link in chain)
 
 
-class Patience:
+class Backoff:
     """Waits longer before each attempt that follows a failure, until there is no patience left."""
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ def read_on(read: Callable[[int], Iterator[T]], start: int, where: str) -> Itera
         UserError: it cannot be read.
     """
     row = start
-    patience = Patience()
+    patience = Backoff()
     while True:
         try:
             for value in read(row):
@@ -88,7 +88,7 @@ def read_on(read: Callable[[int], Iterator[T]], start: int, where: str) -> Itera
         except UserError:
             raise
         except Exception as error:  # readers raise a dozen unrelated types: EOFError, zlib.error, Arrow's
-            if not (may_pass(error) and patience.wait(where, error)):
+            if not (is_transient(error) and patience.wait(where, error)):
                 raise UserError(
                     f"data: {where}: cannot be read: {_reason(error)} (at row {row}); check it, or give "
                     "another data.source"

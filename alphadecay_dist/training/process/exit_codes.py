@@ -48,7 +48,7 @@ def code_of(error: BaseException) -> int:
     return USER_ERROR if isinstance(error, UserError) else FAILURE
 
 
-def told(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """An error as status.json tells it: its line, and of an unexpected one its type."""
     named = isinstance(error, Preempted | UserError | RunError)
     return str(error) if named else f"{type(error).__name__}: {error}"

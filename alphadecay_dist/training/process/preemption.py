@@ -34,7 +34,7 @@ class StopRequests:
     """
 
     def __init__(self) -> None:
-        self.last_words: Callable[[str], None] = silence
+        self.on_forced_exit: Callable[[str], None] = noop
         self.failure: str | None = None
         self._reason: str | None = None
         self._deadline: tuple[float, str] | None = None
@@ -113,7 +113,9 @@ class StopRequests:
             os._exit(PREEMPTED)
         if now - self._first > ONE_REQUEST:
             with contextlib.suppress(Exception):
-                self.last_words(f"{self._reason}, and then {signal.Signals(number).name}: stopped at once")
+                self.on_forced_exit(
+                    f"{self._reason}, and then {signal.Signals(number).name}: stopped at once"
+                )
             os._exit(PREEMPTED)
 
 
@@ -126,7 +128,7 @@ def process_age() -> float:
         return 0.0
 
 
-def silence(_reason: str) -> None:
+def noop(_reason: str) -> None:
     """The last words of a rank that has none."""
 
 

@@ -72,7 +72,7 @@ class Ranks:
         dist.all_gather_object(everyone, value)
         return everyone
 
-    def together(self, work: Callable[[], T]) -> T:
+    def raise_on_all_ranks(self, work: Callable[[], T]) -> T:
         """Run ``work`` on every rank; if it fails on one, all raise, so that none waits for the others.
 
         Raises:
@@ -87,7 +87,7 @@ class Ranks:
         return outcome.result()
 
     def from_main(self, work: Callable[[], T]) -> T:
-        """Run ``work`` on rank 0 alone and give its result to all; errors as in :meth:`together`."""
+        """Run ``work`` on rank 0 alone and give its result to all; see :meth:`raise_on_all_ranks`."""
         outcome = _attempt(work) if self.is_main else _Outcome[T]()
         shared: list[Any] = [outcome.fault, outcome.value]
         dist.broadcast_object_list(shared, src=0)

@@ -16,7 +16,7 @@ from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.data import retries
 from alphadecay_dist.training.data.corpus import Corpus, DocumentLane, open_corpora
 from alphadecay_dist.training.data.hub import HubFiles
-from alphadecay_dist.training.data.retries import WAITS, may_pass
+from alphadecay_dist.training.data.retries import WAITS, is_transient
 from alphadecay_dist.training.recipe import DataConfig
 from tests.training.corpora import numbered, texts_of, write_files
 
@@ -57,12 +57,12 @@ LASTING = [
 
 @pytest.mark.parametrize("error", PASSING, ids=repr)
 def test_what_may_pass(error):
-    assert may_pass(error)
+    assert is_transient(error)
 
 
 @pytest.mark.parametrize("error", LASTING, ids=repr)
 def test_what_stays_as_it_is(error):
-    assert not may_pass(error)
+    assert not is_transient(error)
 
 
 class Failing:

@@ -49,7 +49,7 @@ def values_from(folder: str, shapes: LlamaForCausalLM, trust: bool) -> Callable[
         _require_no_others(homes, shapes, folder)
     except UserError as error:
         raise UserError(f"--init_from {error}") from None
-    return lambda name: homes[name].whole().float()
+    return lambda name: homes[name].read().float()
 
 
 def _require_same_function(path: Path, config: LlamaConfig) -> None:
@@ -125,7 +125,7 @@ def _require_no_others(homes: Mapping[str, ForeignTensor], shapes: LlamaForCausa
     expected = dict(shapes.named_parameters())
     others = [name for name in homes if name not in expected and not TABLES.fullmatch(name)]
     if HEAD in others and shapes.config.tie_word_embeddings:
-        if not torch.equal(homes[HEAD].whole(), homes[EMBEDDING].whole()):
+        if not torch.equal(homes[HEAD].read(), homes[EMBEDDING].read()):
             raise UserError(
                 f"{folder}: {HEAD} is not equal to {EMBEDDING}, which model.name ties to it; set "
                 "tie_word_embeddings to false there"
