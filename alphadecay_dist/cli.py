@@ -32,7 +32,7 @@ from alphadecay_dist.doctor.findings import Limits
 from alphadecay_dist.engines.expected_layouts import MASTERS, SHARDINGS, Sharding
 from alphadecay_dist.engines.rank_variables import settle_rank
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.spectral import METRICS, Windows
+from alphadecay_dist.spectral import METRICS
 from alphadecay_dist.training.arguments import Parser, normalized
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.data.prepare import prepare
@@ -46,7 +46,7 @@ from alphadecay_dist.training.units import bytes_of, bytes_per_second
 
 DOCTOR = "doctor"  # the one command that is started on many ranks
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
-PUBLISHED = Settings(weight_decay=0.1, interval=500, min_ratio=2 / 3, max_ratio=5.0)
+PUBLISHED = Settings()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -282,7 +282,8 @@ def _settings(args: argparse.Namespace, default: Settings) -> Settings:
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     try:
         if args.farms_rows is not None:
-            given["farms"] = Windows(args.farms_rows, args.farms_aspect, tuple(args.farms_grid))
+            given |= {name: getattr(args, name) for name in ("farms_rows", "farms_aspect")}
+            given["farms_grid"] = tuple(args.farms_grid)
         return replace(default, **given)
     except ValueError as error:
         raise UserError(str(error)) from None

@@ -251,7 +251,7 @@ def job_of(recipe: str | None, config: Path | None) -> Job:
     assert recipe is not None
     loaded = with_dtype(load_config(recipe))
     model = build_on_meta(read_model_config(loaded.model.name, loaded.train.seq_len))
-    settings, engine = loaded.decay.settings(), loaded.engine
+    settings, engine = loaded.decay, loaded.engine
     return Job(
         model,
         analysed(tuned_weights(model), model, settings),

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from alphadecay_dist.commands.stored_rule import tuned_tensors
 from alphadecay_dist.commands.weight_files import StoredWeights
 from alphadecay_dist.decay import weight_decay_of
-from alphadecay_dist.decay.settings import REFERENCE, Settings
+from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.spectral import MIN_EIGENVALUES, Analysis, analyze
 
@@ -53,7 +53,7 @@ def spectrum(weights: StoredWeights, settings: Settings) -> list[Row]:
     Raises:
         UserError: no matrix is there, or one is smaller than a FARMS window.
     """
-    chosen = tuned_tensors(weights, uncut=settings.preset == REFERENCE)
+    chosen = tuned_tensors(weights, uncut=not settings.choices.cuts_fused)
     if not chosen:
         raise UserError(
             f"{weights.path}: found no weight matrix inside a numbered block, of {MIN_EIGENVALUES} rows and "
@@ -67,8 +67,8 @@ def spectrum(weights: StoredWeights, settings: Settings) -> list[Row]:
     parts: dict[str, list[Row]] = {}
     for weight, row in rows:
         parts.setdefault(weight, []).append(row)
-    # The released code leaves the first nn.Linear at the base decay.
-    assigned = list(parts)[1:] if settings.preset == REFERENCE else list(parts)
+    # Where a preset leaves out the ends: the last nn.Linear is the head, which is in no numbered block.
+    assigned = list(parts) if settings.choices.tunes_ends else list(parts)[1:]
     decays = _decays({weight: parts[weight] for weight in assigned}, settings)
     return [replace(row, weight_decay=decays[weight]) if weight in decays else row for weight, row in rows]
 

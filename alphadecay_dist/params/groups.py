@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.distributed.fsdp import FlatParameter
 
+from alphadecay_dist.decay.settings import GROUPS, PREMULTIPLY
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.params.coverage import require_weights
 from alphadecay_dist.params.entries import entries
@@ -25,7 +26,6 @@ UNTUNED = "untuned"  # the name of the group, or the two, that hold everything e
 TUNED = "tuned"  # the name of the group that holds all tuned weights, where they share one
 GROUP_KEY = "module"  # the key by which a param group is found again; engines keep it
 NAMES_KEY = "modules"  # the key under which the shared group names its weights, in the order of its params
-GROUPS, PREMULTIPLY = "groups", "premultiply"  # how decays are applied, and so how groups are laid out
 BASE, ZERO, ZERO_1D = "base", "zero", "zero_1d"  # what is not tuned gets
 UNTUNED_DECAYS = (BASE, ZERO, ZERO_1D)
 BIAS, BATCHNORM = "bias", "batchnorm"

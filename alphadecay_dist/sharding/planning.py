@@ -89,16 +89,12 @@ def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
-def require_options(memory_budget: object, parts: object) -> None:
-    """Refuse a budget that is no number of bytes, and parts that are no mapping.
+def require_parts(parts: object) -> None:
+    """Refuse parts that are no mapping of sizes.
 
     Raises:
         UserError: what was found.
     """
-    if memory_budget is not None and not isinstance(memory_budget, int):
-        raise UserError(
-            f"memory_budget: found {shown(memory_budget)}, expected a whole number of bytes, or None"
-        )
     if parts is not None and not isinstance(parts, Mapping):
         raise UserError(
             f"parts: found {shown(parts)}, expected sizes by pattern, such as {{'*.qkv': (64, 64, 64)}}"

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from alphadecay_dist.decay.settings import REFERENCE, Settings
+from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.coverage import require_weights
 from alphadecay_dist.params.inventory import Weight, first_and_last
@@ -21,16 +21,17 @@ from alphadecay_dist.spectral import Windows
 def analysed(weights: Sequence[Weight], model: nn.Module, settings: Settings) -> list[Weight]:
     """The weights as the rule takes them, the same for a run, its dry run and a plan.
 
-    The released code (preset ``reference``) tunes neither the first nor the last Linear, and no fused weight
-    in parts.
+    A preset may leave out the first and the last Linear, and keep fused weights whole.
 
     Raises:
         UserError: nothing is left, or FARMS' windows do not fit into a matrix.
     """
     kept = list(weights)
-    if settings.preset == REFERENCE:
+    if not settings.choices.tunes_ends:
         left_out = first_and_last(model)
-        kept = [replace(weight, cut=None) for weight in weights if weight.name not in left_out]
+        kept = [weight for weight in kept if weight.name not in left_out]
+    if not settings.choices.cuts_fused:
+        kept = [replace(weight, cut=None) for weight in kept]
     require_weights(kept, model)
     if settings.farms is not None:
         for weight in kept:

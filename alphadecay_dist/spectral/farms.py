@@ -33,7 +33,7 @@ class Windows:
     def __post_init__(self) -> None:
         if self.rows < 1 or not 0 < self.aspect < math.inf or min(self.grid) < 1:
             raise ValueError(
-                f"FARMS: found rows {self.rows}, aspect {self.aspect}, grid {self.grid}; "
+                f"farms: found rows {self.rows}, aspect {self.aspect}, grid {self.grid}; "
                 "expected rows >= 1, aspect > 0 and at least one window along each side"
             )
 

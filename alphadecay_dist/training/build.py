@@ -7,7 +7,7 @@ import warnings
 import torch
 
 from alphadecay_dist.checkpoint.reader import Checkpoint
-from alphadecay_dist.control.controller import AlphaDecay
+from alphadecay_dist.control.protocol import DecayController, controller_for
 from alphadecay_dist.engines.training import TrainEngine
 from alphadecay_dist.training import resume
 from alphadecay_dist.training.data.batches import EvaluationData, Source, TrainingData, validation_sequences
@@ -80,8 +80,8 @@ def evaluation_data(config: Config, source: Source, tokenizer: Tokenizer, ranks:
     return EvaluationData(drawn, tokenizer.pad, config.train, ranks.rank, ranks.world_size)
 
 
-def build(checked: ResolvedRun, options: Options, engine: TrainEngine, ranks: Ranks) -> AlphaDecay | None:
-    """Model with its initial weights, optimizer and engine; the controller, if the policy has one."""
+def build(checked: ResolvedRun, options: Options, engine: TrainEngine, ranks: Ranks) -> DecayController:
+    """Model with its initial weights, optimizer and engine; the policy's controller."""
     config = checked.config
     decay, picked = pick_apply(config, engine.premultiply_refusal())
     if picked:
@@ -96,20 +96,9 @@ def build(checked: ResolvedRun, options: Options, engine: TrainEngine, ranks: Ra
     fused = engine.device.type == "cuda"
     optimizer = build_optimizer(model, config.optimizer, decay, fused=fused)
     wrapped = engine.initialize(model, optimizer)
-    if decay.policy == "uniform":
-        return None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"optimizer: found Adam\b")  # the published recipes name it
-        return AlphaDecay(
-            model,
-            optimizer,
-            engine=wrapped,
-            dtype=dtype,
-            memory_budget=decay.memory_budget,
-            device=decay.device,
-            apply=decay.apply,
-            **vars(decay.settings()),
-        )
+        return controller_for(model, optimizer, decay, engine=wrapped, dtype=dtype)
 
 
 def utilization_of(checked: ResolvedRun, engine: TrainEngine, ranks: Ranks) -> Utilization:

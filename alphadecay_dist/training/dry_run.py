@@ -44,7 +44,7 @@ def describe(
 
 def owners(checked: ResolvedRun, world_size: int, tridiagonal: float) -> list[tuple[Weight, int]]:
     """The weights that the run will analyse, and the rank that will."""
-    settings = checked.config.decay.settings()
+    settings = checked.config.decay
     weights = analysed(tuned_weights(checked.shapes), checked.shapes, settings)
     found = assign_owners(costs_of(weights, tridiagonal, settings.farms), world_size)
     return [(weight, found[weight.name]) for weight in weights]

@@ -20,7 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from alphadecay_dist.checkpoint import restore
 from alphadecay_dist.checkpoint.reader import Checkpoint
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS
-from alphadecay_dist.control.controller import AlphaDecay
+from alphadecay_dist.control.protocol import DecayController
 from alphadecay_dist.control.refresh import Refresh
 from alphadecay_dist.engines.training import TrainEngine
 from alphadecay_dist.errors import RunError, UserError
@@ -61,7 +61,7 @@ class Trainer:
         folder: output directory.
         ranks: this rank among the others.
         engine: the engine, holding model and optimizer.
-        decay: the controller; None for the uniform policy.
+        decay: the controller of the policy.
         data: this rank's training data.
         evaluation: this rank's validation data.
         log: what is written of the run.
@@ -76,7 +76,7 @@ class Trainer:
         folder: Path,
         ranks: Ranks,
         engine: TrainEngine,
-        decay: AlphaDecay | None,
+        decay: DecayController,
         data: Prefetched,
         evaluation: EvaluationData,
         log: RunLog,
@@ -112,7 +112,7 @@ class Trainer:
         """Take up all but the data position; returns the checkpoint's state."""
         state = saved_state(checkpoint)
         restore.load(checkpoint, self._engine.state(), self._ranks)
-        if self._decay is not None and state.decay is not None:
+        if state.decay:
             self._decay.load_state_dict(state.decay)
         self.progress = Progress(checkpoint.manifest.step, state.tokens)
         self._saver.saved_at = self.progress.step
@@ -177,6 +177,7 @@ class Trainer:
             "tokens_per_second": tokens / seconds,
             "step_seconds": seconds,
             "mfu": self._utilization.of(seconds),
+            **self._decay.log(),
             **({} if applied else {"skipped": True}),
         }
         self._log.line(METRICS, record, wandb=_due(step, self._config.logging.every))
@@ -237,8 +238,7 @@ class Trainer:
 
     def _step_decay(self) -> None:
         """Before each engine step: refresh the decays where that is due."""
-        if self._decay is not None:
-            self._last_refresh = self._decay.step() or self._last_refresh
+        self._last_refresh = self._decay.step() or self._last_refresh
 
     def _log_refresh(self) -> None:
         refresh, self._last_refresh = self._last_refresh, None
@@ -315,7 +315,7 @@ class Trainer:
             "lanes": lanes,
             "evaluation_owed": self._evaluation_owed,
             "bad_updates": self._bad.state(),
-            "decay": self._decay.state_dict() if self._decay is not None else None,
+            "decay": self._decay.state_dict() or None,
             "inputs": self._inputs,
         }
 

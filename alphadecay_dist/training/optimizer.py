@@ -7,9 +7,11 @@ import dataclasses
 import torch
 from torch import nn
 
-from alphadecay_dist.control.writers import AUTO, choose_apply
+from alphadecay_dist.control.writers import choose_apply
+from alphadecay_dist.decay.policies import MATRIX_DECAY
+from alphadecay_dist.decay.settings import AUTO, PREMULTIPLY
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.params.groups import NAMES_KEY, PREMULTIPLY, param_groups
+from alphadecay_dist.params.groups import NAMES_KEY, param_groups
 from alphadecay_dist.training.recipe import Config, DecayConfig, OptimizerConfig
 
 CLASSES = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -48,7 +50,7 @@ def build_optimizer(
         fused: use torch's fused kernels (CUDA).
     """
     groups = param_groups(model, weight_decay=decay.weight_decay, untuned=decay.untuned, apply=decay.apply)
-    if decay.policy == "uniform":  # nobody will multiply decays in: the groups' own are enough
+    if decay.row.moves != MATRIX_DECAY:  # no one will multiply decays in: the groups' own are enough
         for group in groups:
             if NAMES_KEY in group:
                 group["weight_decay"] = decay.weight_decay

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from alphadecay_dist.checkpoint import restore
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS, name_latest
-from alphadecay_dist.control.controller import AlphaDecay
+from alphadecay_dist.control.protocol import DecayController
 from alphadecay_dist.engines.training import TrainEngine, training_for
 from alphadecay_dist.errors import RunError, UserError, warn
 from alphadecay_dist.training import resume
@@ -174,7 +174,7 @@ def _train(
     engine: TrainEngine,
     ranks: Ranks,
     begin: resume.Start,
-    decay: AlphaDecay | None,
+    decay: DecayController,
     data: TrainingData,
     evaluation: EvaluationData,
     inputs: Inputs,

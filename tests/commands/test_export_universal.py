@@ -48,7 +48,7 @@ def engine_of(config, stage):
     models.fill_tables(model)
     optimizer = torch.optim.AdamW(param_groups(model, weight_decay=config.decay.weight_decay), lr=1.0)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
-    decay = AlphaDecay(model, optimizer, engine=engine, **vars(config.decay.settings()))
+    decay = AlphaDecay(model, optimizer, engine=engine, settings=config.decay)
     return engine, decay
 
 

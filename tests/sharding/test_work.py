@@ -11,7 +11,7 @@ from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.params.inventory import tuned_weights
 from alphadecay_dist.sharding import planning
 from alphadecay_dist.sharding.work import analysed
-from alphadecay_dist.spectral import Rates, Windows
+from alphadecay_dist.spectral import Rates
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.dry_run import owners
 from alphadecay_dist.training.preflight import ResolvedRun
@@ -19,7 +19,7 @@ from tests.engines.tiny import TUNABLE, Uneven
 from tests.multirank import run_ranks
 from tests.sharding.shapes import on_meta
 
-RULE = Settings(0.1, 500, 2 / 3, 5.0)
+RULE = Settings()
 
 
 def names_of(weights):
@@ -38,7 +38,7 @@ def test_the_released_code_leaves_out_the_first_and_the_last_linear():
 
 def test_windows_that_do_not_fit_are_refused_by_name():
     model = Uneven(TUNABLE)
-    rule = dataclasses.replace(RULE, farms=Windows(60, 1.0, (1, 1)))
+    rule = dataclasses.replace(RULE, farms_rows=60)
     with pytest.raises(UserError, match=r"layers\.4\.up: "):
         analysed(tuned_weights(model), model, rule)
 

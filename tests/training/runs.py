@@ -211,4 +211,4 @@ def plain_torch(
 
 
 def _controller(model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: Config) -> AlphaDecay:
-    return AlphaDecay(model, optimizer, **vars(config.decay.settings()))
+    return AlphaDecay(model, optimizer, settings=config.decay)
