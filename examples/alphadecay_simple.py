@@ -20,6 +20,7 @@ BASE_DECAY, MIN_RATIO, MAX_RATIO, INTERVAL = 0.1, 2 / 3, 5, 20
 
 def alpha_of(weight):
     """The tail exponent of one matrix (m, n), by the Hill estimator with xmin at the median."""
+    # in fp64, which is cheap at this size: rounding then moves no alpha
     eigenvalues = torch.linalg.svdvals(weight.double()).square().flip(0)  # (N,) ascending, N = min(m, n)
     tail = eigenvalues[len(eigenvalues) // 2 :]  # (k,) from the median on
     return 1 + len(tail) / (tail / tail[0]).log().sum().item()
