@@ -1,4 +1,4 @@
-"""Model -> every trained parameter once: its name and whole shape, and what speaks against tuning it."""
+"""Model -> every trained parameter once: its name, its whole shape, and why not to tune it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Entry:
     """A trained parameter.
 
     Attributes:
-        name: dotted name of its module where the parameter is its ``weight``, else its own.
-        module: that holds it.
-        attribute: by which the module holds it.
-        parameter: it may be empty or hold a part only.
-        shape: the whole's.
-        embeds: whether it is an embedding's, perhaps a head's too.
+        name: dotted name of its module if it is the module's ``weight``, else its own.
+        module: the module that it belongs to.
+        attribute: its name in that module.
+        parameter: the parameter itself; it may be empty, or only a shard.
+        shape: shape of the whole parameter.
+        embeds: whether it belongs to an embedding, perhaps tied with a head.
     """
 
     name: str
@@ -41,10 +41,10 @@ class Entry:
 
 
 def entries(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[Entry]:
-    """Every trained parameter of a model, once, in its order.
+    """Every trained parameter of a model, once, in the model's order.
 
     Args:
-        model: any; its parameters may be sharded.
+        model: any module; its parameters may be sharded.
         modules: its modules by name, see :func:`alphadecay_dist.params.wrappers.named_modules`.
     """
     embeddings = {id(module.weight) for module in modules.values() if isinstance(module, nn.Embedding)}
@@ -61,7 +61,7 @@ def entries(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[Entr
 
 
 def whole_shapes(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters of three dimensions, frozen ones too, by the names of :func:`entries`."""
+    """Shapes of the three-dimensional parameters, also frozen ones, by the names of :func:`entries`."""
     flat = _flat_shapes(model)
     found = {}
     for module_name, module in modules.items():
@@ -72,7 +72,7 @@ def whole_shapes(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str
 
 
 def unfit(entry: Entry) -> str | None:
-    """Why a parameter holds no matrices to analyse, also where it is named; None where it may."""
+    """Why a parameter has no matrices to analyse, even if it is named; None if it may have some."""
     if entry.embeds or isinstance(entry.module, nn.Embedding):
         return EMBEDDING
     if not entry.parameter.is_floating_point():
@@ -87,7 +87,7 @@ def unfit(entry: Entry) -> str | None:
 
 
 def not_by_default(entry: Entry, modules: Mapping[str, nn.Module]) -> str | None:
-    """Why a parameter is tuned only where it is named; None where it is tuned by default."""
+    """Why a parameter is tuned only if it is named; None if it is tuned by default."""
     reason = reason_by_name(entry.name)
     if reason is not None:
         return reason
@@ -107,7 +107,7 @@ def not_by_default(entry: Entry, modules: Mapping[str, nn.Module]) -> str | None
 
 
 def is_conv1d(module: nn.Module | None) -> bool:
-    """Whether it is transformers' Conv1D, whose weight is (in, out), without loading transformers."""
+    """Whether it is transformers' Conv1D, whose weight is (in, out); does not load transformers."""
     return any(
         kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
         for kind in type(module).__mro__
@@ -115,9 +115,9 @@ def is_conv1d(module: nn.Module | None) -> bool:
 
 
 def joined_experts(entry: Entry) -> int | None:
-    """How many experts' matrices (m, n) a parameter (experts * m, n) joins, as DBRX's; None if not one.
+    """How many experts' matrices (m, n) a parameter (experts * m, n) joins, as in DBRX; else None.
 
-    The module says how many there are, and "expert" is in its name.
+    The module must have the number of experts, and the name of the parameter must contain "expert".
     """
     count = getattr(entry.module, "moe_num_experts", None)
     if not isinstance(count, int) or len(entry.shape) != 2 or "expert" not in entry.name or count < 2:
@@ -132,7 +132,7 @@ _PARAMETRIZATIONS = {"WeightNorm": "weight_norm", "SpectralNorm": "spectral_norm
 def _whole_shape(
     module: nn.Module, name: str, parameter: nn.Parameter, flat: Mapping[int, tuple[int, ...]]
 ) -> tuple[int, ...]:
-    """The shape before sharding, from the module where it tells: an engine may have emptied the parameter."""
+    """The shape before sharding; from the module if it knows, as an engine may have emptied the parameter."""
     if name == "weight" and isinstance(module, nn.Linear):
         return (module.out_features, module.in_features)
     if name == "weight" and isinstance(module, nn.Conv2d):
@@ -143,7 +143,7 @@ def _whole_shape(
 
 
 def _flat_shapes(model: nn.Module) -> dict[int, tuple[int, ...]]:
-    """Whole shapes of what FSDP1 has in flat parameters, by the id of the original parameter."""
+    """Whole shapes of the parameters in FSDP1's flat parameters, by the id of the original parameter."""
     found: dict[int, tuple[int, ...]] = {}
     for module in FullyShardedDataParallel.fsdp_modules(model):
         handle: Any = module._handle

@@ -1,4 +1,4 @@
-"""Model -> the weights to tune, by name, and the matrices in each."""
+"""Model -> the weights to tune, with their names and the matrices in each."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ from alphadecay_dist.spectral import MIN_EIGENVALUES
 
 @dataclass(frozen=True)
 class Weight:
-    """One tuned weight, which has one decay, and the matrices that it is made of.
+    """One tuned weight, which has one decay, and the matrices that it consists of.
 
     Attributes:
-        name: dotted name of its module, or of the parameter itself where a module has several.
-        parameter: it may be empty or hold a part only.
-        shape: the whole's: (m, n), an expert stack's (experts, m, n), or a Conv2d's (out, in, h, w).
-        cut: how each matrix of it is cut into parts; None where it is not fused.
+        name: dotted name of its module, or of the parameter itself if it is not the module's ``weight``.
+        parameter: the parameter; it may be empty, or only a shard.
+        shape: the whole shape: (m, n), (experts, m, n) for a stack of experts, or (out, in, h, w) for a
+            Conv2d.
+        cut: how each of its matrices is split into parts; None if it is not fused.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Weight:
     cut: Cut | None = None
 
     def units(self) -> list[str]:
-        """What has an owner of its own: each expert of a stack, else the weight."""
+        """The names of what is owned separately: each expert of a stack, else the weight."""
         if len(self.shape) != 3:
             return [self.name]
         return [f"{self.name}.{expert}" for expert in range(self.shape[0])]
@@ -52,7 +53,7 @@ class Weight:
         return self.shape[1:] if len(self.shape) == 3 else self.shape
 
     def parts(self, unit: str) -> list[str]:
-        """Names of the matrices that have an alpha of their own, in one unit."""
+        """Names of the matrices in one unit; each has its own alpha."""
         return [unit] if self.cut is None else [f"{unit}.{part}" for part in self.cut.names]
 
     def part_shapes(self) -> list[tuple[int, ...]]:
@@ -70,17 +71,17 @@ class Weight:
 def all_weights(model: nn.Module, parts: Mapping[str, Sequence[int]] | None = None) -> list[Weight]:
     """Every trained weight that could be tuned, in the model's order, each parameter once.
 
-    That is the weight of an ``nn.Linear`` or ``nn.Conv2d``, and every other parameter of two or three
-    dimensions (three: a stack of experts); none that is an embedding's too, and none whose matrices all have
-    fewer than 50 eigenvalues.
+    These are the weights of ``nn.Linear`` and ``nn.Conv2d``, and every other parameter of two or three
+    dimensions (three: a stack of experts). Embeddings are left out, also tied ones, and so are weights whose
+    matrices all have fewer than 50 eigenvalues.
 
     Args:
         model: any module; its parameters may be sharded already.
         parts: explicit sizes of fused weights, by glob pattern, such as
-            ``{"*.qkv_proj": (2048, 512, 512)}``; the others are cut by their names.
+            ``{"*.qkv_proj": (2048, 512, 512)}``; the others are split by their names.
 
     Raises:
-        UserError: sizes that do not fit, or a pattern that matches nothing.
+        UserError: sizes do not fit, or a pattern matches nothing.
     """
     found = _candidates(model, named_modules(model), parts or {})
     return [weight for _, weight in found if large_enough(weight.part_shapes())]
@@ -91,15 +92,16 @@ def tuned_weights(
     modules: Iterable[str] | None = None,
     parts: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Weight]:
-    """The weights whose decay follows their spectrum, in the model's order.
+    """The weights whose decay depends on their spectrum, in the model's order.
 
-    By default every weight of :func:`all_weights` that belongs to an ``nn.Linear``, ``nn.Conv2d``,
-    ``nn.MultiheadAttention`` or transformers' ``Conv1D``, or is a stack of experts, inside a numbered block
-    (a name such as ``model.layers.0.mlp.up_proj``); embeddings, the head, norms and LoRA factors are not.
+    The default is every weight of :func:`all_weights` that is inside a numbered block (a name such as
+    ``model.layers.0.mlp.up_proj``), and either belongs to an ``nn.Linear``, ``nn.Conv2d``,
+    ``nn.MultiheadAttention`` or transformers' ``Conv1D``, or is a stack of experts. Embeddings, the head,
+    norms and LoRA factors are not tuned.
 
     Args:
         model: any module; its parameters may be sharded already.
-        modules: glob patterns of names to take instead, such as ``"*.attn.c_attn"``.
+        modules: glob patterns of names to tune instead, such as ``"*.attn.c_attn"``.
         parts: see :func:`all_weights`.
 
     Raises:
@@ -123,7 +125,7 @@ def tuned_weights(
 def first_and_last(model: nn.Module) -> set[str]:
     """Names of the first and the last nn.Linear or nn.Conv2d, which AlphaDecay's released code leaves out.
 
-    In a LLaMA these are layer 0's q_proj, for an embedding is neither, and lm_head.
+    In a LLaMA these are q_proj of layer 0 (an embedding is neither a Linear nor a Conv2d) and lm_head.
     """
     modules = named_modules(model).items()
     names = [name for name, module in modules if isinstance(module, nn.Linear | nn.Conv2d)]
@@ -133,7 +135,7 @@ def first_and_last(model: nn.Module) -> set[str]:
 def _candidates(
     model: nn.Module, modules: Mapping[str, nn.Module], parts: Mapping[str, Sequence[int]]
 ) -> list[tuple[Entry, Weight]]:
-    """Every trained parameter of matrices, large or small, and how it is cut."""
+    """Every trained parameter with matrices, large or small, and how it is split."""
     heads = heads_by_module(modules)
     shapes = whole_shapes(model, modules)
     found = [
@@ -153,7 +155,7 @@ def _with_cut(
     shapes: Mapping[str, Sequence[int]],
     parts: Mapping[str, Sequence[int]],
 ) -> Weight:
-    """The weight, cut as it was given, or by experts, or by its name."""
+    """The weight, split by the given sizes, by experts, or by its name."""
     transposed = is_conv1d(entry.module)
     sizes = sizes_for(entry.name, parts) if len(entry.shape) != 4 else None
     experts = joined_experts(entry)

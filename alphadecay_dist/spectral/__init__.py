@@ -1,4 +1,4 @@
-"""Numbers alone: matrices to eigenvalues, eigenvalues to tail exponents. Knows no rank and no model."""
+"""Only numbers: matrices to eigenvalues, eigenvalues to tail exponents. Knows no rank and no model."""
 
 from alphadecay_dist.spectral.analysis import (
     FAILED,

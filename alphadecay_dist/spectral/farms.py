@@ -1,7 +1,7 @@
 """FARMS: eigenvalues of sub-matrices of one aspect ratio, pooled (arXiv 2506.06280).
 
-The alpha of a random matrix depends on its aspect ratio: at initialisation a 1376 x 512 matrix has 3.0, a
-512 x 512 one 2.1. Windows of one shape for all matrices remove that bias.
+The alpha of a random matrix depends on its aspect ratio: at initialisation it is 3.0 for a 1376 x 512 matrix
+and 2.1 for a 512 x 512 one. Windows of one shape for all matrices remove this bias.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Windows:
         return min(self.rows, self.columns) * self.grid[0] * self.grid[1]
 
     def check_fit(self, shape: Sequence[int]) -> None:
-        """Raise a ValueError where a window is larger than a matrix of this shape; none is cut to fit."""
+        """Raise a ValueError if a window is larger than a matrix of this shape; none is cut to fit."""
         if len(shape) != 2:
             raise ValueError(f"FARMS: found a weight of {len(shape)} dimensions, expected a matrix")
         if self.rows > shape[0] or self.columns > shape[1]:
@@ -80,7 +80,7 @@ def farms(matrix: Tensor, windows: Windows) -> ESD:
 
 
 def _starts(room: int, count: int) -> list[int]:
-    """Evenly spaced beginnings from 0 to ``room``; the middle for a single one."""
+    """Evenly spaced starts from 0 to ``room``; the middle for a single one."""
     if count == 1:
         return [room // 2]
     return [round(i * room / (count - 1)) for i in range(count)]
