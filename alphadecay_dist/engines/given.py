@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from alphadecay_dist.engines.registry import engine_of
 from alphadecay_dist.errors import UserError, shown, warn
 
 
@@ -25,8 +25,8 @@ class Given(NamedTuple):
 def unwrapped(model: Any, optimizer: Any, engine: Any, process_group: Any) -> Given:
     """Undo what accelerate and others wrap.
 
-    A DeepSpeed engine given as the model is the engine, and its module the model. An optimizer that passes on
-    the groups of another is that other.
+    An engine given as the model is the engine, and its module is the model. An optimizer that shows the
+    groups of another one stands for that one.
 
     Raises:
         UserError: something else than was expected.
@@ -34,7 +34,8 @@ def unwrapped(model: Any, optimizer: Any, engine: Any, process_group: Any) -> Gi
     if isinstance(model, torch.optim.Optimizer) or isinstance(optimizer, nn.Module):
         if is_engine(optimizer):
             raise UserError(
-                "optimizer: found a DeepSpeedEngine; give AlphaDecay(model, optimizer, engine=engine, ...)"
+                f"optimizer: found a {_kind(optimizer)}; give AlphaDecay(model, optimizer, "
+                "engine=engine, ...)"
             )
         raise UserError(
             f"AlphaDecay: found {_kind(model)} as model and {_kind(optimizer)} as optimizer; give "
@@ -65,14 +66,12 @@ def unwrapped(model: Any, optimizer: Any, engine: Any, process_group: Any) -> Gi
 
 
 def _share_parameters(one: nn.Module, other: nn.Module) -> bool:
-    own = {id(parameter) for parameter in one.parameters()}
-    return any(id(parameter) in own for parameter in other.parameters())
+    return not set(one.parameters()).isdisjoint(other.parameters())
 
 
 def is_engine(value: object) -> bool:
-    """Whether it is a DeepSpeedEngine, without loading DeepSpeed."""
-    loaded = sys.modules.get("deepspeed.runtime.engine")
-    return loaded is not None and isinstance(value, loaded.DeepSpeedEngine)
+    """Whether it is an engine's handle, such as a DeepSpeedEngine; nothing is loaded for the question."""
+    return engine_of(value) is not None
 
 
 def trained_by_deepspeed(model: nn.Module) -> bool:
@@ -121,8 +120,8 @@ def _require_engine(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def _has_parameters_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:
-    own = {id(parameter) for parameter in model.parameters()}
-    return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
+    own = set(model.parameters())
+    return any(not own.isdisjoint(group["params"]) for group in optimizer.param_groups)
 
 
 def _group(group: Any) -> dist.ProcessGroup | None:

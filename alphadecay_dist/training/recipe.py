@@ -8,6 +8,7 @@ from alphadecay_dist.control.lagged import DEVICES
 from alphadecay_dist.control.writers import APPLY
 from alphadecay_dist.decay import SHAPES
 from alphadecay_dist.decay.settings import CHOOSABLE_FITS, NORMALIZE, PRESETS, Settings
+from alphadecay_dist.engines.registry import ENGINES
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.groups import GROUPS, UNTUNED_DECAYS
 from alphadecay_dist.spectral import METRICS, Windows
@@ -296,7 +297,7 @@ CHOICES = {
     "decay.fit": CHOOSABLE_FITS,
     "decay.device": DEVICES,
     "decay.untuned": UNTUNED_DECAYS,
-    "engine.name": ("auto", "fsdp2", "ddp", "deepspeed"),
+    "engine.name": ("auto", *ENGINES),
     "decay.apply": APPLY,
     "tokenizer.normalization": (AUTO, NONE, NFKC),
     "logging.wandb": ("auto", "online", "offline", "off"),

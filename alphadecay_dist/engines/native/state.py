@@ -61,10 +61,10 @@ class TorchState:
 
     def create(self, kinds: Mapping[str, Collection[str]], scalars: Scalars) -> None:
         """Entries for every parameter that has any."""
-        names = {id(parameter): name for name, parameter in self._parameters.items()}
+        names = {parameter: name for name, parameter in self._parameters.items()}
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
-                name = names[id(parameter)]
+                name = names[parameter]
                 numbers = {key: of[name] for key, of in scalars.items() if name in of}
                 state = {key: scalar_tensor(value, parameter, group) for key, value in numbers.items()}
                 state |= {kind: torch.zeros_like(parameter.detach()) for kind in kinds.get(name, ())}

@@ -38,7 +38,7 @@ class ZeroTraining:
         self._made_group = False
 
     @property
-    def layout(self) -> str:
+    def name(self) -> str:
         """Engine and sharding, as a checkpoint names them."""
         return f"deepspeed ZeRO-{self.stage}"
 
