@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from alphadecay_dist.engines.registry import engine_of
+from alphadecay_dist.engines.zero.marks import holds_weights, trained_by_deepspeed
 from alphadecay_dist.errors import UserError, shown, warn
 
 
@@ -29,7 +30,7 @@ def unwrapped(model: Any, optimizer: Any, engine: Any, process_group: Any) -> Gi
     groups of another one stands for that one.
 
     Raises:
-        UserError: something else than was expected.
+        UserError: something other than what is expected.
     """
     if isinstance(model, torch.optim.Optimizer) or isinstance(optimizer, nn.Module):
         if is_engine(optimizer):
@@ -74,14 +75,8 @@ def is_engine(value: object) -> bool:
     return engine_of(value) is not None
 
 
-def trained_by_deepspeed(model: nn.Module) -> bool:
-    """Whether an engine was made of the model, at any stage: it leaves hooks on it."""
-    hooks = [*model._forward_pre_hooks.values(), *model._forward_hooks.values()]
-    return any(getattr(hook, "__module__", None) == "deepspeed.runtime.engine" for hook in hooks)
-
-
 def _plain(optimizer: Any) -> torch.optim.Optimizer:
-    """The innermost of optimizers that have the same groups."""
+    """The innermost of nested optimizers that share their groups."""
     if not hasattr(optimizer, "param_groups"):
         raise UserError(
             f"optimizer: found {_kind(optimizer)}, expected a torch optimizer; {_advice(optimizer)}"
@@ -103,11 +98,8 @@ def _advice(optimizer: object) -> str:
 
 def _require_engine(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Refuse a model whose weights DeepSpeed keeps, at stages 1 to 3; at stage 0 warn."""
-    owned = any(
-        hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping") for parameter in model.parameters()
-    )
     flattened = trained_by_deepspeed(model) and not _has_parameters_of(optimizer, model)
-    if owned or flattened:
+    if holds_weights(model) or flattened:
         raise UserError(
             "engine: found none, but DeepSpeed trains this model; give AlphaDecay(model, optimizer, "
             "engine=engine, ...) with the engine that deepspeed.initialize() returned"
@@ -128,7 +120,7 @@ def _group(group: Any) -> dist.ProcessGroup | None:
     """The process group, of a mesh too.
 
     Raises:
-        UserError: it is none, or this rank is not in it.
+        UserError: it is not a process group, or this rank is not in it.
     """
     if isinstance(group, DeviceMesh):
         if group.ndim != 1:

@@ -55,11 +55,11 @@ class Host(Protocol):
         ...
 
     def updates(self) -> int | None:
-        """Updates that the engine has finished; None where nobody counts them."""
+        """Updates that the engine has finished; None where it does not count them."""
         ...
 
     def loaded(self) -> None:
-        """Put right what a load of the optimizer left wrong."""
+        """Correct what a load of the optimizer left wrong."""
         ...
 
     def at_boundary(self) -> bool:

@@ -64,7 +64,7 @@ class TrainEngine(Protocol):
         ...
 
     def gradients(self, losses: Losses, scale: Tensor) -> Tensor:
-        """All gradients of one update; nobody waits for the device.
+        """All gradients of one update; the host does not wait for the device.
 
         Args:
             losses: one a micro-batch.
@@ -105,7 +105,7 @@ class TrainEngine(Protocol):
 
 
 def training_for(name: str, settings: Any) -> TrainEngine:
-    """The engine of that name; its own library alone is loaded: DeepSpeed's import takes seconds.
+    """The engine of that name. Only its own library is loaded: DeepSpeed's import takes seconds.
 
     Args:
         name: a key of :data:`alphadecay_dist.engines.registry.ENGINES`.

@@ -61,7 +61,7 @@ class PlainHost:
         return dtypes_of(self.param_groups())
 
     def updates(self) -> None:
-        """Nobody counts."""
+        """None: nothing counts them here."""
 
     def loaded(self) -> None:
         """Nothing: torch's own loading leaves nothing wrong."""

@@ -51,7 +51,7 @@ class TorchState:
         return found
 
     def scalars(self) -> Scalars:
-        """Numbers, and tensors of one number that are none of the parameter's shape."""
+        """Numbers, and tensors of one number that do not have the parameter's shape."""
         found: Scalars = {}
         for name, parameter in self._parameters.items():
             for key, value in self._optimizer.state.get(parameter, {}).items():
@@ -72,7 +72,7 @@ class TorchState:
                     self._optimizer.state[parameter] = state
 
     def publish(self, step: int) -> None:
-        """Drop unsharded copies of what was; else the parts are the weights that the model computes with."""
+        """Drop unsharded copies of the old weights; the parts are what the model computes with otherwise."""
         for module in self._model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()

@@ -129,7 +129,7 @@ class ZeroHost:
         return self._engine.seq_data_parallel_group
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """The ZeRO optimizer's groups: its params are flat or gone, its order and our key stay."""
+        """The ZeRO optimizer's groups: their params are flat or gone, their order and our key remain."""
         return self._engine.optimizer.param_groups
 
     @property
@@ -138,7 +138,7 @@ class ZeroHost:
         return self._engine.basic_optimizer
 
     def premultiply_refusal(self) -> str | None:
-        """What in the config stands against it, see :func:`zero_config.premultiply_refusal`."""
+        """What in the config rules it out, see :func:`zero_config.premultiply_refusal`."""
         return zero_config.premultiply_refusal(self._engine._config._param_dict)
 
     def updated(
@@ -151,13 +151,13 @@ class ZeroHost:
         return fragments_of(parameters) if stage else parameters_of(group)
 
     def updated_dtypes(self) -> set[torch.dtype]:
-        """Of the fp32 masters, or what the config has in their place. At stage 3 no group holds them."""
+        """Those of the fp32 masters, or of what the config has instead; at stage 3 no group has them."""
         if self._engine.zero_optimization_stage() == 3:
             return {flat.dtype for flat in self._engine.optimizer.fp32_partitioned_groups_flat}
         return dtypes_of(self.optimizer.param_groups)
 
     def updates(self) -> int:
-        """Those that it skipped count."""
+        """Updates that it skipped count too."""
         return self._engine.global_steps
 
     def loaded(self) -> None:
@@ -210,7 +210,7 @@ class ZeroHost:
 
 
 def refuse_unservable(engine: Any) -> None:
-    """Refuse what would ignore the decays, and weights that are others on other ranks.
+    """Refuse what would ignore the decays, and weights that differ between ranks under one name.
 
     Raises:
         UserError: SuperOffload or ZenFlow is on, which forward nothing but the learning rate to the weights'
