@@ -29,8 +29,9 @@ from alphadecay_dist.decay import SHAPES
 from alphadecay_dist.decay.settings import CHOOSABLE_FITS, NORMALIZE, Settings
 from alphadecay_dist.doctor.examine import Examination, examine
 from alphadecay_dist.doctor.findings import Limits
-from alphadecay_dist.engines.expected_layouts import MASTERS, SHARDINGS, Sharding
+from alphadecay_dist.engines.expected_layouts import Sharding
 from alphadecay_dist.engines.rank_variables import settle_rank
+from alphadecay_dist.engines.registry import SHARDINGS
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.spectral import METRICS
 from alphadecay_dist.training.arguments import Parser, normalized
@@ -297,7 +298,7 @@ def _plan(args: argparse.Namespace) -> None:
     given = _given(args, {"interval": "interval"})
     if args.memory_budget is not None:
         given["budget"] = bytes_of(args.memory_budget, "--memory_budget")
-    if args.dtype or name in MASTERS:
+    if args.dtype or SHARDINGS[name].masters:
         given["dtype"] = getattr(torch, args.dtype or "float32")
     machine = read_machine(args.machine) if args.machine else this_machine()
     machine = replace(machine, **_given(args, {"update_seconds": "update_seconds"}))

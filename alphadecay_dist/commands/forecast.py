@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from alphadecay_dist.commands.stored_rule import config_in, on_meta
-from alphadecay_dist.engines.expected_layouts import SHARDINGS, Sharding, layouts
+from alphadecay_dist.engines.expected_layouts import Sharding, layouts
+from alphadecay_dist.engines.registry import SHARDINGS
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.coverage import Coverage, coverage, require_weights
 from alphadecay_dist.params.inventory import Weight, tuned_weights

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from alphadecay_dist.decay.settings import GROUPS, Settings
-from alphadecay_dist.engines import Host
+from alphadecay_dist.engines.host import Host
 from alphadecay_dist.errors import warn
 from alphadecay_dist.notices import notice
 from alphadecay_dist.params.coverage import Coverage

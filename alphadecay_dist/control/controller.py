@@ -25,8 +25,8 @@ from alphadecay_dist.control.refresh import Measurement, Refresh, TunedModule
 from alphadecay_dist.control.state import DecayState
 from alphadecay_dist.control.writers import writer_for
 from alphadecay_dist.decay.settings import Settings, settings_from
-from alphadecay_dist.engines import Host, host_for
 from alphadecay_dist.engines.given import unwrapped
+from alphadecay_dist.engines.host import Host, host_for
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.coverage import coverage
 from alphadecay_dist.params.group_snapshot import GroupSnapshot

@@ -14,7 +14,7 @@ from alphadecay_dist.control.lagged import LaggedRefresher, PendingRefresh, devi
 from alphadecay_dist.control.refresh import Measurement, encode
 from alphadecay_dist.decay.policies import SPECTRUM
 from alphadecay_dist.decay.settings import Settings
-from alphadecay_dist.engines import Host
+from alphadecay_dist.engines.host import Host
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.inventory import Weight
 from alphadecay_dist.sharding.collectives import drain_on_error, raise_on_all_ranks

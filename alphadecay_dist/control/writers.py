@@ -18,7 +18,7 @@ from torch import Tensor
 from alphadecay_dist.control.advice import low_precision
 from alphadecay_dist.decay.policies import MATRIX_DECAY
 from alphadecay_dist.decay.settings import AUTO, GROUPS, PREMULTIPLY, Settings
-from alphadecay_dist.engines import Host
+from alphadecay_dist.engines.host import Host
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.groups import GROUP_KEY, NAMES_KEY, layout_of, names_in
 from alphadecay_dist.params.inventory import Weight

@@ -13,6 +13,12 @@ from alphadecay_dist.params.inventory import Weight
 from alphadecay_dist.sharding.layout import Flat, Piece, ShardSource
 
 
+@functools.lru_cache(maxsize=1024)
+def whole_pieces(numel: int, world_size: int) -> list[Piece]:
+    """One piece, everybody's; one list for all weights of a size: ranks then compare it once."""
+    return [Piece(tuple(range(world_size)), Flat(0, numel))]
+
+
 class ReplicatedSource:
     """A weight that every rank holds whole."""
 
@@ -21,7 +27,7 @@ class ReplicatedSource:
         self.shape: tuple[int, ...] = weight.shape
         self.dtype = weight.parameter.dtype
         self._parameter = weight.parameter
-        self._pieces = _whole(math.prod(self.shape), world_size)
+        self._pieces = whole_pieces(math.prod(self.shape), world_size)
 
     def pieces(self) -> list[Piece]:
         """One piece, everybody's."""
@@ -30,12 +36,6 @@ class ReplicatedSource:
     def local(self) -> Tensor:
         """The whole weight, flattened."""
         return self._parameter.detach().reshape(-1)
-
-
-@functools.lru_cache(maxsize=1024)
-def _whole(numel: int, world_size: int) -> list[Piece]:
-    """One list for all weights of a size, so that it is compared across ranks once."""
-    return [Piece(tuple(range(world_size)), Flat(0, numel))]
 
 
 def replicated_sources(weights: Sequence[Weight], group: dist.ProcessGroup | None) -> list[ShardSource]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from alphadecay_dist.errors import warn
 from alphadecay_dist.spectral.esd import ESD, conv_esd, esd
@@ -23,6 +22,7 @@ from alphadecay_dist.spectral.metrics import (
     stable_rank,
 )
 from alphadecay_dist.spectral.powerlaw import FITS, Fit, hill
+from alphadecay_dist.spectral.sharded import is_sharded
 
 # fp32 is used if it moves alpha by less than this, as estimated by _doubtful(). The error was up to 1.5 times
 # the estimate for 1500 matrices (random, heavy-tailed, spiked and trained, 50 x 50 to 768 x 768), at four
@@ -155,7 +155,7 @@ def analyze(weight: Tensor, estimator: Estimator = PUBLISHED) -> Analysis:
             "analyze expects a real matrix (m, n) or Conv2d weight (out, in, height, width), found "
             f"{weight.dtype} of shape {tuple(weight.shape)}; for a stack of matrices use analyze_stack"
         )
-    if isinstance(weight, DTensor):
+    if is_sharded(weight):
         return Analysis(status=SHARDED)
     if min(weight.shape) == 0 or estimator.eigenvalues_of(weight.shape) < MIN_EIGENVALUES:
         return Analysis(status=TOO_SMALL)
@@ -178,7 +178,7 @@ def analyze_stack(stack: Tensor, estimator: Estimator = PUBLISHED) -> list[Analy
     Raises:
         ValueError: as for :func:`analyze`.
     """
-    if stack.ndim != 3 or isinstance(stack, DTensor) or estimator.windows is not None or not stack.numel():
+    if stack.ndim != 3 or is_sharded(stack) or estimator.windows is not None or not stack.numel():
         return [analyze(matrix, estimator) for matrix in stack]
     if estimator.eigenvalues_of(stack.shape[1:]) < MIN_EIGENVALUES:
         return [Analysis(status=TOO_SMALL)] * len(stack)

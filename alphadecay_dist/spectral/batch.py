@@ -17,10 +17,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from alphadecay_dist.spectral.analysis import PUBLISHED, Analysis, Estimator, analyze, analyze_stack
 from alphadecay_dist.spectral.esd import full_precision_matmul
+from alphadecay_dist.spectral.sharded import is_sharded
 
 # Measured on 2 cores, 16 matrices in one call: 64 x 64 is 4 times faster, 344 x 128 1.6 times, 256 x 256 not.
 STACK_MAX_NUMEL = 2**16
@@ -124,12 +124,7 @@ def _stacks(
             names, stack = [], []
         names, stack = [*names, name], [*stack, weight]
         held = sum(own.nbytes for own in stack)
-        if (
-            held > most_bytes
-            or weight.numel() > STACK_MAX_NUMEL
-            or weight.ndim != 2
-            or isinstance(weight, DTensor)
-        ):
+        if held > most_bytes or weight.numel() > STACK_MAX_NUMEL or weight.ndim != 2 or is_sharded(weight):
             del weight
             yield names, stack
             names, stack = [], []

@@ -32,7 +32,7 @@ def describe(
     return "\n".join(
         [
             to_yaml(checked.config),
-            yaml.safe_dump({engine.layout: engine.options}, sort_keys=False),
+            yaml.safe_dump({engine.name: engine.options}, sort_keys=False),
             f"weights: {models.parameter_count(checked.shapes):,}",
             f"tuned matrices and their owners on {ranks.world_size} ranks: {len(owned)}",
             *lines,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from alphadecay_dist import __version__
+from alphadecay_dist.engines.registry import DEEPSPEED, DEFAULT, ENGINES
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.training.changes import KINDS
 from alphadecay_dist.training.config import flat
@@ -22,7 +23,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", action="version", version=f"alphadecay_dist {__version__}")
     parser.add_argument("--recipe", default="demo", help="a name or a YAML file (default: demo)")
     parser.add_argument("--deepspeed", metavar="JSON", help="train under DeepSpeed with this config")
-    parser.add_argument("--engine", choices=("fsdp2", "ddp"), help="without --deepspeed (default: fsdp2)")
+    others = [name for name in ENGINES if name != DEEPSPEED]
+    parser.add_argument("--engine", choices=others, help=f"without --deepspeed (default: {DEFAULT})")
     parser.add_argument("--output_dir", help="default: runs/<recipe name>")
     parser.add_argument("--resume", default="auto", help="auto (default), none, or a checkpoint directory")
     parser.add_argument("--overwrite", action="store_true", help="with --resume none: remove the old run")

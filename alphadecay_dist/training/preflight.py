@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from alphadecay_dist.engines.native.training import TorchConfig
-from alphadecay_dist.engines.zero import config as zero_config
+from alphadecay_dist.engines.registry import DEEPSPEED, DEFAULT, ENGINES
+from alphadecay_dist.engines.settings import RunSettings
+from alphadecay_dist.engines.training import settings_for
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.coverage import require_weights
 from alphadecay_dist.params.inventory import tuned_weights
@@ -49,7 +50,7 @@ class ResolvedRun:
     config: Config
     model_config: LlamaConfig
     shapes: LlamaForCausalLM
-    engine_config: dict[str, Any] | TorchConfig
+    engine_config: Any  # the engine's own settings, a dict or a dataclass
     folder: Path
 
 
@@ -102,37 +103,38 @@ def _with_engine(config: Config, options: Options) -> Config:
     """
     name = options.engine or config.engine.name
     if name == "auto":
-        name = "deepspeed" if options.deepspeed else "fsdp2"
-    if name == "deepspeed" and not options.deepspeed:
+        name = DEEPSPEED if options.deepspeed else DEFAULT
+    if name == DEEPSPEED and not options.deepspeed:
         raise UserError(
-            "engine.name: found 'deepspeed' without --deepspeed, expected its JSON: "
+            f"engine.name: found {DEEPSPEED!r} without --deepspeed, expected its JSON: "
             "--deepspeed ds_configs/zero2.json"
         )
-    if options.deepspeed and name != "deepspeed":
+    if options.deepspeed and name != DEEPSPEED:
         raise UserError(
             f"engine.name: found {name!r} with --deepspeed {options.deepspeed}; give one of the two"
         )
-    if config.engine.replicate > 1 and name != "fsdp2":
+    if config.engine.replicate > 1 and not ENGINES[name].replicas:
+        able = " and ".join(other for other, engine in ENGINES.items() if engine.replicas)
         raise UserError(
             f"engine.replicate: found {config.engine.replicate} with the engine {name}, expected 1: "
-            "fsdp2 alone has replicas"
+            f"{able} alone has replicas"
         )
     return dataclasses.replace(config, engine=dataclasses.replace(config.engine, name=name))
 
 
-def _engine_config(config: Config, json: str | None) -> dict[str, Any] | TorchConfig:
+def _engine_config(config: Config, deepspeed: str | None) -> Any:
     """The engine's own settings, filled from the recipe."""
-    world_size = environment("WORLD_SIZE", 1)
-    size = micro_batch(config.train, world_size)
-    accumulation = config.train.global_batch // world_size // size
-    if json is None:
-        engine, train = config.engine, config.train
-        return TorchConfig(engine.name, train.dtype, accumulation, train.clip, engine.replicate)
-    return zero_config.resolve(
-        zero_config.read_json(json),
-        global_batch=config.train.global_batch,
-        micro_batch=size,
-        accumulation=accumulation,
-        clip=config.train.clip,
-        dtype=config.train.dtype,
+    train, world_size = config.train, environment("WORLD_SIZE", 1)
+    size = micro_batch(train, world_size)
+    return settings_for(
+        RunSettings(
+            name=config.engine.name,
+            dtype=train.dtype,
+            global_batch=train.global_batch,
+            micro_batch=size,
+            accumulation=train.global_batch // world_size // size,
+            clip=train.clip,
+            replicate=config.engine.replicate,
+            deepspeed=deepspeed,
+        )
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from alphadecay_dist.decay.settings import CHOICES as DECAY_CHOICES
 from alphadecay_dist.decay.settings import Settings
+from alphadecay_dist.engines.registry import ENGINES
 from alphadecay_dist.params.groups import UNTUNED_DECAYS
 from alphadecay_dist.training.bad_updates import POLICIES, STOP
 
@@ -229,7 +230,7 @@ CHOICES: dict[str, Collection[str]] = {
     "optimizer.name": ("adam", "adamw"),
     "optimizer.schedule": ("cosine", "linear", "constant"),
     "decay.untuned": UNTUNED_DECAYS,
-    "engine.name": ("auto", "fsdp2", "ddp", "deepspeed"),
+    "engine.name": ("auto", *ENGINES),
     "tokenizer.normalization": (AUTO, NONE, NFKC),
     "logging.wandb": ("auto", "online", "offline", "off"),
 }

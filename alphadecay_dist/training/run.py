@@ -61,7 +61,7 @@ def run(options: Options, requests: StopRequests) -> None:
     deadline = checked.config.checkpoint.deadline
     if deadline is not None:
         requests.set_deadline(seconds_of(deadline, "checkpoint.deadline"), deadline)
-    engine = training_for(checked.engine_config)
+    engine = training_for(checked.config.engine.name, checked.engine_config)
     engine.start()
     requests.joined()
     lock = FolderLock(checked.folder)

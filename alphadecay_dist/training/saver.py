@@ -45,7 +45,7 @@ class Saver:
             self._root,
             step,
             engine_state=self._engine.state(),
-            layout=self._engine.layout,
+            layout=self._engine.name,
             state=state,
             ranks=self._ranks,
         )

@@ -69,8 +69,8 @@ class FlatParameterSource:
         return shard.detach().narrow(0, self._local.start, self._local.numel)
 
 
-def flat_places(model: nn.Module) -> dict[int, FlatPlace]:
-    """Where every original parameter of a model lies, by its id; empty where FSDP1 wraps nothing.
+def flat_places(model: nn.Module) -> dict[nn.Parameter, FlatPlace]:
+    """Where every original parameter of a model lies; empty where FSDP1 wraps nothing.
 
     With ``use_orig_params=False`` there are none; :mod:`alphadecay_dist.params.groups` refuses that.
     """
@@ -88,7 +88,7 @@ def flat_places(model: nn.Module) -> dict[int, FlatPlace]:
             if not padding
         ]
         for parameter, index in zip(flat._params, offsets, strict=True):
-            places[id(parameter)] = FlatPlace(handle, index)
+            places[parameter] = FlatPlace(handle, index)
     return places
 
 
