@@ -9,8 +9,9 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from alphadecay_dist.checkpoint.manifest import StoredFile, StoredPiece, TensorEntry, flush, stored_file
+from alphadecay_dist.checkpoint.manifest import StoredFile, StoredPiece, TensorEntry, stored_file
 from alphadecay_dist.engines.state import WEIGHT, Part
+from alphadecay_dist.files import flush
 
 SHARDS = "shards"  # the folder of a checkpoint that holds the ranks' files
 DTYPES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16", "torch.float64": "F64"}

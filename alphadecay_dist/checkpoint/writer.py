@@ -17,16 +17,15 @@ from torch import Tensor
 from alphadecay_dist.checkpoint.manifest import (
     MANIFEST,
     Manifest,
-    flush,
     read_manifest,
     stored_file,
     to_text,
-    write_atomically,
 )
 from alphadecay_dist.checkpoint.random_state import random_state
 from alphadecay_dist.checkpoint.shards import SHARDS, Shard, joined, write_shard
 from alphadecay_dist.engines.state import EngineState, Part, Scalars
 from alphadecay_dist.errors import RunError
+from alphadecay_dist.files import flush, write_atomically
 
 T = TypeVar("T")
 

@@ -42,7 +42,7 @@ DAMAGES = {
     "missing": (Path.unlink, SHARD, "None bytes"),
     "flipped state": (flip, "state.json", "does not have the content"),
     "flipped manifest": (flip, MANIFEST, MANIFEST),
-    "manifest cut short": (cut_short, MANIFEST, "no JSON"),
+    "manifest cut short": (cut_short, MANIFEST, "not JSON"),
     "no manifest": (Path.unlink, MANIFEST, "not finished"),
     "empty manifest": (lambda path: path.write_text("{}"), MANIFEST, "format"),
 }

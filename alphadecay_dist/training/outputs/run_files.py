@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alphadecay_dist.checkpoint.manifest import write_atomically
 from alphadecay_dist.control.refresh import DECAY, Refresh
 from alphadecay_dist.errors import UserError, warn
+from alphadecay_dist.files import write_atomically
 from alphadecay_dist.json_fields import count, counted, get
 
 METRICS, EVAL, SEQUENCES = "metrics.jsonl", "eval.jsonl", "sequences.jsonl"

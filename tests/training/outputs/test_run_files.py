@@ -96,7 +96,7 @@ def test_a_last_line_that_was_cut_short_is_left_out_and_written_over(files):
 def test_a_line_that_is_no_record_is_named(files, line):
     (files.folder / METRICS).write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
     for read in (lambda: read_lines(files.folder / METRICS), lambda: files.keep_until(5)):
-        with pytest.raises(UserError, match=r"run_files.jsonl: line 2 is no record: .*; take it out"):
+        with pytest.raises(UserError, match=r"metrics.jsonl: line 2 is no record: .*; take it out"):
             read()
 
 
