@@ -23,8 +23,8 @@ from alphadecay_dist.errors import UserError
 from alphadecay_dist.files import new_directory
 from alphadecay_dist.training.build import TOKENIZER
 from alphadecay_dist.training.changes import differing
+from alphadecay_dist.training.optimizer import learning_rate
 from alphadecay_dist.training.recipe import Config
-from alphadecay_dist.training.schedule import learning_rate
 from alphadecay_dist.training.state import saved_state
 from alphadecay_dist.training.tasks.language.model import (
     build_on_meta,

@@ -29,6 +29,7 @@ from alphadecay_dist.training.bad_updates import ROLLBACK, BadUpdates
 from alphadecay_dist.training.data.batches import Batch, EvaluationData, digests
 from alphadecay_dist.training.data.prefetch import Prefetched
 from alphadecay_dist.training.inputs import Inputs
+from alphadecay_dist.training.optimizer import learning_rate
 from alphadecay_dist.training.outputs.run_files import EVAL, METRICS, SEQUENCES
 from alphadecay_dist.training.outputs.run_log import RunLog
 from alphadecay_dist.training.process.exit_codes import Preempted
@@ -37,7 +38,6 @@ from alphadecay_dist.training.process.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.resume import newest_whole
 from alphadecay_dist.training.saver import Saver
-from alphadecay_dist.training.schedule import learning_rate
 from alphadecay_dist.training.state import SavedState, saved_state
 from alphadecay_dist.training.tasks.language.flops import Utilization
 

@@ -15,7 +15,7 @@ from alphadecay_dist.training.outputs.run_files import METRICS, RunFiles, read_l
 from alphadecay_dist.training.process.lock import LOCK, FolderLock
 from alphadecay_dist.training.process.ranks import Ranks
 from tests.multirank import run_ranks
-from tests.training.outputs.test_run_files import in_a_new_process
+from tests.training.outputs.test_wandb_run import in_a_new_process
 from tests.training.runs import ROOT, argv_of, left_behind, tiny_options, train_on
 from tests.training.test_errors import main_and_output
 from tests.training.test_resume import same_weights, without_times
