@@ -35,7 +35,7 @@ def test_what_a_killed_start_left_of_a_run_to_be_cleared_is_cleared_by_the_next(
     with pytest.raises(KeyboardInterrupt):
         resume.clear(tmp_path)
     monkeypatch.undo()
-    begin = resume.decide_start(tmp_path, load_config("demo", []), "auto", False, {})
-    assert begin.clear
+    start = resume.decide_start(tmp_path, load_config("demo", []), "auto", False, {})
+    assert start.clear
     resume.clear(tmp_path)
     assert list(tmp_path.iterdir()) == []
