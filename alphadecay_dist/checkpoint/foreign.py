@@ -223,7 +223,7 @@ def _require_own(file: Path, name: str, tensor: Tensor) -> None:
     """Refuse a tensor that the file does not hold element by element."""
     plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
     if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():
-        raise UserError(f"{file}: {name!r:.80} is no plain tensor; save it dense")
+        raise UserError(f"{file}: {name!r:.80} is not a plain tensor; save it dense")
 
 
 def _line(error: Exception) -> str:
