@@ -1,4 +1,4 @@
-"""Save a checkpoint beside training: a copy in host memory, which a thread brings to the disk."""
+"""Save a checkpoint in the background: a thread writes a copy in host memory while training goes on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from alphadecay_dist.engines.state import EngineState, Part
 
 
 class BackgroundSave:
-    """A checkpoint that is written beside training, and made whole by :meth:`complete`.
+    """A checkpoint that is written in the background, and made whole by :meth:`complete`.
 
     Training waits while the copy is made, in as much host memory as this rank's file has bytes. The thread
     takes part in no collective.
@@ -51,7 +51,7 @@ class BackgroundSave:
 
     @property
     def written(self) -> bool:
-        """Whether this rank's file is on disk, or has failed to get there."""
+        """Whether this rank's file is on disk, or could not be written."""
         return self._shard.done()
 
     def complete(self, keep: int) -> None:
@@ -61,12 +61,12 @@ class BackgroundSave:
     def _write(self, parts: list[Part], states: dict[str, Any]) -> None:
         try:
             self._shard.set_result(self._saving.write(parts, states))
-        except BaseException as error:  # raised where the result is asked for
+        except BaseException as error:  # complete() raises it
             self._shard.set_exception(error)
 
 
 def _copies(parts: Iterable[Part]) -> list[Part]:
-    """Copies of what this rank saves; by one thread: many took seconds where other work had the cores."""
+    """Copies of what this rank saves, made by one thread: with many it took seconds on busy cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -25,7 +25,7 @@ from alphadecay_dist.sharding.regions import common, read, view_of
 def load(checkpoint: Checkpoint, state: EngineState, ranks: Ranks) -> None:
     """Put a checkpoint into an engine; collective. Each rank reads what it needs and nothing else.
 
-    On as many ranks as wrote it each gets its random generators back as well.
+    With as many ranks as wrote it, each rank also gets its random generators back.
 
     Raises:
         UserError: it is another model's, or cannot be read.
@@ -63,7 +63,7 @@ def require_model(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]])
 
 @dataclass(frozen=True)
 class StoredWhole:
-    """A tensor of a checkpoint that is put together when it is asked for."""
+    """A tensor of a checkpoint, put together from its pieces when it is read."""
 
     folder: Path
     entry: TensorEntry
@@ -87,7 +87,7 @@ def stored_weights(checkpoint: Checkpoint) -> dict[str, StoredWhole]:
 
 
 def stored_tensors(checkpoint: Checkpoint) -> dict[str, dict[str, StoredWhole]]:
-    """The weights of a checkpoint and what its optimizer keeps of them: by name, then by kind."""
+    """The weights of a checkpoint and the optimizer's state of them: by name, then by kind."""
     found: dict[str, dict[str, StoredWhole]] = {}
     for entry in checkpoint.manifest.tensors:  # weights first, in the model's order
         found.setdefault(entry.name, {})[entry.kind] = StoredWhole(checkpoint.folder, entry)
@@ -98,8 +98,8 @@ def fill(parts: Iterable[Part], folder: Path, tensors: Mapping[tuple[str, str], 
     """Read parts from a checkpoint's files, each of which is opened once.
 
     Args:
-        parts: whose values are written.
-        folder: the checkpoint's.
+        parts: their values are overwritten.
+        folder: of the checkpoint.
         tensors: what it holds, by kind and name.
 
     Raises:
@@ -126,7 +126,7 @@ def fill(parts: Iterable[Part], folder: Path, tensors: Mapping[tuple[str, str], 
     for (kind, name), numel in missing.items():
         if numel:
             raise UserError(
-                f"{folder}: the pieces of {kind} {name} leave {numel} elements open; it is damaged"
+                f"{folder}: the pieces of {kind} {name} do not cover {numel} elements; it is damaged"
             )
 
 
@@ -166,5 +166,5 @@ def _load_random(path: Path) -> None:
         with safe_open(path, framework="pt") as stored:
             keys = [key for key in stored.keys() if key.startswith(PREFIX)]  # noqa: SIM118  (no dict)
             set_random_state({key: stored.get_tensor(key) for key in keys})
-    except Exception as error:  # the generators refuse a state in a dozen ways
+    except Exception as error:  # generators raise a dozen types of error
         raise UserError(f"{path}: has no states of random generators: {error}") from None

@@ -24,7 +24,7 @@ from alphadecay_dist.sharding.traffic import Traffic, traffic
 from alphadecay_dist.sharding.work import analysed, costs_of, plan_for
 from alphadecay_dist.spectral import Rates, Windows, measured_rates
 from alphadecay_dist.training.config import load_config
-from alphadecay_dist.training.outputs.run_files import modules_by_type
+from alphadecay_dist.training.outputs.module_types import modules_by_type
 from alphadecay_dist.training.preflight import with_dtype
 from alphadecay_dist.training.tasks.language.model import build_on_meta, read_model_config
 from alphadecay_dist.training.units import bytes_per_second

@@ -9,7 +9,8 @@ from typing import Any
 
 from alphadecay_dist.commands.spectrum_rows import Row
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.outputs.run_files import DECAY, EVAL, METRICS, modules_by_type, read_lines
+from alphadecay_dist.training.outputs.module_types import modules_by_type
+from alphadecay_dist.training.outputs.run_files import DECAY, EVAL, METRICS, read_lines
 
 
 def plot_run(folder: Path, picture: Path) -> None:

@@ -19,7 +19,7 @@ from alphadecay_dist.engines.zero.state import ZeroState
 from alphadecay_dist.training.config import config_from_dict
 from alphadecay_dist.training.data.batches import TrainingData, micro_batch, open_data
 from alphadecay_dist.training.data.tokenizer import Tokenizer
-from alphadecay_dist.training.schedule import learning_rate
+from alphadecay_dist.training.optimizer import learning_rate
 from alphadecay_dist.training.tasks.language import model as models
 from tests.checkpoint.ranks import cut
 from tests.multirank import run_ranks

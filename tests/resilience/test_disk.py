@@ -8,14 +8,14 @@ import subprocess
 import pytest
 import torch
 
-from alphadecay_dist.checkpoint.manifest import write_atomically
 from alphadecay_dist.checkpoint.reader import newest
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.files import write_atomically
 from alphadecay_dist.training.outputs.run_files import METRICS, RunFiles, read_lines, read_status
 from alphadecay_dist.training.process.lock import LOCK, FolderLock
 from alphadecay_dist.training.process.ranks import Ranks
 from tests.multirank import run_ranks
-from tests.training.outputs.test_run_files import in_a_new_process
+from tests.training.outputs.test_wandb_run import in_a_new_process
 from tests.training.runs import ROOT, argv_of, left_behind, tiny_options, train_on
 from tests.training.test_errors import main_and_output
 from tests.training.test_resume import same_weights, without_times

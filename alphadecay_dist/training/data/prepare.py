@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from alphadecay_dist.checkpoint.manifest import write_atomically
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.files import flush, write_atomically
 from alphadecay_dist.json_fields import get
 from alphadecay_dist.training.data.batches import EVAL_SEED
 from alphadecay_dist.training.data.corpus import Corpus, DocumentLane, open_corpora
@@ -101,7 +101,7 @@ def _tokenizer(config: Config, vocabulary: int, folder: Path, corpus: Corpus | N
     check_vocabulary(tokenizer, vocabulary)
     if not begun:
         path.write_bytes(tokenizer.proto)
-        _flush(path)
+        flush(path)
     return tokenizer
 
 
@@ -293,8 +293,3 @@ def _locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"--output {folder}: another process prepares data there") from None
         yield
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

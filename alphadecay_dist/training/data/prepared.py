@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from alphadecay_dist.checkpoint.manifest import leads_out, size_of
 from alphadecay_dist.errors import UserError, shown
+from alphadecay_dist.files import leads_out, size_of
 from alphadecay_dist.json_fields import count, get, items
 from alphadecay_dist.training.data.permutation import Permutation
 from alphadecay_dist.training.data.tokenizer import TRAIN, Tokenizer, load_tokenizer
