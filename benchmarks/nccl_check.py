@@ -131,14 +131,13 @@ def check(rank: int, engine: str, device: str) -> dict[str, float]:
         decay = AlphaDecay(
             model, optimizer, engine=wrapped, weight_decay=0.1, dtype=dtype, memory_budget=budget
         )
-        exchange = decay._exchange
+        exchange, schedule = decay._exchange, decay._exchange.schedule
         for name, matrix in exchange.matrices():
             whole = value(name, tuple(matrix.shape))
             assert torch.equal(matrix.float().cpu(), whole), f"{engine}: {name} is not what it was"
-        foretold = exchange.expected_traffic()
         found = exchange.bytes_received, exchange.bytes_sent, exchange.peak_bytes
-        expected = tuple(int(row[rank]) for row in (foretold.received, foretold.sent, foretold.peak))
-        assert found == expected, f"{engine}: received, sent, peak {found}, foretold {expected}"
+        expected = tuple(int(row[rank]) for row in (schedule.received, schedule.sent, schedule.peak))
+        assert found == expected, f"{engine}: received, sent, peak {found}, scheduled {expected}"
     return {name: module.weight_decay for name, module in decay.refresh().modules.items()}
 
 

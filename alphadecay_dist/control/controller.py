@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from alphadecay_dist.control.advice import Advice
 from alphadecay_dist.control.lagged import LaggedRefresher, PendingRefresh, device_of
 from alphadecay_dist.control.module_table import ModuleTable
+from alphadecay_dist.control.options import dtype_of, require_options
 from alphadecay_dist.control.refresh import Measurement, Refresh, TunedModule, encode
 from alphadecay_dist.control.state import DecayState
 from alphadecay_dist.control.writers import writer_for
@@ -30,8 +31,7 @@ from alphadecay_dist.params.coverage import coverage
 from alphadecay_dist.params.group_snapshot import GroupSnapshot
 from alphadecay_dist.params.groups import GROUPS, weights_in
 from alphadecay_dist.sharding.collectives import drain_on_error, raise_on_all_ranks, require_equal
-from alphadecay_dist.sharding.planning import dtype_of, plan_exchange, require_options
-from alphadecay_dist.sharding.work import analysed
+from alphadecay_dist.sharding.planning import analysed, plan_exchange
 from alphadecay_dist.spectral import FAILED, Analysis, Windows, analyze_each
 
 STATE_KEY = "alphadecay"  # the one key of state_dict(): its value is a JSON string, safe in any checkpoint
@@ -137,7 +137,7 @@ class AlphaDecay:
             named = weights_in(self._host.param_groups(), given.model, parts or {})
             weights = analysed(named, given.model, self.settings)
         self._weights = {unit: weight for weight in weights for unit in weight.units()}
-        self._exchange, self._owners = plan_exchange(
+        self._exchange = plan_exchange(
             weights,
             lambda: self._host.sources(weights, read_as),
             self.settings,
@@ -145,6 +145,7 @@ class AlphaDecay:
             dtype=read_as,
             budget=memory_budget,
         )
+        self._owners = self._exchange.schedule.plan.owners
         self._table = ModuleTable(weights, weight_decay)
         self._updates = 0
         self._refreshed_at: int | None = None

@@ -14,11 +14,11 @@ from torch import nn
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
-from alphadecay_dist.engines.native.dtensor import mesh_pieces
+from alphadecay_dist.engines.native.dtensor import mesh_layout
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.inventory import Weight
 from alphadecay_dist.params.wrappers import named_modules
-from alphadecay_dist.sharding.layout import Flat, Piece
+from alphadecay_dist.sharding.layout import Flat, Layout, Piece, chunked_layout, replicated_layout
 
 MOST_RANKS = 65536
 ROW_WISE = ("o_proj", "out_proj", "down_proj", "c_proj", "wo", "w2", "fc2", "dense_4h_to_h")
@@ -72,8 +72,8 @@ class Sharding:
         return self.world_size // self.replicas // self.tensor_parallel
 
 
-def layouts(model: nn.Module, weights: Sequence[Weight], sharding: Sharding) -> dict[str, list[Piece]]:
-    """The pieces of each weight, by name; one list for those that lie alike.
+def layouts(model: nn.Module, weights: Sequence[Weight], sharding: Sharding) -> dict[str, Layout]:
+    """The layout of each weight, by name; one for those that lie alike.
 
     Args:
         model: that the weights are of, on any device, meta too.
@@ -86,68 +86,59 @@ def layouts(model: nn.Module, weights: Sequence[Weight], sharding: Sharding) -> 
     return SHARDINGS[sharding.name](model, weights, sharding)
 
 
-Layouts = Callable[[nn.Module, Sequence[Weight], Sharding], dict[str, list[Piece]]]
+Layouts = Callable[[nn.Module, Sequence[Weight], Sharding], dict[str, Layout]]
 
 
-def _each(pieces: Callable[[int, int], list[Piece]]) -> Layouts:
+def _each(layout: Callable[[int, int], Layout]) -> Layouts:
     """Of an engine that lays every weight out by itself, from its size and the number of ranks."""
     return lambda model, weights, sharding: {
-        weight.name: pieces(math.prod(weight.shape), sharding.world_size) for weight in weights
+        weight.name: layout(math.prod(weight.shape), sharding.world_size) for weight in weights
     }
 
 
 @functools.lru_cache(maxsize=1024)
-def _whole(size: int, world_size: int) -> list[Piece]:
-    return [Piece(tuple(range(world_size)), Flat(0, size))]
-
-
-@functools.lru_cache(maxsize=1024)
-def _range(place: Flat, shard: int, shards: int, replicas: int) -> list[Piece]:
+def _range(place: Flat, shard: int, shards: int, replicas: int) -> Layout:
     """A range of a flat tensor of which each rank holds ``shard`` elements, in turn."""
     found = []
     for number in range(place.start // shard, min(-(-place.stop // shard), shards)):
         part = Flat(number * shard, (number + 1) * shard).within(place)
         if part is not None:
             found.append(Piece(tuple(replica * shards + number for replica in range(replicas)), part))
-    return found
+    return Layout(found)
 
 
-def _stage_3(size: int, world_size: int) -> list[Piece]:
-    return _range(Flat(0, size), -(-size // world_size), world_size, 1)
-
-
-def _masters(size: int, world_size: int) -> list[Piece]:
+def _masters(size: int, world_size: int) -> Layout:
     """Of the flat fp32 group that is a weight's own at stages 1 and 2."""
     return _range(Flat(0, size), ZERO_ALIGNMENT * -(-size // (ZERO_ALIGNMENT * world_size)), world_size, 1)
 
 
-def _fsdp1(model: nn.Module, weights: Sequence[Weight], sharding: Sharding) -> dict[str, list[Piece]]:
-    """Each numbered block is wrapped for itself, and what is in none by the root."""
+def _fsdp1(model: nn.Module, weights: Sequence[Weight], sharding: Sharding) -> dict[str, Layout]:
+    """Each numbered layer is wrapped for itself, and what is in none by the root."""
     found = {}
     own = {id(weight.parameter): weight for weight in weights}
-    for unit in _units(model).values():
-        places = list(_places(unit))
+    for wrapped in _by_layer(model).values():
+        places = list(_places(wrapped))
         shard = -(-max(place.stop for place in places) // sharding.shards)
-        for parameter, place in zip(unit, places, strict=True):
+        for parameter, place in zip(wrapped, places, strict=True):
             if id(parameter) in own:
-                pieces = _range(place, shard, sharding.shards, sharding.replicas)
-                found[own[id(parameter)].name] = pieces
+                layout = _range(place, shard, sharding.shards, sharding.replicas)
+                found[own[id(parameter)].name] = layout
     return found
 
 
-def _units(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Each parameter once, by the numbered block that it is in, in the model's order."""
-    units: dict[str, list[nn.Parameter]] = {}
+def _by_layer(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Each parameter once, by the numbered layer that it is in, in the model's order."""
+    layers: dict[str, list[nn.Parameter]] = {}
     seen: set[int] = set()
     for name, module in named_modules(model).items():
         path = name.split(".")
         depth = next((depth for depth, part in enumerate(path) if part.isdigit()), -1)
-        unit = ".".join(path[: depth + 1])
+        layer = ".".join(path[: depth + 1])
         for parameter in module.parameters(recurse=False):
             if id(parameter) not in seen:
-                units.setdefault(unit, []).append(parameter)
+                layers.setdefault(layer, []).append(parameter)
                 seen.add(id(parameter))
-    return units
+    return layers
 
 
 def _places(parameters: Sequence[nn.Parameter]) -> Iterator[Flat]:
@@ -160,12 +151,12 @@ def _places(parameters: Sequence[nn.Parameter]) -> Iterator[Flat]:
         start += parameter.numel()
 
 
-def _fsdp2(model: nn.Module, weights: Sequence[Weight], sharding: Sharding) -> dict[str, list[Piece]]:
+def _fsdp2(model: nn.Module, weights: Sequence[Weight], sharding: Sharding) -> dict[str, Layout]:
     """Shards of dimension 0, after tensor parallelism has cut the matrix where there is any."""
     mesh = (sharding.replicas, sharding.shards, sharding.tensor_parallel)
     members = tuple(range(sharding.world_size))
     return {
-        weight.name: mesh_pieces(weight.shape, _placements(weight, sharding.tensor_parallel), mesh, members)
+        weight.name: mesh_layout(weight.shape, _placements(weight, sharding.tensor_parallel), mesh, members)
         for weight in weights
     }
 
@@ -184,13 +175,13 @@ def _placements(weight: Weight, tensor_parallel: int) -> tuple[Placement, ...]:
 
 
 SHARDINGS: dict[str, Layouts] = {
-    "ddp": _each(_whole),
-    "zero0": _each(_whole),
-    "zero1": _each(_whole),
-    "zero2": _each(_whole),
+    "ddp": _each(replicated_layout),
+    "zero0": _each(replicated_layout),
+    "zero1": _each(replicated_layout),
+    "zero2": _each(replicated_layout),
     "zero1_masters": _each(_masters),
     "zero2_masters": _each(_masters),
-    "zero3": _each(_stage_3),
+    "zero3": _each(chunked_layout),
     "fsdp1": _fsdp1,
     "fsdp2": _fsdp2,
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from torch import Tensor
 from alphadecay_dist.spectral.esd import full_precision_matmul
 
 SIZE, REPEATS = 512, 3
-WEIGHTS = (6, 1000)
 
 
 @dataclass(frozen=True)
@@ -30,18 +28,6 @@ class Rates:
 
     gram: float
     tridiagonal: float
-
-    @property
-    def tridiagonal_weight(self) -> int:
-        """How many operations of a product are dealt like one of a tridiagonalisation: 6 or 1000.
-
-        Owners are dealt by it, so it must be the same in every run on machines of one kind, and foretold by
-        a plan. What is measured is not: on CPUs 3.8 to 7.1 from run to run. Two classes far apart, whichever
-        is nearer by ratio, are: LAPACK beside a BLAS, and a GPU, where the solver waits on itself and from
-        where on a larger number deals the same.
-        """
-        near, far = WEIGHTS
-        return near if self.gram / self.tridiagonal < math.sqrt(near * far) else far
 
 
 @functools.cache

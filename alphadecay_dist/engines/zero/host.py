@@ -8,7 +8,6 @@ here.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +25,7 @@ from alphadecay_dist.engines.zero import config as zero_config
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.inventory import Weight
 from alphadecay_dist.sharding.collectives import all_gather_checked, raise_on_all_ranks
-from alphadecay_dist.sharding.layout import Flat, Piece, ShardSource, flat_chunks
+from alphadecay_dist.sharding.layout import Flat, Layout, Piece, ShardSource, chunked_layout
 
 require("deepspeed")
 
@@ -51,12 +50,8 @@ class ZeroShard:
         self.shape: tuple[int, ...] = weight.shape
         self.dtype: torch.dtype = parameter.ds_tensor.dtype
         self._parameter = parameter
-        self._pieces = _chunks(parameter.ds_numel, world_size)
+        self.layout = chunked_layout(parameter.ds_numel, world_size)
         self._length = max(0, min(chunk, parameter.ds_numel - rank * chunk))
-
-    def pieces(self) -> list[Piece]:
-        """One piece a rank; ranks past the end of a small tensor hold none."""
-        return self._pieces
 
     def local(self) -> Tensor | None:
         """This rank's piece without its padding."""
@@ -77,12 +72,6 @@ class ZeroMaster(ZeroShard):
         return safe_get_local_fp32_param(self._parameter).detach()[: self._length]
 
 
-@functools.lru_cache(maxsize=1024)
-def _chunks(numel: int, world_size: int) -> list[Piece]:
-    """One list for all weights of a size, so that it is compared across ranks once."""
-    return [Piece((rank,), part) for rank, part in enumerate(flat_chunks(numel, world_size)) if part.numel]
-
-
 class MasterFragment:
     """The fp32 master of a weight under stages 1 and 2: pieces of any length on any of the ranks.
 
@@ -96,11 +85,7 @@ class MasterFragment:
         self.shape = weight.shape
         self.dtype = torch.float32
         self._parameter: Any = weight.parameter
-        self._pieces = [Piece((rank,), part) for rank, part in enumerate(ranges) if part.numel]
-
-    def pieces(self) -> list[Piece]:
-        """One piece a rank that has some of it."""
-        return self._pieces
+        self.layout = Layout(Piece((rank,), part) for rank, part in enumerate(ranges) if part.numel)
 
     def local(self) -> Tensor | None:
         """This rank's piece."""
