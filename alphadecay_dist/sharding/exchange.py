@@ -171,9 +171,7 @@ class Exchange:
         parts = self._parts_of(arrived)
         for name, lying in arrived.own.whole.items():
             try:
-                whole = (
-                    self._put_together(name, parts.pop(name)) if lying is None else self._lent(name, lying)
-                )
+                whole = self._lent(name, lying) if lying else self._put_together(name, parts.pop(name))
             except Exception as error:  # the other ranks wait for this one's part in the next round
                 warn(f"{name} could not be put together: {type(error).__name__}: {error}")
                 continue

@@ -53,7 +53,9 @@ class Routes:
         copied: tensors of another type than that: of theirs a copy is made where they are whole too.
 
     Attributes:
+        layouts: as given.
         blocks: by name.
+        world_size: as given.
     """
 
     def __init__(
@@ -65,13 +67,14 @@ class Routes:
         itemsize: int,
         copied: Collection[str] = (),
     ) -> None:
-        self.layouts, self.shapes = layouts, shapes
+        self.layouts = layouts
         self.blocks = {block.name: block for block in blocks}
         self.world_size = world_size
-        self.itemsize = itemsize
+        self._shapes = shapes
+        self._itemsize = itemsize
         self._copied = frozenset(copied)
         self._overlaps: dict[tuple[Layout, Flat], list[tuple[Piece, Overlap]]] = {}
-        self._sent: dict[tuple[Layout, Flat, int], tuple[Counts, Counts]] = {}
+        self._gives: dict[tuple[Layout, Flat, int], tuple[Counts, Counts]] = {}
 
     def whole_at(self, name: str, rank: int) -> Flat | None:
         """Where in a rank's piece a block lies that it holds whole and in order; None if it does not."""
@@ -85,12 +88,12 @@ class Routes:
     def move(self, name: str, owner: int) -> Move:
         """What it takes to bring a block to a rank."""
         block = self.blocks[name]
-        size = self.itemsize * block.index.numel
+        size = self._itemsize * block.index.numel
         if self.whole_at(name, owner) is not None:
             return replace(STAYS, assembled=size if block.source in self._copied else 0)
         givers, given = self._given(block, self.layouts[block.source].replica(owner))
         others = givers != owner
-        sent = self.itemsize * given[others]
+        sent = self._itemsize * given[others]
         return Move(int(sent.sum()), size, givers[others], sent)
 
     def transfers(self, name: str, owner: int, rank: int) -> list[Transfer]:
@@ -115,13 +118,13 @@ class Routes:
     def _given(self, block: Block, replica: int) -> tuple[Counts, Counts]:
         """Ranks that give of a block to an owner of that replica, maybe itself, and how many elements."""
         key = self.layouts[block.source], block.index, replica
-        if key not in self._sent:
+        if key not in self._gives:
             given = np.zeros(self.world_size, np.int64)  # (W,)
             for piece, overlap in self._pieces_of(block):
                 given[_sender(piece, replica)] += overlap.local.numel
             (givers,) = given.nonzero()
-            self._sent[key] = givers, given[givers]
-        return self._sent[key]
+            self._gives[key] = givers, given[givers]
+        return self._gives[key]
 
     def _pieces_of(self, block: Block) -> list[tuple[Piece, Overlap]]:
         """The pieces that have a part in a block. Of a piece that nobody holds there is no way."""
@@ -133,7 +136,7 @@ class Routes:
         return self._overlaps[key]
 
     def _overlap(self, piece: Piece, block: Block) -> Overlap | None:
-        return piece.index.overlap(block.index, self.shapes[block.source])
+        return piece.index.overlap(block.index, self._shapes[block.source])
 
 
 def _sender(piece: Piece, replica: int) -> int:
