@@ -4,7 +4,7 @@
     python benchmarks/nccl_check.py --device cpu --ranks 3
 
 For every line of ``ENGINES`` it compares each gathered matrix bit for bit with the whole weight, the decays
-of all engines with each other, and bytes and peak with what ``alphadecay plan`` foretells; at last one rank
+of all engines with each other, and bytes and peak with the schedule of ``alphadecay plan``; at last one rank
 plans otherwise, which all must refuse. Shapes are uneven and few, so that some ranks send or receive nothing
 in a round, which is where NCCL has been reported to hang. It prints a line an engine and exits with 1 where
 one has a fault, after which the others are checked in new processes; a hang ends after ``--timeout`` seconds.

@@ -194,7 +194,7 @@ def _assumptions(machine: Machine, interval: int) -> list[str]:
 
 
 def forecast(job: Job, sharding: Sharding, machine: Machine) -> Forecast:
-    """Foretell a refresh.
+    """Owners, bytes and times of a refresh.
 
     Args:
         job: what is trained.
