@@ -21,6 +21,7 @@ from alphadecay_dist.control.advice import Advice
 from alphadecay_dist.control.lagged import PendingRefresh
 from alphadecay_dist.control.measures import Measured, measure_for
 from alphadecay_dist.control.module_table import ModuleTable
+from alphadecay_dist.control.options import dtype_of, require_parts
 from alphadecay_dist.control.refresh import Measurement, Refresh, TunedModule
 from alphadecay_dist.control.state import DecayState
 from alphadecay_dist.control.writers import writer_for
@@ -32,8 +33,7 @@ from alphadecay_dist.params.coverage import coverage
 from alphadecay_dist.params.group_snapshot import GroupSnapshot
 from alphadecay_dist.params.groups import weights_in
 from alphadecay_dist.sharding.collectives import raise_on_all_ranks, require_equal
-from alphadecay_dist.sharding.planning import dtype_of, require_parts
-from alphadecay_dist.sharding.work import analysed
+from alphadecay_dist.sharding.planning import analysed
 
 STATE_KEY = "alphadecay"  # the one key of state_dict(): its value is a JSON string, safe in any checkpoint
 

@@ -88,7 +88,7 @@ class SpectrumMeasure(Measure):
             self._device = device_of(settings.device)
         self._weights = {unit: weight for weight in measured.weights for unit in weight.units()}
         self._parts = {unit: weight.parts(unit) for unit, weight in self._weights.items()}
-        self._exchange, self._owners = plan_exchange(
+        self._exchange = plan_exchange(
             measured.weights,
             lambda: host.sources(measured.weights, measured.dtype),
             settings,
@@ -96,6 +96,7 @@ class SpectrumMeasure(Measure):
             dtype=measured.dtype,
             budget=settings.memory_budget,
         )
+        self._owners = self._exchange.schedule.plan.owners
         with raise_on_all_ranks(host.group):
             self._lagged = LaggedRefresher(self._exchange, self._weights, settings, self._device)
 

@@ -11,7 +11,7 @@ from torch import nn
 from alphadecay_dist.engines.registry import SHARDINGS, load
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.inventory import Weight
-from alphadecay_dist.sharding.layout import Flat, Piece
+from alphadecay_dist.sharding.layout import Flat, Layout, Piece
 
 MOST_RANKS = 65536
 
@@ -64,8 +64,8 @@ class Sharding:
         return self.world_size // self.replicas // self.tensor_parallel
 
 
-def layouts(model: nn.Module, weights: Sequence[Weight], sharding: Sharding) -> dict[str, list[Piece]]:
-    """The pieces of each weight, by name; one list for those that lie alike.
+def layouts(model: nn.Module, weights: Sequence[Weight], sharding: Sharding) -> dict[str, Layout]:
+    """The layout of each weight, by name; weights that lie alike share one.
 
     Args:
         model: that the weights are of, on any device, meta too.
@@ -75,16 +75,16 @@ def layouts(model: nn.Module, weights: Sequence[Weight], sharding: Sharding) -> 
     Raises:
         UserError: a weight whose layout is not known.
     """
-    pieces_of: Layouts = load(SHARDINGS[sharding.name].pieces)
-    return pieces_of(model, weights, sharding)
+    layouts_of: Layouts = load(SHARDINGS[sharding.name].layouts)
+    return layouts_of(model, weights, sharding)
 
 
-Layouts = Callable[[nn.Module, Sequence[Weight], Sharding], dict[str, list[Piece]]]
+Layouts = Callable[[nn.Module, Sequence[Weight], Sharding], dict[str, Layout]]
 
 
 @functools.lru_cache(maxsize=1024)
-def range_pieces(place: Flat, shard: int, shards: int, replicas: int) -> list[Piece]:
-    """The pieces of a range of a flat tensor of which each rank holds ``shard`` elements, in turn.
+def range_layout(place: Flat, shard: int, shards: int, replicas: int) -> Layout:
+    """A range of a flat tensor of which each rank holds ``shard`` elements, in turn.
 
     Args:
         place: where in the flat tensor the weight lies.
@@ -97,4 +97,4 @@ def range_pieces(place: Flat, shard: int, shards: int, replicas: int) -> list[Pi
         part = Flat(number * shard, (number + 1) * shard).within(place)
         if part is not None:
             found.append(Piece(tuple(replica * shards + number for replica in range(replicas)), part))
-    return found
+    return Layout(found)

@@ -40,18 +40,18 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ShardingRow:
     """A way to hold weights, as ``alphadecay plan`` knows it.
 
     Attributes:
-        pieces: "module:function", see :data:`alphadecay_dist.engines.expected_layouts.Layouts`.
+        layouts: "module:function", see :data:`alphadecay_dist.engines.expected_layouts.Layouts`.
         replicas: whether several groups of ranks may hold the model each.
         tensor_parallel: whether ranks may divide each matrix first.
         keeps_fp32: whether the weights are fp32 in any case, as the trainer has them on torch's engines.
         masters: whether these are the fp32 masters of bf16 weights, which dtype=torch.float32 reads.
     """
 
-    pieces: str
+    layouts: str
     replicas: bool = False
     tensor_parallel: bool = False
     keeps_fp32: bool = False
@@ -73,15 +73,15 @@ ENGINES = {
 }
 
 SHARDINGS = {
-    "ddp": Layout(f"{_NATIVE}.expected_layouts:whole", keeps_fp32=True),
-    "zero0": Layout(f"{_NATIVE}.expected_layouts:whole"),
-    "zero1": Layout(f"{_NATIVE}.expected_layouts:whole"),
-    "zero2": Layout(f"{_NATIVE}.expected_layouts:whole"),
-    "zero1_masters": Layout(f"{_ZERO}.expected_layouts:masters", masters=True),
-    "zero2_masters": Layout(f"{_ZERO}.expected_layouts:masters", masters=True),
-    "zero3": Layout(f"{_ZERO}.expected_layouts:stage_3"),
-    "fsdp1": Layout(f"{_NATIVE}.expected_layouts:fsdp1", replicas=True, keeps_fp32=True),
-    "fsdp2": Layout(
+    "ddp": ShardingRow(f"{_NATIVE}.expected_layouts:whole", keeps_fp32=True),
+    "zero0": ShardingRow(f"{_NATIVE}.expected_layouts:whole"),
+    "zero1": ShardingRow(f"{_NATIVE}.expected_layouts:whole"),
+    "zero2": ShardingRow(f"{_NATIVE}.expected_layouts:whole"),
+    "zero1_masters": ShardingRow(f"{_ZERO}.expected_layouts:masters", masters=True),
+    "zero2_masters": ShardingRow(f"{_ZERO}.expected_layouts:masters", masters=True),
+    "zero3": ShardingRow(f"{_ZERO}.expected_layouts:stage_3"),
+    "fsdp1": ShardingRow(f"{_NATIVE}.expected_layouts:fsdp1", replicas=True, keeps_fp32=True),
+    "fsdp2": ShardingRow(
         f"{_NATIVE}.expected_layouts:fsdp2", replicas=True, tensor_parallel=True, keeps_fp32=True
     ),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 
@@ -10,13 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alphadecay_dist.params.inventory import Weight
-from alphadecay_dist.sharding.layout import Flat, Piece, ShardSource
-
-
-@functools.lru_cache(maxsize=1024)
-def whole_pieces(numel: int, world_size: int) -> list[Piece]:
-    """One piece, everybody's; one list for all weights of a size: ranks then compare it once."""
-    return [Piece(tuple(range(world_size)), Flat(0, numel))]
+from alphadecay_dist.sharding.layout import ShardSource, replicated_layout
 
 
 class ReplicatedSource:
@@ -27,11 +20,7 @@ class ReplicatedSource:
         self.shape: tuple[int, ...] = weight.shape
         self.dtype = weight.parameter.dtype
         self._parameter = weight.parameter
-        self._pieces = whole_pieces(math.prod(self.shape), world_size)
-
-    def pieces(self) -> list[Piece]:
-        """One piece, everybody's."""
-        return self._pieces
+        self.layout = replicated_layout(math.prod(self.shape), world_size)
 
     def local(self) -> Tensor:
         """The whole weight, flattened."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from torch import Tensor
 from alphadecay_dist.spectral.esd import full_precision_matmul
 
 SIZE, REPEATS = 512, 3
-WEIGHTS = (6, 1000)
 
 
 @dataclass(frozen=True)
@@ -30,18 +28,6 @@ class Rates:
 
     gram: float
     tridiagonal: float
-
-    @property
-    def tridiagonal_weight(self) -> int:
-        """The cost of one operation of a tridiagonalisation, in operations of a product: 6 or 1000.
-
-        Owners are assigned by it. So it must be equal in every run on machines of one kind, and a plan must
-        be able to predict it. The measured ratio is not equal: on CPUs it was 3.8 to 7.1 from run to run. Two
-        classes far apart are stable; the nearer one by ratio is taken. 6 is for LAPACK and a BLAS. 1000 is
-        for a GPU, where the solver waits on itself, and where larger numbers give the same assignment.
-        """
-        near, far = WEIGHTS
-        return near if self.gram / self.tridiagonal < math.sqrt(near * far) else far
 
 
 @functools.cache

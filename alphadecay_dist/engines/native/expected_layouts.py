@@ -1,4 +1,4 @@
-"""The pieces of each weight under torch's engines, as their sources will show them, from the model alone.
+"""The layout of each weight under torch's engines, as their sources will show them, from the model alone.
 
 FSDP1's padding is repeated here; ``tests/commands/test_plan.py`` compares it with real runs.
 """
@@ -12,24 +12,25 @@ from torch import nn
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
-from alphadecay_dist.engines.expected_layouts import Sharding, range_pieces
-from alphadecay_dist.engines.native.dtensor import mesh_pieces
-from alphadecay_dist.engines.replicated import whole_pieces
+from alphadecay_dist.engines.expected_layouts import Sharding, range_layout
+from alphadecay_dist.engines.native.dtensor import mesh_layout
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.inventory import Weight
 from alphadecay_dist.params.wrappers import named_modules
-from alphadecay_dist.sharding.layout import Flat, Piece
+from alphadecay_dist.sharding.layout import Flat, Layout, replicated_layout
 
 ROW_WISE = ("o_proj", "out_proj", "down_proj", "c_proj", "wo", "w2", "fc2", "dense_4h_to_h")
 FSDP1_ALIGNMENT = 16  # bytes at which each parameter begins in a flat one
 
 
-def whole(model: nn.Module, weights: Sequence[Weight], sharding: Sharding) -> dict[str, list[Piece]]:
+def whole(model: nn.Module, weights: Sequence[Weight], sharding: Sharding) -> dict[str, Layout]:
     """Every weight whole on every rank."""
-    return {weight.name: whole_pieces(math.prod(weight.shape), sharding.world_size) for weight in weights}
+    return {
+        weight.name: replicated_layout(math.prod(weight.shape), sharding.world_size) for weight in weights
+    }
 
 
-def fsdp1(model: nn.Module, weights: Sequence[Weight], sharding: Sharding) -> dict[str, list[Piece]]:
+def fsdp1(model: nn.Module, weights: Sequence[Weight], sharding: Sharding) -> dict[str, Layout]:
     """Each numbered block is wrapped for itself, and what is in none by the root."""
     found = {}
     own = {weight.parameter: weight for weight in weights}
@@ -38,8 +39,8 @@ def fsdp1(model: nn.Module, weights: Sequence[Weight], sharding: Sharding) -> di
         shard = -(-max(place.stop for place in places) // sharding.shards)
         for parameter, place in zip(unit, places, strict=True):
             if parameter in own:
-                pieces = range_pieces(place, shard, sharding.shards, sharding.replicas)
-                found[own[parameter].name] = pieces
+                layout = range_layout(place, shard, sharding.shards, sharding.replicas)
+                found[own[parameter].name] = layout
     return found
 
 
@@ -68,12 +69,12 @@ def _places(parameters: Sequence[nn.Parameter]) -> Iterator[Flat]:
         start += parameter.numel()
 
 
-def fsdp2(model: nn.Module, weights: Sequence[Weight], sharding: Sharding) -> dict[str, list[Piece]]:
+def fsdp2(model: nn.Module, weights: Sequence[Weight], sharding: Sharding) -> dict[str, Layout]:
     """Shards of dimension 0, after tensor parallelism has cut the matrix where there is any."""
     mesh = (sharding.replicas, sharding.shards, sharding.tensor_parallel)
     members = tuple(range(sharding.world_size))
     return {
-        weight.name: mesh_pieces(weight.shape, _placements(weight, sharding.tensor_parallel), mesh, members)
+        weight.name: mesh_layout(weight.shape, _placements(weight, sharding.tensor_parallel), mesh, members)
         for weight in weights
     }
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from alphadecay_dist.engines.native.dtensor import mesh_pieces
+from alphadecay_dist.engines.native.dtensor import mesh_layout
 from alphadecay_dist.engines.state import WEIGHT, Part, Scalars, is_elementwise, scalar_tensor
 from alphadecay_dist.sharding.layout import Flat, Grid
 
@@ -85,7 +85,8 @@ def _place(parameter: Tensor) -> tuple[Flat | Grid, bool]:
         return Flat(0, parameter.numel()), rank == 0
     mesh = parameter.device_mesh.mesh
     members = tuple(mesh.flatten().tolist())
-    for piece in mesh_pieces(tuple(parameter.shape), parameter.placements, tuple(mesh.shape), members):
+    layout = mesh_layout(tuple(parameter.shape), parameter.placements, tuple(mesh.shape), members)
+    for piece in layout.pieces:
         if rank in piece.holders:
             return piece.index, piece.holders[0] == rank
     return Flat(0, 0), False

@@ -30,12 +30,11 @@ from alphadecay_dist.engines.state import scalar_tensor
 from alphadecay_dist.engines.updated import dtypes_of, parameters_of
 from alphadecay_dist.engines.versions import require
 from alphadecay_dist.engines.zero import config as zero_config
-from alphadecay_dist.engines.zero.pieces import chunk_pieces
 from alphadecay_dist.engines.zero.updated import fragments_of, partitions_of
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.inventory import Weight
 from alphadecay_dist.sharding.collectives import all_gather_checked, raise_on_all_ranks
-from alphadecay_dist.sharding.layout import Flat, Piece, ShardSource
+from alphadecay_dist.sharding.layout import Flat, Layout, Piece, ShardSource, chunked_layout
 
 require("deepspeed")
 
@@ -60,12 +59,8 @@ class ZeroShard:
         self.shape: tuple[int, ...] = weight.shape
         self.dtype: torch.dtype = parameter.ds_tensor.dtype
         self._parameter = parameter
-        self._pieces = chunk_pieces(parameter.ds_numel, world_size)
+        self.layout = chunked_layout(parameter.ds_numel, world_size)
         self._length = max(0, min(chunk, parameter.ds_numel - rank * chunk))
-
-    def pieces(self) -> list[Piece]:
-        """One piece a rank; ranks past the end of a small tensor hold none."""
-        return self._pieces
 
     def local(self) -> Tensor | None:
         """This rank's piece without its padding, (n,)."""
@@ -99,11 +94,7 @@ class MasterFragment:
         self.shape = weight.shape
         self.dtype = torch.float32
         self._parameter: Any = weight.parameter
-        self._pieces = [Piece((rank,), part) for rank, part in enumerate(ranges) if part.numel]
-
-    def pieces(self) -> list[Piece]:
-        """One piece a rank that has some of it."""
-        return self._pieces
+        self.layout = Layout(Piece((rank,), part) for rank, part in enumerate(ranges) if part.numel)
 
     def local(self) -> Tensor | None:
         """This rank's piece, (n,)."""
