@@ -267,7 +267,7 @@ def test_a_state_taken_while_a_refresh_is_pending_goes_on_as_the_unbroken_run():
     assert len({tuple(d.values()) for d in decays}) == 3  # before the pending one, after it, after the next
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_a_pending_refresh_is_written_on_another_number_of_ranks():
     expected = unbroken()[BREAK:]
     alone = broken_off()

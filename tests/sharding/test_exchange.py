@@ -22,7 +22,7 @@ from tests.engines.tiny import SHAPES, Uneven, backward, engine_of, matrices_of,
 from tests.multirank import run_ranks
 from tests.sharding.gather import LARGE, SMALL, collect, exchange_of
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ranks
 
 
 @dataclass

@@ -58,6 +58,6 @@ def check_agreed():
     return planning.tridiagonal_weight(torch.device("cpu"), dist.group.WORLD)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_the_slowest_ranks_ratio_is_everybodys():
     assert run_ranks(check_agreed, 2) == [1000, 1000]

@@ -17,7 +17,7 @@ from tests.spectral.truth import gaussian, heavy, spiked, true_alpha, true_eigen
 
 LLAMA = [(512, 1376), (768, 2048), (1024, 2736), (2048, 5461)]
 SHAPES = [shape for h, i in LLAMA for shape in ((h, h), (i, h), (h, i))]
-SLOW = [pytest.param(*shape, marks=pytest.mark.slow) for shape in SHAPES if min(shape) > 512]
+SLOW = [pytest.param(*shape, marks=pytest.mark.ranks) for shape in SHAPES if min(shape) > 512]
 FAST = [shape for shape in SHAPES if min(shape) == 512]
 
 

@@ -12,7 +12,7 @@ from alphadecay_dist.training.tasks.language import model as models
 from tests.ports import free_port
 from tests.training.runs import launch, left_behind, tiny_options, train_on
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.launcher
 
 
 def test_deepspeed_on_two_ranks_with_wandb(tmp_path):

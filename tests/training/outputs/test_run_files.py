@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-import sys
 
 import pytest
 
@@ -23,6 +21,7 @@ from alphadecay_dist.training.outputs.run_files import (
     read_lines,
     read_status,
 )
+from tests.training.processes import in_a_new_process
 
 
 @pytest.fixture
@@ -141,26 +140,6 @@ def test_means_by_type_leave_out_an_undefined_alpha():
     )
 
 
-def in_a_new_process(code, folder, **environment):
-    """Run code with a Tracker at hand, no key and no home, and nothing to type on."""
-    lines = (
-        "import sys, pathlib",
-        "from alphadecay_dist.training.outputs import run_files",
-        "from alphadecay_dist.training.outputs.run_files import Tracker",
-        "folder = pathlib.Path(sys.argv[1])",
-        code,
-    )
-    return subprocess.run(
-        [sys.executable, "-c", "\n".join(lines), str(folder)],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env={"PATH": os.environ["PATH"], "HOME": str(folder), **environment},
-        timeout=120,
-        check=True,
-    )
-
-
 def test_off_loads_and_writes_nothing(tmp_path):
     code = (
         "tracker = Tracker('off', folder, {}, False)\n"
@@ -201,7 +180,7 @@ def test_auto_is_online_with_a_key_or_a_netrc_entry_alone(tmp_path, netrc, envir
     assert found.stdout.split() == [expected]
 
 
-@pytest.mark.slow
+@pytest.mark.launcher
 @pytest.mark.parametrize("mode", ["offline", "auto"])
 def test_without_a_login_wandb_runs_offline_and_asks_nothing(tmp_path, mode):
     code = (
@@ -220,7 +199,7 @@ def test_without_a_login_wandb_runs_offline_and_asks_nothing(tmp_path, mode):
     assert (run / f"run-{identity}.wandb").stat().st_size > 0
 
 
-@pytest.mark.slow
+@pytest.mark.launcher
 def test_a_resumed_run_keeps_its_wandb_id(tmp_path):
     for resumed in (False, True):
         in_a_new_process(f"Tracker('offline', folder, {{}}, {resumed}).close(0)", tmp_path)
