@@ -17,7 +17,7 @@ from tests.resilience.poison import loss_plus_nan, poisoned
 from tests.training.runs import argv_of, left_behind, tiny_options
 
 BAD = 6  # the update that is not finite
-ENGINES = ["fsdp2", "ddp", "1", "2", "3"]
+ENGINES = ["fsdp2", "ddp", pytest.param("1", marks=pytest.mark.long), "2", "3"]
 
 
 def loss_times_inf(loss):
@@ -83,9 +83,23 @@ def test_skip_changes_no_weight_and_rollback_repeats_no_data(tmp_path, engine):
 
 
 @pytest.mark.kills
-@pytest.mark.parametrize("poison", [loss_times_inf, gradient_nan], ids=lambda poison: poison.__name__)
 @pytest.mark.parametrize(
-    ("engine", "dtype"), [("0", "float32"), ("fsdp2", "bfloat16"), ("2", "bfloat16"), ("3", "bfloat16")]
+    ("engine", "dtype", "poison"),
+    [
+        ("0", "float32", gradient_nan),
+        ("fsdp2", "bfloat16", loss_times_inf),
+        ("fsdp2", "bfloat16", gradient_nan),
+        ("2", "bfloat16", gradient_nan),
+        ("3", "bfloat16", loss_times_inf),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in [
+                ("0", "float32", loss_times_inf),
+                ("2", "bfloat16", loss_times_inf),
+                ("3", "bfloat16", gradient_nan),
+            ]
+        ),
+    ],
 )
 def test_whatever_is_not_finite_is_not_applied(tmp_path, engine, dtype, poison):
     changes = {"train__dtype": dtype, "checkpoint__every": 1, "train__steps": BAD + 1}

@@ -140,6 +140,7 @@ def test_means_by_type_leave_out_an_undefined_alpha():
     )
 
 
+@pytest.mark.launcher
 def test_off_loads_and_writes_nothing(tmp_path):
     code = (
         "tracker = Tracker('off', folder, {}, False)\n"
@@ -157,27 +158,40 @@ def test_off_takes_records_in_this_process_too(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("netrc", "environment", "expected"),
-    [
-        (None, {}, "False"),
-        ("machine example.org login a password b\n", {}, "False"),
-        ("not a netrc file", {}, "False"),
-        (f"machine api.wandb.ai login user password {'x' * 40}\n", {}, "True"),
-        ("machine api.wandb.ai login user password x\n", {}, "False"),
-        (None, {"WANDB_API_KEY": "x" * 40}, "True"),
-        (None, {"WANDB_API_KEY": "x" * 40, "WANDB_MODE": "offline"}, "False"),
-        (None, {"WANDB_API_KEY": ""}, "False"),
-    ],
-)
-def test_auto_is_online_with_a_key_or_a_netrc_entry_alone(tmp_path, netrc, environment, expected):
-    if netrc is not None:
-        (tmp_path / ".netrc").write_text(netrc)
-        (tmp_path / ".netrc").chmod(0o600)
-    found = in_a_new_process(
-        "import wandb; print(run_files._logged_in(wandb.setup().settings))", tmp_path, **environment
-    )
-    assert found.stdout.split() == [expected]
+LOGINS = [  # a netrc file, variables, and whether that is a login
+    (None, {}, False),
+    ("machine example.org login a password b\n", {}, False),
+    ("not a netrc file", {}, False),
+    (f"machine api.wandb.ai login user password {'x' * 40}\n", {}, True),
+    ("machine api.wandb.ai login user password x\n", {}, False),
+    (None, {"WANDB_API_KEY": "x" * 40}, True),
+    (None, {"WANDB_API_KEY": "x" * 40, "WANDB_MODE": "offline"}, False),
+    (None, {"WANDB_API_KEY": ""}, False),
+]
+FIND_LOGINS = """
+import json, os, wandb
+for home, variables in json.loads((folder / "logins.json").read_text()):
+    if os.fork() == 0:  # wandb looks once in a process
+        os.environ.update(variables, HOME=home)
+        print(run_files._logged_in(wandb.setup().settings))
+        sys.exit()
+    os.wait()
+"""
+
+
+@pytest.mark.launcher
+def test_auto_is_online_with_a_key_or_a_netrc_entry_alone(tmp_path):
+    given = []
+    for number, (netrc, variables, _) in enumerate(LOGINS):
+        home = tmp_path / str(number)
+        home.mkdir()
+        given.append((str(home), variables))
+        if netrc is not None:
+            (home / ".netrc").write_text(netrc)
+            (home / ".netrc").chmod(0o600)
+    (tmp_path / "logins.json").write_text(json.dumps(given))
+    found = in_a_new_process(FIND_LOGINS, tmp_path).stdout.split()
+    assert found == [str(expected) for _, _, expected in LOGINS]
 
 
 @pytest.mark.launcher
