@@ -83,3 +83,17 @@ def small(name: str) -> nn.Module:
     """A model of ``MODELS``, its weights drawn from a seed and of different spectra."""
     torch.manual_seed(0)
     return MODELS[name]()
+
+
+class Blocks(nn.Module):
+    """Somebody's own model: its forward gives the loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(3))
+        self.head = nn.Linear(64, 1)
+
+    def forward(self, batch):
+        for block in self.blocks:
+            batch = block(batch)
+        return self.head(batch).square().mean()

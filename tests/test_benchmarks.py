@@ -26,7 +26,7 @@ def cells(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-@pytest.mark.slow
+@pytest.mark.launcher
 def test_a_refresh_is_timed():
     header, _, row = run("control/refresh.py", "--sizes", "60m", "--repeats", "1")[-3:]
     found = dict(zip(cells(header), cells(row), strict=True))
@@ -34,21 +34,21 @@ def test_a_refresh_is_timed():
     assert float(found["alpha error, ours"]) < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.launcher
 def test_solvers_are_timed():
     lines = run("solvers.py", "--sizes", "64", "96", "--repeats", "1")
     assert cells(lines[2]) == ["ms a matrix", "N = 64", "N = 96"]
     assert all(float(cell) > 0 for line in lines[4:] for cell in cells(line)[1:])
 
 
-@pytest.mark.slow
+@pytest.mark.launcher
 def test_the_exchange_is_timed_and_moves_a_wth():
     lines = run("exchange.py", "--sizes", "60m", "--ranks", "2", "--repeats", "1")
     assert len(lines) == 4 + 4
     assert all(float(cells(line)[8]) == 2.0 for line in lines[4:])
 
 
-@pytest.mark.slow
+@pytest.mark.launcher
 def test_updates_with_many_groups_and_with_two_are_timed():
     sizes = ("--matrices", "4", "--width", "64", "--rows", "4", "--repeats", "2")
     lines = run("groups.py", "--engine", "zero3", "fsdp2", "ddp", "--ranks", "2", *sizes)
@@ -56,7 +56,7 @@ def test_updates_with_many_groups_and_with_two_are_timed():
     assert all(float(cell) > 0 for line in lines[4:] for cell in cells(line)[3:])
 
 
-@pytest.mark.slow
+@pytest.mark.launcher
 def test_the_check_for_gpus_passes_on_gloo():
     lines = run("nccl_check.py", "--ranks", "2", "--no_timing")
     assert len(lines) == 1 + 17 + 1
@@ -64,7 +64,7 @@ def test_the_check_for_gpus_passes_on_gloo():
     assert lines[-1] == "another plan on one rank: refused by all"
 
 
-@pytest.mark.slow
+@pytest.mark.launcher
 def test_throughput_is_told_for_both_policies(tmp_path):
     options = [*tiny_options(tmp_path, train__steps=8), "--decay.interval=4", "--decay.apply=auto"]
     command = [sys.executable, str(BENCHMARKS / "throughput.py"), "--repeats", "1", *options]
@@ -76,7 +76,7 @@ def test_throughput_is_told_for_both_policies(tmp_path):
     assert "of a window of 500 updates" in lines[4]
 
 
-@pytest.mark.slow
+@pytest.mark.launcher
 def test_saving_is_timed_both_ways(tmp_path):
     options = tiny_options(tmp_path, train__steps=6, checkpoint__every=2)
     command = [sys.executable, str(BENCHMARKS / "saving.py"), "--repeats", "1", *options]
@@ -87,7 +87,7 @@ def test_saving_is_timed_both_ways(tmp_path):
     assert all(float(row[3]) > 0 for row in rows)
 
 
-@pytest.mark.slow
+@pytest.mark.launcher
 def test_updates_are_timed_alone_and_beside_a_busy_process(tmp_path):
     sizes = ("--repeats", "1", "--updates", "3")
     rows = [cells(line) for line in run("busy.py", *sizes, *tiny_options(tmp_path))[-3:]]
@@ -119,7 +119,7 @@ def gpu(*options):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.mark.slow
+@pytest.mark.launcher
 def test_a_part_for_gpus_writes_its_file(tmp_path):
     done = gpu("groups", "--device", "cpu", "--out", str(tmp_path))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -12,8 +12,8 @@ import torch
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 from alphadecay_dist import AlphaDecay, param_groups
+from tests.models import Blocks
 from tests.multirank import run_ranks
-from tests.test_readme import Blocks
 
 PAGE = (Path(__file__).parents[1] / "docs" / "engines.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
@@ -67,7 +67,7 @@ def test_the_example_of_two_groups_runs_as_it_is_printed():
     assert run_example(TWO_GROUPS, None) == {"tuned": 0.0, "untuned": 0.1}
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.filterwarnings("ignore:.*FSDP.*")
 @pytest.mark.parametrize(("name", "stage"), CASES)
 def test_an_example_runs_as_it_is_printed(name, stage):
@@ -86,7 +86,7 @@ def save_and_load(training, saving, stage, folder):
     return run_example(f"{training}\nbefore = decay.modules\n{saving}\nassert decay.modules == before", stage)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize(
     ("engine", "saving"),
     [

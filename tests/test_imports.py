@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "alphadecay_dist"
-FILES = [*sorted(PACKAGE.rglob("*.py")), ROOT / "train.py"]
+from tests.sources import PACKAGE, ROOT, TREES, imported_modules
 
 # Each room knows only those before it; what stands in one line does not know its neighbours.
 ROOMS = [
@@ -49,16 +47,6 @@ def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported_modules(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Dotted names that a file imports, with their lines; ``from a import b`` is a.b."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: a relative import"
-            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
-
-
 def imported_rooms(tree: ast.Module) -> Iterator[tuple[int, str]]:
     for line, name in imported_modules(tree):
         package, *rest = name.split(".")
@@ -96,22 +84,22 @@ def collective_calls(tree: ast.Module) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_an_import_never_points_to_the_right(path):
-    room = room_of(path)
-    if room == "__init__":
-        room = "checkpoint"  # the package's front: it may offer what lies left of checkpoint
-    assert room in PLACE, f"{room}: give the new room its place in ROOMS"
-    assert not wrong_imports(room, ast.parse(path.read_text()))
+def test_an_import_never_points_to_the_right():
+    found = {}
+    for path, tree in TREES.items():
+        room = room_of(path)
+        if room == "__init__":
+            room = "checkpoint"  # the package's front: it may offer what lies left of checkpoint
+        assert room in PLACE, f"{room}: give the new room its place in ROOMS"
+        found[str(path.relative_to(ROOT))] = wrong_imports(room, tree)
+    assert {path: wrong for path, wrong in found.items() if wrong} == {}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_collectives_are_called_in_their_homes_alone(path):
-    calls = collective_calls(ast.parse(path.read_text()))
-    if path.is_relative_to(PACKAGE) and str(path.relative_to(PACKAGE)) in COLLECTIVE_HOMES:
-        assert calls
-    else:
-        assert not calls
+def test_collectives_are_called_in_their_homes_alone():
+    found = {str(path.relative_to(PACKAGE.parent)): collective_calls(tree) for path, tree in TREES.items()}
+    homes = {f"{PACKAGE.name}/{home}" for home in COLLECTIVE_HOMES}
+    assert {path: calls for path, calls in found.items() if calls and path not in homes} == {}
+    assert {home for home in homes if not found[home]} == set()
 
 
 @pytest.mark.parametrize(

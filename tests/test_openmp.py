@@ -38,11 +38,13 @@ def settings_of_openmp(arguments, **given):
     return done.stderr
 
 
+@pytest.mark.launcher
 @pytest.mark.parametrize("start", STARTS)
 def test_openmp_knows_how_long_to_spin_when_torch_loads_it(start):
     assert OURS in settings_of_openmp(STARTS[start])
 
 
+@pytest.mark.launcher
 def test_a_script_that_imports_the_library_keeps_its_own_environment():
     said = settings_of_openmp(["-c", "import alphadecay_dist; alphadecay_dist.AlphaDecay"])
     assert re.search(r"GOMP_SPINCOUNT = '\d+'", said)

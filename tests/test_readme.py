@@ -7,25 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
+from tests.models import Blocks
 from tests.multirank import run_ranks
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-
-
-class Blocks(nn.Module):
-    """Somebody's own model: its forward gives the loss."""
-
-    def __init__(self):
-        super().__init__()
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(3))
-        self.head = nn.Linear(64, 1)
-
-    def forward(self, batch):
-        for block in self.blocks:
-            batch = block(batch)
-        return self.head(batch).square().mean()
 
 
 def run_the_example(code, stage):
@@ -44,7 +30,7 @@ def run_the_example(code, stage):
     return {group["module"]: group["weight_decay"] for group in groups}, names["decay"].state_dict()
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize("stage", [1, 3])
 def test_the_example_runs_as_it_is_printed(stage):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

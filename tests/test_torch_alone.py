@@ -57,6 +57,7 @@ def check(lines):
     assert lines[2:] == [f"{engine}: as in plain torch" for engine in ("DDP", "FSDP2", "FSDP1")]
 
 
+@pytest.mark.launcher
 def test_every_engine_of_torch_runs_with_torch_and_numpy_alone(bare):
     path = f"{bare}:{ROOT}"
     absent = "import importlib.util as i; print(i.find_spec('torch') and not i.find_spec('packaging'))"
@@ -64,5 +65,6 @@ def test_every_engine_of_torch_runs_with_torch_and_numpy_alone(bare):
     check(run("-m", "tests.torch_alone", path=path, flags=["-S"]))
 
 
+@pytest.mark.launcher
 def test_nothing_else_is_loaded_where_it_is_installed():
     check(run("-m", "tests.torch_alone", path=str(ROOT)))

@@ -58,7 +58,7 @@ def saved_by_deepspeed(folder):
     return engine._zero3_consolidated_16bit_state_dict()
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_a_deepspeed_checkpoint_and_the_command_that_converts_it(tmp_path, capsys):
     folder = tmp_path / "ds"
     weights = run_ranks(saved_by_deepspeed, 2, folder)[0]

@@ -23,7 +23,7 @@ from alphadecay_dist.training.tasks.language import model
 from tests.foreign import init_error, spectrum_error
 from tests.training.runs import SIZES, final_weights, tiny_options, train_on
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ranks
 
 
 def trained_run(folder, tied):

@@ -25,7 +25,7 @@ from tests.checkpoint.ranks import cut
 from tests.multirank import run_ranks
 from tests.training.runs import final_weights, tiny_options, train_on
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ranks
 
 DONE, END = 7, 12  # a refresh between them
 
@@ -113,16 +113,30 @@ def go_on(run, exported, stage, resumed):
     return losses
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """For a dtype: options of a run under FSDP2, its directory after 7 updates, and what is exported."""
+    runs = {}
+
+    def of(dtype):
+        if dtype not in runs:
+            folder = tmp_path_factory.mktemp(dtype)
+            options = tiny_options(folder, data__pack=True, train__dtype=dtype)
+            train_on(2, "fsdp2", folder / "run", [*options, f"--train.stop_after={DONE}"])
+            export_universal(trained(folder / "run"), folder / "exported")
+            runs[dtype] = options, folder / "run", folder / "exported"
+        return runs[dtype]
+
+    return of
+
+
 @pytest.mark.parametrize(
     ("stage", "dtype", "world_size"),
     [(1, "bfloat16", 2), (2, "float32", 2), (3, "float32", 3), (3, "bfloat16", 2)],
 )
-def test_deepspeed_goes_on_bit_for_bit_as_the_trainer_does(tmp_path, stage, dtype, world_size):
-    options = tiny_options(tmp_path, data__pack=True, train__dtype=dtype)
-    run, resumed, exported = (tmp_path / name for name in ("run", "resumed", "exported"))
-    train_on(2, "fsdp2", run, [*options, f"--train.stop_after={DONE}"])
-    export_universal(trained(run), exported)
-    shutil.copytree(run, resumed)
+def test_deepspeed_goes_on_bit_for_bit_as_the_trainer_does(tmp_path, stopped, stage, dtype, world_size):
+    options, run, exported = stopped(dtype)
+    resumed = shutil.copytree(run, tmp_path / "resumed")
     lines = train_on(world_size, str(stage), resumed, [*options, f"--train.stop_after={END}"])["metrics"]
     losses = run_ranks(go_on, world_size, str(run), str(exported), stage, str(resumed))
     assert losses == [[line["loss"] for line in lines[DONE:]]] * world_size

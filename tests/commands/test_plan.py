@@ -99,7 +99,7 @@ OF = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.filterwarnings("ignore:.*FSDP.*")
 @pytest.mark.parametrize(("sharding", "world_size"), CASES)
 def test_a_forecast_is_what_a_refresh_measures(sharding, world_size):

@@ -166,24 +166,25 @@ def test_the_rule_is_the_one_given(weights):
 SETTINGS = {"decay__normalize": "mean", "decay__assign": "sqrt", "decay__xmin_pos": 3.0}
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize(
     ("stage", "world_size", "interval", "options"),
     [
-        ("1", 2, 10, {}),
-        ("3", 2, 10, {"train__dtype": "bfloat16", **SETTINGS}),
-        ("2", 1, 9, {"decay__preset": "reference", "decay__interval": 10}),
+        ("1", 2, 4, {}),
+        ("3", 2, 4, {"train__dtype": "bfloat16", **SETTINGS}),
+        ("2", 1, 3, {"decay__preset": "reference"}),
     ],
 )
 def test_a_run_is_read_as_it_refreshed(tmp_path, stage, world_size, interval, options):
     folder = tmp_path / "run"
-    options = tiny_options(tmp_path, train__steps=28, checkpoint__every=interval, **options)
+    sizes = {"train__steps": 10, "decay__interval": 4, "checkpoint__every": interval}
+    options = tiny_options(tmp_path, **sizes, **options)
     lines = {line["step"]: line["modules"] for line in train_on(world_size, stage, folder, options)["decay"]}
-    assert list(lines) == ([0, 9, 19] if interval == 9 else [0, 10, 20])
-    for step in (9,) if interval == 9 else (10, 20):
+    assert list(lines) == ([0, 3, 7] if interval == 3 else [0, 4, 8])
+    for step in (3,) if interval == 3 else (4, 8):
         rows = rows_of(folder / "checkpoints" / f"step-{step:08d}")
         found = {name.removesuffix(".weight"): row for name, row in rows.items()}
-        if interval == 9:
+        if interval == 3:
             first = found.pop("model.layers.0.self_attn.q_proj")
             assert (first["status"], first["weight_decay"]) == ("ok", 1.0)
         assert list(found) == list(lines[step])
@@ -192,7 +193,7 @@ def test_a_run_is_read_as_it_refreshed(tmp_path, stage, world_size, interval, op
             assert found[name]["weight_decay"] == pytest.approx(module["weight_decay"], abs=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_of_a_run_the_newest_whole_checkpoint_is_read(tmp_path, capsys):
     folder = tmp_path / "run"
     train_on(1, "2", folder, tiny_options(tmp_path, train__steps=4, checkpoint__every=2))

@@ -142,8 +142,8 @@ def main() -> int:
     environment = Environment(
         args.installed.absolute() if args.installed else installed(args, folder), folder
     )
-    environment.run("fast tests", *PYTEST, "-m", "not slow", *FAST)
-    environment.run("tests on ranks", *PYTEST, "-m", "slow", *RANKS)
+    environment.run("fast tests", *PYTEST, "-m", "not (ranks or launcher or kills)", *FAST)
+    environment.run("tests on ranks", *PYTEST, "-m", "ranks", *RANKS)
     for name in RUNS:
         environment.demo(name)
     seconds = time.monotonic() - started

@@ -129,7 +129,7 @@ def sharded_adam():
     return said(lambda: AlphaDecay(model, optimizer, **SETTINGS))
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_an_optimizer_inside_zero_redundancy_is_looked_at():
     first, second = (" ".join(texts) for texts in run_ranks(sharded_adam, 2))  # torch's own among them
     assert first.count("found Adam, which adds the decay to the gradient (L2)") == 1
@@ -150,7 +150,7 @@ def after_the_update():
     return said(loop)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_a_step_after_the_update_is_said_once():
     ((line,),) = run_ranks(after_the_update, 1)
     assert line.startswith("step(): the engine made an update before the first call")
@@ -177,7 +177,7 @@ def accelerated(step_with_boundary, stage):
     return said(loop), found
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize("stage", [1, 3])
 def test_where_accelerate_sets_the_boundary_it_can_be_given(stage):
     for texts, found in run_ranks(accelerated, 2, True, stage):
@@ -185,7 +185,7 @@ def test_where_accelerate_sets_the_boundary_it_can_be_given(stage):
         assert found == [(1, 0, 0), (5, 2, 2)], "before updates 0 and 2, at their last micro-batches"
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_an_update_that_went_by_uncounted_is_said_by_rank_0():
     (first, _), (second, _) = run_ranks(accelerated, 2, False, 1)
     assert len(first) == 1

@@ -254,7 +254,7 @@ def check_replicated(budget):
     return decays_in(optimizer), [refresh.modules for refresh in found], decay.state_dict()
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize("budget", [None, 1])
 def test_ranks_with_replicated_weights_share_the_work_and_agree(budget):
     first, second = run_ranks(check_replicated, 2, budget)
@@ -284,7 +284,7 @@ def check_accumulation(stage):
     return found, written
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize("stage", [0, 1, 3])
 def test_an_engine_that_accumulates_refreshes_at_its_boundary_alone(stage):
     first, second = run_ranks(check_accumulation, 2, stage)

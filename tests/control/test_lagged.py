@@ -216,6 +216,7 @@ decay.step()
 """
 
 
+@pytest.mark.launcher
 @pytest.mark.parametrize(("last", "code"), [("", 0), ("sys.exit(3)", 3), ("raise KeyError('mine')", 1)])
 def test_a_process_ends_with_its_own_exit_code_and_without_finishing_the_spectra(last, code):
     root = Path(__file__).parents[2]
@@ -267,7 +268,7 @@ def test_a_state_taken_while_a_refresh_is_pending_goes_on_as_the_unbroken_run():
     assert len({tuple(d.values()) for d in decays}) == 3  # before the pending one, after it, after the next
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_a_pending_refresh_is_written_on_another_number_of_ranks():
     expected = unbroken()[BREAK:]
     alone = broken_off()

@@ -77,7 +77,7 @@ def check_refused_on_all():
         decay.refresh()
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_what_one_rank_loaded_wrongly_is_refused_on_all():
     run_ranks(check_refused_on_all, 2)
 
@@ -117,7 +117,7 @@ def check_universal(apply, folder):
     return decays_in(engine.optimizer), loaded, decays_in(resumed.optimizer), found, again.modules
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_after_deepspeeds_universal_load_every_group_has_its_own_name_and_decay(tmp_path):
     saved, loaded, after, found, _ = run_ranks(check_universal, 2, "groups", str(tmp_path))[0]
     assert set(saved) == {*(f"layers.{number}.up" for number in range(5)), "untuned"}
@@ -126,7 +126,7 @@ def test_after_deepspeeds_universal_load_every_group_has_its_own_name_and_decay(
     assert after == {**{name: m.weight_decay for name, m in found.modules.items()}, "untuned": 0.1}
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_and_so_have_the_two_groups_of_premultiply(tmp_path):
     saved, loaded, after, found, modules = run_ranks(check_universal, 2, "premultiply", str(tmp_path))[0]
     assert set(saved) == {"tuned", "untuned"}

@@ -102,7 +102,7 @@ def check_parts():
     return {name: (m.alpha, m.weight_decay, m.status) for name, m in refresh.modules.items()}
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_experts_have_owners_of_their_own_and_every_rank_gets_the_same():
     found = run_ranks(check_parts, 3)
     torch.manual_seed(0)

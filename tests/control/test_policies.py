@@ -82,7 +82,7 @@ def steps_of_toy(folder):
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_a_row_of_a_package_of_its_own_moves_decays_on_ranks(toy):
     first, second = run_ranks(steps_of_toy, 2, toy)
     assert first == second
@@ -97,7 +97,7 @@ def train_toy(folder, argv):
     return train.main(argv)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_the_trainer_takes_it_from_a_recipe_and_resumes_it(toy, tmp_path):
     options = [*tiny_options(tmp_path, decay__policy="by_depth", train__steps=6), "--output_dir"]
     for more in (["--train.stop_after=4"], []):

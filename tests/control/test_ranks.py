@@ -16,7 +16,7 @@ from tests.controllers import SETTINGS, decays_in, setup
 from tests.engines.tiny import TUNABLE, Uneven, engine_of, matrices_of
 from tests.multirank import run_ranks
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ranks
 
 
 def refused(words, build):
@@ -142,7 +142,7 @@ def check_failing_rank():
     return [(n, m.owner, m.status, m.weight_decay) for n, m in refresh.modules.items()], decays_in(optimizer)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.filterwarnings("ignore:analysis of a")
 def test_a_rank_that_fails_in_its_spectra_takes_part_and_its_modules_are_marked():
     found = run_ranks(check_failing_rank, 3)

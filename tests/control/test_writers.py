@@ -256,7 +256,7 @@ def test_auto_picks_by_optimizer_and_engine_and_says_why():
     assert choose_apply("adamw", "NVMe") == ("groups", "NVMe")
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
 def test_a_compiled_step_sees_new_decays_without_compiling_again(backend):
     """The learning rate is a tensor, as torch asks of whoever compiles an optimizer with a schedule."""
     torch._dynamo.reset()

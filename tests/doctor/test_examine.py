@@ -12,7 +12,7 @@ from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.preflight import Options, resolve
 from tests.doctor.ranks import doctor
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ranks
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

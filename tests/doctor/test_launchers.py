@@ -7,7 +7,7 @@ import pytest
 from tests.ports import free_port
 from tests.training.runs import launch
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.launcher
 
 DEEPSPEED = ("deepspeed", "--num_gpus", 2)
 TORCHRUN = ("torchrun", "--nproc_per_node", 2)

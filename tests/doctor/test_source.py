@@ -42,7 +42,7 @@ def test_what_breaks_the_reading_is_the_fault(monkeypatch):
     assert fault_of_data(DataConfig(), 60) == "data: demo: MemoryError: too large"
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_each_node_that_cannot_read_is_named_once(tmp_path):
     path = tmp_path / "broken.json"
     path.write_text("{")
@@ -52,7 +52,7 @@ def test_each_node_that_cannot_read_is_named_once(tmp_path):
     assert f"BAD   n0 (rank 0): data: found data: {path}" in done.printed[0]
 
 
-@pytest.mark.slow
+@pytest.mark.launcher
 def test_a_hub_that_cannot_be_reached_is_bad(tmp_path):
     code, printed = launch("alphadecay", "doctor", "--recipe", "llama_1b", "--output_dir", tmp_path / "run")
     assert code == 2, printed

@@ -71,7 +71,7 @@ def check_zero_without_engine(stage):
         controller(model, optimizer, engine="zero3")
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_an_engine_that_is_missing_or_in_the_wrong_place_is_taken_or_named(stage):
     run_ranks(check_zero_without_engine, 1, stage)
@@ -93,7 +93,7 @@ MUON = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_deepspeeds_own_muon_is_refused_by_its_name():
     run_ranks(check_muon, 1)
 
@@ -208,6 +208,6 @@ def check_meshes():
             controller(model, optimizer, process_group=some)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_a_mesh_over_some_of_the_ranks_is_refused_with_what_to_give():
     run_ranks(check_meshes, 4)

@@ -146,7 +146,7 @@ def check_lag(engine):
         assert not same(trained(engine, control)[0], weights)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_lag_gives_the_weights_of_a_plain_run_that_writes_later(engine):
     run_ranks(check_lag, 1 if engine == "plain" else 2, engine)

@@ -146,6 +146,7 @@ def test_a_port_that_is_taken_and_a_host_that_is_none_are_refused(monkeypatch):
         join(torch.device("cpu"))
 
 
+@pytest.mark.launcher
 def test_a_shell_around_a_rank_does_not_change_its_port():
     code = f"from {rank_variables.__name__} import *; settle_rank(); print(os.environ['MASTER_PORT'])"
     variables = {k: v for k, v in os.environ.items() if k not in TORCH}

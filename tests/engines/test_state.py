@@ -112,7 +112,7 @@ CASES = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize(("stage", "world_size", "dtype", "in_one_group", "options"), CASES)
 def test_zero_shows_masters_and_moments_and_takes_them_up(stage, world_size, dtype, in_one_group, options):
     held = run_ranks(check_both, world_size, stage, dtype, in_one_group, options)
@@ -159,7 +159,7 @@ def check_fsdp2(mesh_shape):
     return held
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize("mesh_shape", [(1,), (3,), (2, 2)])
 def test_fsdp2_shows_local_shards_and_the_first_replica_saves(mesh_shape):
     held = run_ranks(check_fsdp2, torch.Size(mesh_shape).numel(), mesh_shape)

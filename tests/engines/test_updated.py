@@ -16,11 +16,11 @@ from alphadecay_dist import AlphaDecay, UserError, param_groups
 from alphadecay_dist.engines.zero import config as zero_config
 from alphadecay_dist.engines.zero.host import ZeroHost
 from alphadecay_dist.params.groups import NAMES_KEY
-from tests.engines.native.test_fsdp1 import wrapped
+from tests.engines.fsdp1 import wrapped
 from tests.engines.tiny import TUNABLE, backward, engine_of, filled, matrices_of
 from tests.multirank import run_ranks
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*FSDP.*")]
+pytestmark = [pytest.mark.ranks, pytest.mark.filterwarnings("ignore:.*FSDP.*")]
 
 UNEVEN = [*TUNABLE, (5, 3)]  # the last is not tuned
 # ZeRO-1 and 2 lay a group's weights one behind the other. A matrix product rounds by where its operands lie

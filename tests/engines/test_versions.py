@@ -96,7 +96,7 @@ def start(package, found, script, *options):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.launcher
 @pytest.mark.parametrize("package", ["torch", "transformers"])
 @pytest.mark.parametrize("script", ["train.py", "alphadecay_dist/__main__.py"])
 def test_a_program_ends_with_one_line_where_something_is_too_old(package, script, tmp_path):
@@ -106,7 +106,7 @@ def test_a_program_ends_with_one_line_where_something_is_too_old(package, script
     assert re.match(rf"(train.py|alphadecay): error: {package} 1.0 is too old for .*pip install", line)
 
 
-@pytest.mark.slow
+@pytest.mark.launcher
 def test_the_library_warns_once_of_what_is_newer_and_refuses_what_is_too_old(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

@@ -18,7 +18,7 @@ from alphadecay_dist.training.recipe import Config, TrainConfig
 from alphadecay_dist.training.resume import CHECKPOINTS, RunStart, decide_start
 from tests.checkpoint.layouts import SHARD, rewritten, save
 from tests.fuzz.drawn import accepted, changed, damaged, draws, snapshot
-from tests.fuzz.test_sidecars import STATE, STATUSES
+from tests.training.states import FINISHED, STATE
 
 CONFIG = Config(train=TrainConfig(steps=2, dtype="float32"))
 STEPS = [f"{CHECKPOINTS}/step-{step:08d}" for step in (1, 2)]
@@ -44,7 +44,7 @@ def whole(tmp_path_factory):
         (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         save(folder / CHECKPOINTS, step, extra=STATE)
     (folder / "config.yaml").write_text(to_yaml(CONFIG))
-    (folder / STATUS).write_text(json.dumps(STATUSES))
+    (folder / STATUS).write_text(json.dumps(FINISHED))
     for name in (METRICS, "wandb_id", "tokenizer.model", "lock"):
         (folder / name).write_text(f"{name}\n")
     return folder
@@ -127,4 +127,4 @@ def test_a_start(place, whole, done, resume, overwrite, seed):
 
 
 def test_a_finished_run_is_finished(whole):
-    assert decide_start(whole, CONFIG, "auto", False, {}).finished == STATUSES
+    assert decide_start(whole, CONFIG, "auto", False, {}).finished == FINISHED

@@ -22,9 +22,9 @@ from alphadecay_dist.training.recipe import DataConfig
 from tests.checkpoint.layouts import SHARD, load, save
 from tests.fuzz.drawn import accepted, changed, damaged, draws, snapshot
 from tests.training.corpora import number_tokenizer
-from tests.training.data.test_prepared import TRAIN
 from tests.training.preparations import VOCABULARY, recipe
 from tests.training.runs import ROOT
+from tests.training.sequences import TRAIN
 
 DEEPSPEED = [json.loads(path.read_text()) for path in sorted((ROOT / "ds_configs").glob("*.json"))]
 RECIPE = {"global_batch": 24, "micro_batch": 8, "accumulation": 3, "clip": 1.0, "dtype": "float32"}

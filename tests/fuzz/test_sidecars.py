@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 
@@ -30,26 +29,16 @@ from alphadecay_dist.training.outputs.run_files import (
     read_status,
 )
 from alphadecay_dist.training.process.lock import LOCK, FolderLock
-from alphadecay_dist.training.recipe import Config, DataConfig, TrainConfig
+from alphadecay_dist.training.recipe import DataConfig
 from alphadecay_dist.training.state import saved_state
 from alphadecay_dist.training.tasks.language.model import read_model_config
 from tests.checkpoint.layouts import save_with_state
 from tests.controllers import setup, update
 from tests.fuzz.drawn import accepted, changed, damaged, draws
 from tests.training.corpora import number_tokenizer
-from tests.training.data.test_batches import TRAIN, data_of
 from tests.training.runs import SIZES
-from tests.training.test_state import INPUTS
-
-STATE = {
-    "config": dataclasses.asdict(Config(train=TrainConfig(dtype="float32"))),
-    "tokens": 300,
-    "lanes": {"0": {"documents": {"epoch": 0, "file": 0, "row": 0, "taken": 1}, "carry": [1, 2]}},
-    "evaluation_owed": False,
-    "bad_updates": {"total": 0, "in_a_row": 0},
-    "decay": {"alphadecay": "{}"},
-    "inputs": dataclasses.asdict(INPUTS),
-}
+from tests.training.sequences import TRAIN, data_of
+from tests.training.states import FINISHED, STATE
 
 
 def as_bytes(strategy):
@@ -160,11 +149,8 @@ def test_a_picture_of_the_log(place, data, name):
     accepted(lambda: plot_run(place, io.BytesIO()))
 
 
-STATUSES = {"state": "finished", "step": 3, "exit_code": 0, "reason": None}
-
-
 @draws(60)
-@given(content=as_bytes(changed(STATUSES)) | damaged(json.dumps(STATUSES).encode()))
+@given(content=as_bytes(changed(FINISHED)) | damaged(json.dumps(FINISHED).encode()))
 def test_a_status(place, content):
     (place / STATUS).write_bytes(content)
     assert accepted(lambda: read_status(place))

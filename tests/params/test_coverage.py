@@ -119,7 +119,7 @@ def sharded_coverage(strategy):
     return coverage(model, tuned_weights(model)) == expected
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.filterwarnings("ignore:.*FSDP.*")
 @pytest.mark.parametrize("strategy", ["fsdp1", "fsdp2"])
 def test_sharded_parameters_have_the_shapes_of_the_wholes(strategy):

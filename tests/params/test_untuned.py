@@ -92,7 +92,7 @@ def on_ranks(kind):
     return [(group["module"], len(group["params"])) for group in optimizer.param_groups][-2:]
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.filterwarnings("ignore:.*FSDP.*")
 @pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
 def test_sharded_matrices_are_told_from_vectors(kind):
@@ -114,7 +114,7 @@ def zero_groups(stage):
     return [(group["module"], group["weight_decay"]) for group in found]
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_zero_keeps_both_groups(stage):
     for found in run_ranks(zero_groups, 2, stage):
@@ -122,7 +122,7 @@ def test_zero_keeps_both_groups(stage):
         assert len({decay for _, decay in found[:-2]}) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize(("stage", "apply"), [("3", "groups"), ("fsdp2", "premultiply")])
 def test_a_recipe_decays_no_norms_and_a_resumed_run_goes_on(tmp_path, stage, apply):
     options = tiny_options(

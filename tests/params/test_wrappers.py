@@ -105,7 +105,7 @@ def decays_on_ranks(name):
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.filterwarnings("ignore:.*FSDP.*")
 @pytest.mark.parametrize("name", MODELS)
 def test_decays_on_two_ranks_are_those_of_the_bare_model(name):

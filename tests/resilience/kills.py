@@ -22,8 +22,7 @@ from tests.multirank import run_ranks, started
 from tests.resilience.draws import DRAWN, Setup, draw_fault, draw_setup
 from tests.resilience.faults import MARK, UPDATES, Fault, processes, train_until
 from tests.resilience.launching import FORCED, Ended, Moment, holders, launched
-from tests.training.runs import left_behind
-from tests.training.test_resume import without_times
+from tests.training.runs import left_behind, without_times
 
 KILLS_A_RUN = 4
 

@@ -19,13 +19,12 @@ from alphadecay_dist.engines.native.training import TorchTraining
 from alphadecay_dist.engines.zero.training import ZeroTraining
 from alphadecay_dist.training.outputs.run_files import read_status
 from tests.multirank import run_ranks
+from tests.resilience.poison import loss_plus_nan, poisoned
+from tests.resilience.signals import signalled
 from tests.resilience.sizes import SIZES
-from tests.resilience.test_nonfinite import loss_plus_nan, poisoned
-from tests.resilience.test_preemption import argv_of, signalled
-from tests.training.runs import left_behind, tiny_options, train_on
-from tests.training.test_resume import same_weights, without_times
+from tests.training.runs import argv_of, left_behind, same_weights, tiny_options, train_on, without_times
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.kills
 
 
 def options_of(folder, **changes):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 
 import pytest
@@ -15,36 +14,21 @@ from alphadecay_dist.training.outputs.run_files import METRICS, RunFiles, read_l
 from alphadecay_dist.training.process.lock import LOCK, FolderLock
 from alphadecay_dist.training.process.ranks import Ranks
 from tests.multirank import run_ranks
-from tests.training.outputs.test_wandb_run import in_a_new_process
-from tests.training.runs import ROOT, argv_of, left_behind, tiny_options, train_on
-from tests.training.test_errors import main_and_output
-from tests.training.test_resume import same_weights, without_times
+from tests.resilience.disks import MEGABYTE, Disk, fill
+from tests.training.errors import main_and_output
+from tests.training.processes import in_a_new_process
+from tests.training.runs import (
+    ROOT,
+    argv_of,
+    left_behind,
+    same_weights,
+    tiny_options,
+    train_on,
+    without_times,
+)
 
-MEGABYTE = 1 << 20
 CHECKPOINT = 2 * MEGABYTE  # of the tiny runs, and a little more
 UPDATES = {"train__steps": 24, "checkpoint__every": 8, "decay__interval": 3, "eval__every": 8}
-
-
-class Disk:
-    """A file system in memory, of some bytes."""
-
-    def __init__(self, place, size):
-        self.place = place
-        place.mkdir()
-        done = mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", place)
-        if done.returncode:
-            pytest.skip(
-                f"a tmpfs cannot be mounted here, so disks that are full are not tested: {done.stderr}"
-            )
-
-    def again(self, option):
-        """Mount it anew with an option."""
-        mount("-o", f"remount,{option}", self.place).check_returncode()
-
-
-def mount(*arguments):
-    command = ["mount", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
@@ -58,13 +42,6 @@ def disk(tmp_path):
     yield of
     for each in made:
         subprocess.run(["umount", str(each.place)], check=False)
-
-
-def fill(path):
-    """A file that takes all the room there is."""
-    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(bytes(4096)):
-            pass
 
 
 def train_until_full(argv, place, update):
@@ -98,7 +75,7 @@ def check_goes_on(engine, output, options, whole):
     assert read_status(output)["state"] == "finished"
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_a_full_disk_is_one_line_on_all_ranks_and_the_run_goes_on_after_it(tmp_path, disk):
     options = tiny_options(tmp_path, **UPDATES)
     train_on(2, "2", tmp_path / "whole", options)
@@ -131,7 +108,7 @@ def test_a_full_disk_is_one_line_on_all_ranks_and_the_run_goes_on_after_it(tmp_p
     check_goes_on("2", output, options, tmp_path / "whole")
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_a_disk_that_may_not_be_written_is_one_line_and_stays_as_it_is(tmp_path, disk):
     options = tiny_options(tmp_path, train__steps=4)
     train_on(2, "ddp", tmp_path / "whole", options)
@@ -185,12 +162,12 @@ def test_a_lock_that_may_not_be_written_is_one_line(disk):
         FolderLock(folder).before_reading()
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_full_disk_ends_wandb_and_nothing_else(disk, when):
     small = disk(MEGABYTE)
     code = (
-        "from tests.resilience.test_disk import fill\n"
+        "from tests.resilience.disks import fill\n"
         f"when = {when!r}\n"
         "if when == 'before': fill(folder / 'filler')\n"
         "tracker = Tracker('offline', folder, {}, False)\n"

@@ -25,7 +25,7 @@ SMALL = Setup("ddp", 2, "float32", lag=0, every=4, keep=1)
 IN_UPDATE_18 = Fault("after the gradients", 0, everyone=True, occurrence=17)
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_ten_drawn_kills_over_the_engines(tmp_path):
     results = list(Campaign(1, tmp_path).count(10))
     told = summary(results)
@@ -36,7 +36,7 @@ def test_ten_drawn_kills_over_the_engines(tmp_path):
     assert len({kind_of(kill.fault) for kill in kills}) >= 4
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 @pytest.mark.parametrize("engine", ["2", "fsdp2"])
 def test_a_rank_that_dies_while_the_manifest_is_written_costs_nothing_that_is_saved(tmp_path, engine):
     """The save fails on rank 0, which hears of it when the checkpoint is whole and named."""
@@ -46,7 +46,7 @@ def test_a_rank_that_dies_while_the_manifest_is_written_costs_nothing_that_is_sa
     assert (result.problems, [kill.redone for kill in result.kills]) == ([], [0])
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_a_fault_that_is_not_reached_is_no_kill(tmp_path):
     fault = Fault("in a round of the exchange", 0, everyone=False, occurrence=1)  # under DDP nothing moves
     result = Campaign(1, tmp_path).run(0, SMALL, [fault, IN_UPDATE_18], random.Random(1))
@@ -77,7 +77,7 @@ def refusing(argv):
     raise RuntimeError("no, thanks")
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 @pytest.mark.parametrize(
     ("main", "seen"),
     [

@@ -15,7 +15,7 @@ from tests.resilience.launchers import RANKS, launched, processes_of, ranks_of, 
 from tests.resilience.launching import holders
 from tests.training.runs import engine_options, tiny_options, train_on
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.kills, pytest.mark.launcher]
 
 EVERY, STEPS = 5, 70
 

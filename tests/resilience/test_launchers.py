@@ -12,7 +12,7 @@ from alphadecay_dist.training.outputs.run_files import read_status
 from tests.resilience.launchers import processes_of, ranks_of, started, wait_until
 from tests.training.runs import ROOT, tiny_options, train_on
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.kills, pytest.mark.launcher]
 
 ZERO2 = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json")]
 

@@ -11,8 +11,8 @@ import pytest
 
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.process.lock import LOCK, FolderLock
+from tests.training.errors import ZERO2, error_of_ranks
 from tests.training.runs import tiny_options
-from tests.training.test_errors import ZERO2, error_of_ranks
 
 HOLD = """
 import pathlib, sys, time
@@ -57,7 +57,7 @@ def test_a_lock_file_that_says_nothing_still_locks(tmp_path, content):
     first.release()
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_the_lock_goes_with_its_process_however_that_dies(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b"held\n"
@@ -68,7 +68,7 @@ def test_the_lock_goes_with_its_process_however_that_dies(tmp_path):
     FolderLock(tmp_path).before_reading()
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_a_second_run_in_the_directory_is_one_line_and_exit_code_2(tmp_path):
     held = FolderLock(tmp_path / "run")
     held.before_writing()

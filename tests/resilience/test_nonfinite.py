@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import math
-import os
 
 import pytest
 import torch
 
-import train
 from alphadecay_dist.checkpoint.reader import newest, read
 from alphadecay_dist.checkpoint.restore import stored_weights
 from alphadecay_dist.errors import RunError
-from alphadecay_dist.training import loop
 from alphadecay_dist.training.bad_updates import BadUpdates
 from alphadecay_dist.training.outputs.run_files import read_status
 from tests.multirank import run_ranks
+from tests.resilience.poison import loss_plus_nan, poisoned
 from tests.training.runs import argv_of, left_behind, tiny_options
 
 BAD = 6  # the update that is not finite
-MICRO_BATCHES = 2  # an update and rank
-ENGINES = ["fsdp2", "ddp", "1", "2", "3"]
-
-
-def loss_plus_nan(loss):
-    return loss + math.nan  # with gradients as if nothing were wrong
+ENGINES = ["fsdp2", "ddp", pytest.param("1", marks=pytest.mark.long), "2", "3"]
 
 
 def loss_times_inf(loss):
@@ -34,23 +27,6 @@ def loss_times_inf(loss):
 def gradient_nan(loss):
     loss.register_hook(lambda gradient: gradient * math.nan)
     return loss
-
-
-def poisoned(argv, poison, updates):
-    """Train; on rank 1 the first micro-batch of some updates has a loss that is spoilt."""
-    original, calls = loop._loss, 0
-
-    def spoilt(model, batch):
-        nonlocal calls
-        loss = original(model, batch)
-        if not torch.is_grad_enabled() or os.environ["RANK"] != "1":
-            return loss
-        number, first = divmod(calls, MICRO_BATCHES)
-        calls += 1
-        return poison(loss) if number + 1 in updates and first == 0 else loss
-
-    loop._loss = spoilt
-    return train.main(argv)
 
 
 def run_poisoned(folder, engine, policy, poison=loss_plus_nan, updates=(BAD,), **changes):
@@ -73,7 +49,7 @@ def weights_at(output, step):
     return {name: weight.read() for name, weight in stored_weights(checkpoint).items()}
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 @pytest.mark.parametrize("engine", ENGINES)
 def test_stop_fails_with_one_line_and_leaves_the_checkpoint(tmp_path, engine):
     codes, status, run = run_poisoned(tmp_path, engine, "stop")
@@ -84,7 +60,7 @@ def test_stop_fails_with_one_line_and_leaves_the_checkpoint(tmp_path, engine):
     assert newest(tmp_path / "stop" / "checkpoints").manifest.step == 5
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 @pytest.mark.parametrize("engine", ENGINES)
 def test_skip_changes_no_weight_and_rollback_repeats_no_data(tmp_path, engine):
     codes, status, skipped = run_poisoned(tmp_path, engine, "skip", checkpoint__every=1)
@@ -106,10 +82,24 @@ def test_skip_changes_no_weight_and_rollback_repeats_no_data(tmp_path, engine):
     assert losses[: BAD - 1] == [line["loss"] for line in skipped["metrics"][: BAD - 1]]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("poison", [loss_times_inf, gradient_nan], ids=lambda poison: poison.__name__)
+@pytest.mark.kills
 @pytest.mark.parametrize(
-    ("engine", "dtype"), [("0", "float32"), ("fsdp2", "bfloat16"), ("2", "bfloat16"), ("3", "bfloat16")]
+    ("engine", "dtype", "poison"),
+    [
+        ("0", "float32", gradient_nan),
+        ("fsdp2", "bfloat16", loss_times_inf),
+        ("fsdp2", "bfloat16", gradient_nan),
+        ("2", "bfloat16", gradient_nan),
+        ("3", "bfloat16", loss_times_inf),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in [
+                ("0", "float32", loss_times_inf),
+                ("2", "bfloat16", loss_times_inf),
+                ("3", "bfloat16", gradient_nan),
+            ]
+        ),
+    ],
 )
 def test_whatever_is_not_finite_is_not_applied(tmp_path, engine, dtype, poison):
     changes = {"train__dtype": dtype, "checkpoint__every": 1, "train__steps": BAD + 1}
@@ -122,7 +112,7 @@ def test_whatever_is_not_finite_is_not_applied(tmp_path, engine, dtype, poison):
     assert not any(torch.equal(after[name], later[name]) for name in before)
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
 def test_more_than_max_skips_in_a_row_fail_the_run(tmp_path, policy):
     changes = {"updates": tuple(range(BAD, 100)), "train__max_skips": 2}
@@ -133,7 +123,7 @@ def test_more_than_max_skips_in_a_row_fail_the_run(tmp_path, policy):
     assert steps_of(run) == list(range(1, BAD + 2 if policy == "skip" else BAD))
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_there_is_no_rollback_before_the_first_checkpoint(tmp_path):
     codes, status, _ = run_poisoned(tmp_path, "ddp", "rollback", updates=(2,))
     assert codes == [1, 1]

@@ -12,44 +12,15 @@ import pytest
 import train
 from alphadecay_dist.checkpoint import writer
 from alphadecay_dist.checkpoint.reader import newest
-from alphadecay_dist.control.controller import AlphaDecay
 from alphadecay_dist.engines.native.training import TorchTraining
-from alphadecay_dist.engines.zero.training import ZeroTraining
 from alphadecay_dist.training.outputs.run_files import read_status
 from alphadecay_dist.training.process.preemption import StopRequests, process_age
 from tests.multirank import run_ranks
+from tests.resilience.signals import before, signalled
 from tests.resilience.sizes import SIZES
-from tests.training.runs import argv_of, left_behind, tiny_options, train_on
-from tests.training.test_resume import same_weights, without_times
+from tests.training.runs import argv_of, left_behind, same_weights, tiny_options, train_on, without_times
 
-pytestmark = pytest.mark.slow
-
-
-def signalled(argv, place, call, signals, rank="1"):
-    """Train; one rank signals itself when it comes to a place for the n-th time."""
-    owners = {"refresh": [AlphaDecay], "write_shard": [writer]}.get(place, [ZeroTraining, TorchTraining])
-    for owner in owners:
-        _before(owner, place, call, lambda: _signal(signals if os.environ["RANK"] == rank else ()))
-    return train.main(argv)
-
-
-def _signal(signals):
-    for number in signals:
-        os.kill(os.getpid(), number)
-    time.sleep(0.5 if signals else 0)  # the thread that hears them has its turn
-
-
-def _before(owner, place, call, act):
-    original, calls = getattr(owner, place), 0
-
-    def wrapped(self, *args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            act()
-        return original(self, *args, **kwargs)
-
-    setattr(owner, place, wrapped)
+pytestmark = pytest.mark.kills
 
 
 def check_goes_on(tmp_path, engine, whole):
@@ -117,7 +88,7 @@ def late(argv):
 
     def remembered(self, seconds, text):
         original(self, seconds, text)
-        _before(TorchTraining, "gradients", 4, lambda: age(self))
+        before(TorchTraining, "gradients", 4, lambda: age(self))
 
     def age(requests):
         requests._began -= 3600 if os.environ["RANK"] == "1" else 0

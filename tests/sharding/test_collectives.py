@@ -62,7 +62,7 @@ def check_agreement():
     return difference, time.monotonic() - begin < 10
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_all_ranks_raise_what_one_finds_and_name_what_differs():
     found = run_ranks(check_agreement, 3)
     assert found == [(found[0][0], True)] * 3

@@ -15,12 +15,12 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 
 from alphadecay_dist.engines.native.host import PlainHost
 from alphadecay_dist.engines.zero.host import ZeroHost
-from tests.engines.native.test_fsdp1 import wrapped
+from tests.engines.fsdp1 import wrapped
 from tests.engines.tiny import engine_of, filled, groups_of, matrices_of, value_of
 from tests.multirank import run_ranks
 from tests.sharding.gather import check_gathering
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*FSDP.*")]
+pytestmark = [pytest.mark.ranks, pytest.mark.filterwarnings("ignore:.*FSDP.*")]
 
 OFFLOAD = {"offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "cpu"}}
 NONE_PERSISTENT = {"stage3_param_persistence_threshold": 0}

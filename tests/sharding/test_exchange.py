@@ -21,7 +21,7 @@ from tests.engines.tiny import SHAPES, Uneven, backward, engine_of, matrices_of,
 from tests.multirank import run_ranks
 from tests.sharding.gather import LARGE, SMALL, check_executed, collect, exchange_by, exchange_of, numel
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ranks
 
 
 @dataclass

@@ -16,7 +16,7 @@ from tests.multirank import run_ranks
 from tests.sharding.gather import SMALL, collect, exchange_of, numel
 from tests.sharding.test_exchange import Source
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ranks
 
 
 def check_buffers():

@@ -13,7 +13,7 @@ from tests.slurm.cluster import _processes, wait_until, why_not
 from tests.training.runs import ROOT
 
 
-@pytest.mark.slow
+@pytest.mark.slurm
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 def test_nothing_is_left_of_a_cluster_that_was_killed(tmp_path):
     command = [sys.executable, "-m", "tests.slurm.cluster"]

@@ -11,7 +11,7 @@ from tests.slurm.cluster import wait_until
 from tests.slurm.jobs import TWO_NODES, Job, updates
 from tests.training.runs import ROOT, left_behind, tiny_options, train_on
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slurm
 
 ZERO2 = ["--deepspeed", "ds_configs/zero2.json"]
 

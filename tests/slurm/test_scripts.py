@@ -54,20 +54,20 @@ def test_a_published_run_is_a_recipe_over_train(name):
     assert (ROOT / last.split()[6]).is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.slurm
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_sbatch_would_take_it(cluster, script):
     cluster.run("sbatch", "--test-only", script, cwd=ROOT)
 
 
-@pytest.mark.slow
+@pytest.mark.slurm
 def test_a_script_that_is_submitted_from_elsewhere_says_so(cluster, tmp_path):
     with pytest.raises(AssertionError):
         cluster.run("sbatch", "--wait", "--output=out", ROOT / "slurm" / "train.sbatch", cwd=tmp_path)
     assert "is not the root of the repository; submit from there" in (tmp_path / "out").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.slurm
 def test_a_rank_knows_its_place(cluster):
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "SLURMD_NODENAME")
     code = f"import json, os; print(json.dumps([os.environ[name] for name in {names}]))"

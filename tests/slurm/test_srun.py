@@ -16,7 +16,7 @@ from tests.slurm.cluster import wait_until
 from tests.slurm.jobs import updates
 from tests.training.runs import ROOT, tiny_options
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slurm
 
 
 @contextlib.contextmanager

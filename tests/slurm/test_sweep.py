@@ -10,7 +10,7 @@ from alphadecay_dist.training.outputs.run_files import read_status
 from tests.slurm.jobs import Job, updates
 from tests.training.runs import left_behind, tiny_options
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slurm
 
 STEPS = 150
 

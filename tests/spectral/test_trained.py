@@ -16,9 +16,16 @@ from alphadecay_dist.spectral.powerlaw import goodness_of_fit, hill
 from tests.spectral.truth import gaussian, heavy, spiked, true_alpha, true_eigenvalues
 
 LLAMA = [(512, 1376), (768, 2048), (1024, 2736), (2048, 5461)]
-SHAPES = [shape for h, i in LLAMA for shape in ((h, h), (i, h), (h, i))]
-SLOW = [pytest.param(*shape, marks=pytest.mark.slow) for shape in SHAPES if min(shape) > 512]
-FAST = [shape for shape in SHAPES if min(shape) == 512]
+KINDS = ["gaussian", "heavy", "spiked_1e2", "spiked_1e6", "bf16"]
+# Of the largest, two kinds; all shapes by fp64 and all kinds are in the long count.
+SHOWN = [(kind, shape) for h, i in LLAMA[:3] for shape in ((h, h), (i, h)) for kind in KINDS]
+SHOWN += [("heavy", (2048, 2048)), ("spiked_1e6", (5461, 2048))]
+CASES = [
+    pytest.param(kind, *shape, marks=() if (kind, shape) in SHOWN else pytest.mark.long)
+    for h, i in LLAMA
+    for shape in ((h, h), (i, h), (h, i))
+    for kind in KINDS
+]
 
 
 def trained():
@@ -89,15 +96,26 @@ def test_hill_is_weightwatchers_fit_at_the_same_xmin(minilm, position):
         assert float(found.ks) == pytest.approx(package.Ds[start], abs=1e-9), name
 
 
-@pytest.mark.parametrize(("rows", "columns"), [*FAST, *SLOW])
-@pytest.mark.parametrize("kind", ["gaussian", "heavy", "spiked_1e2", "spiked_1e6", "bf16"])
-def test_alpha_of_every_published_shape(kind, rows, columns):
+def matrix_of(kind, rows, columns):
     if kind.startswith("spiked"):
-        matrix = spiked(rows, columns, float(kind.split("_")[1]))
-    else:
-        matrix = heavy(rows, columns) if kind == "heavy" else gaussian(rows, columns)
-    matrix = matrix.bfloat16() if kind == "bf16" else matrix
+        return spiked(rows, columns, float(kind.split("_")[1]))
+    if kind == "heavy":
+        return heavy(rows, columns)
+    return gaussian(rows, columns).bfloat16() if kind == "bf16" else gaussian(rows, columns)
+
+
+@pytest.mark.parametrize(("kind", "rows", "columns"), CASES)
+def test_alpha_of_every_published_shape(kind, rows, columns):
+    matrix = matrix_of(kind, rows, columns)
     assert analyze(matrix).alpha == pytest.approx(alpha_by_fp64(matrix), abs=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(h, i) for h, i in LLAMA])
+@pytest.mark.parametrize("kind", ["heavy", "bf16"])
+def test_a_wide_matrix_has_the_alpha_of_the_tall_one(kind, rows, columns):
+    """So that fp64 has to judge one of the two."""
+    wide = matrix_of(kind, rows, columns)
+    assert analyze(wide).alpha == pytest.approx(analyze(wide.T.contiguous()).alpha, abs=1e-6)
 
 
 def alpha_by_fp64(matrix):

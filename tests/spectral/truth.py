@@ -23,7 +23,8 @@ def spiked(rows: int, columns: int, spread: float, seed: int = 0) -> Tensor:
     """A Gaussian matrix with one direction added: its lambda_max is about ``spread`` lambda_median."""
     matrix = gaussian(rows, columns, seed)
     left, right = gaussian(rows, 1, seed + 1), gaussian(1, columns, seed + 2)
-    size = true_eigenvalues(matrix)[min(rows, columns) // 2].sqrt() * math.sqrt(spread)
+    tall = matrix if rows > columns else matrix.T
+    size = torch.linalg.eigvalsh(tall.T @ tall)[min(rows, columns) // 2].sqrt() * math.sqrt(spread)
     return matrix + float(size) * (left / left.norm()) @ (right / right.norm())
 
 

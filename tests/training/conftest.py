@@ -5,8 +5,8 @@ import pytest
 from alphadecay_dist.training.data import prepare as preparing
 from alphadecay_dist.training.data.prepare import prepare
 from tests.training.corpora import numbered, write_files
-from tests.training.data.test_batches import SIZES
 from tests.training.preparations import VOCABULARY, recipe
+from tests.training.sequences import SIZES
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -43,3 +45,23 @@ def _main(environment: dict[str, str], output: str, argv: list[str]) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os._exit(train.main(argv))
+
+
+def in_a_new_process(code, folder, **environment):
+    """Run code with a Tracker at hand, no key and no home, and nothing to type on."""
+    lines = (
+        "import sys, pathlib",
+        "from alphadecay_dist.training.outputs import wandb_run",
+        "from alphadecay_dist.training.outputs.wandb_run import Tracker",
+        "folder = pathlib.Path(sys.argv[1])",
+        code,
+    )
+    return subprocess.run(
+        [sys.executable, "-c", "\n".join(lines), str(folder)],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={"PATH": os.environ["PATH"], "HOME": str(folder), **environment},
+        timeout=120,
+        check=True,
+    )

@@ -211,3 +211,20 @@ def plain_torch(
 
 def _controller(model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: Config) -> AlphaDecay:
     return AlphaDecay(model, optimizer, settings=config.decay)
+
+
+TIMES = ("tokens_per_second", "step_seconds", "seconds")
+
+
+def without_times(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run left behind, less what a clock gave."""
+    return {
+        name: [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+        for name, lines in run.items()
+    }
+
+
+def same_weights(left: Path, right: Path) -> bool:
+    """Whether the last checkpoints of two runs have the same weights, bit for bit."""
+    one, other = final_weights(left), final_weights(right)
+    return all(torch.equal(one[name], other[name]) for name in one)

@@ -12,10 +12,15 @@ from alphadecay_dist.training.resume import decide_start
 from tests.engines.tiny import TUNABLE, Uneven
 from tests.training.runs import final_weights, tiny_options, train_on
 
-EVEN = {"train__clip": 0.0, "data__pack": True}  # the norm's sum takes the weights as they lie in the groups
+EVEN = {
+    "train__steps": 12,
+    "decay__interval": 5,
+    "train__clip": 0.0,  # the norm's sum takes the weights as they lie in the groups
+    "data__pack": True,
+}
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize(("dtype", "asked"), [("float32", "premultiply"), ("bfloat16", "auto")])
 def test_the_trainer_gives_the_same_weights_with_either(tmp_path, dtype, asked):
     runs = {}
@@ -32,7 +37,7 @@ def test_the_trainer_gives_the_same_weights_with_either(tmp_path, dtype, asked):
     assert not any(torch.equal(value, uniform[name]) for name, value in own.items() if "proj" in name)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_uniform_in_two_groups_is_uniform_in_many(tmp_path):
     weights = []
     for apply in ("groups", "premultiply"):
@@ -42,11 +47,11 @@ def test_uniform_in_two_groups_is_uniform_in_many(tmp_path):
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path):
     options = tiny_options(tmp_path, **EVEN, decay__apply="premultiply")
     train_on(2, "2", tmp_path / "whole", options)
-    for more in ([*options, "--train.stop_after=13"], options):
+    for more in ([*options, "--train.stop_after=7"], options):
         train_on(2, "2", tmp_path / "parts", more)
     other = tmp_path / "parts"
     for key, value in (("decay.apply", "groups"), ("decay.policy", "uniform")):

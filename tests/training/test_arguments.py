@@ -142,7 +142,7 @@ def test_the_version_has_one_source(capsys):
         assert alphadecay_dist.__version__ in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.launcher
 def test_the_package_is_the_command():
     command = [sys.executable, "-m", "alphadecay_dist", "--version"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 
 import pytest
 import torch
@@ -14,52 +12,13 @@ from safetensors.torch import save_file
 import train
 from alphadecay_dist import cli
 from alphadecay_dist.training.data.tokenizer import train_tokenizer
+from alphadecay_dist.training.preflight import resolve
+from alphadecay_dist.training.process.exit_codes import exit_code_of
 from alphadecay_dist.training.recipe import NFKC
 from tests.foreign import UP, llama_weights
-from tests.multirank import run_ranks
 from tests.ports import free_port
-from tests.training.runs import ROOT, SIZES, launch, tiny_options
-
-pytestmark = pytest.mark.slow
-
-ZERO2 = str(ROOT / "ds_configs" / "zero2.json")
-
-
-def main_and_output(argv):
-    """On one rank: the exit code of the trainer, and all that it and its libraries printed."""
-    with tempfile.TemporaryFile() as output:
-        kept = [os.dup(1), os.dup(2)]
-        for stream in (1, 2):
-            os.dup2(output.fileno(), stream)
-        try:
-            code = train.main(argv)
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for stream, copy in zip((1, 2), kept, strict=True):
-                os.dup2(copy, stream)
-        output.seek(0)
-        return code, output.read().decode(errors="replace")
-
-
-def the_error_line(text):
-    """The one error line of an output that has no traceback."""
-    assert "Traceback" not in text, text
-    lines = [line for line in text.splitlines() if "train.py: error:" in line]
-    assert len(lines) == 1, text
-    return lines[0]
-
-
-def error_of_ranks(argv, world_size=2):
-    """The error line of a run on forked ranks: rank 0's; the others print none."""
-    outcomes = run_ranks(main_and_output, world_size, argv, timeout=90)
-    assert [code for code, _ in outcomes] == [2] * world_size, outcomes
-    for _, text in outcomes[1:]:
-        assert "train.py: error:" not in text, text
-        assert "Traceback" not in text, text
-    line = the_error_line(outcomes[0][1])
-    assert line.startswith("train.py: error: ")
-    return line
+from tests.training.errors import ZERO2, error_of_ranks, the_error_line
+from tests.training.runs import SIZES, launch, tiny_options
 
 
 def write(path, content):
@@ -190,6 +149,25 @@ BEFORE_THE_RANKS_MEET = {
         ["--output_dir", "taken", "no directory"],
     ),
 }
+ENGINES = {
+    "two engines": (
+        lambda _: ["--engine=ddp", "--deepspeed", ZERO2],
+        ["engine.name", "'ddp' with --deepspeed", "one of the two"],
+    ),
+    "no JSON": (
+        lambda _: ["--engine.name=deepspeed"],
+        ["'deepspeed' without --deepspeed", "ds_configs/zero2.json"],
+    ),
+    "unknown engine": (lambda _: ["--engine=fsdp"], ["--engine", "'fsdp'", "fsdp2"]),
+    "replicas of ddp": (
+        lambda _: ["--engine=ddp", "--engine.replicate=2"],
+        ["engine.replicate", "2", "ddp", "fsdp2 alone"],
+    ),
+    "replicas do not divide": (
+        lambda _: ["--engine.replicate=3"],
+        ["engine.replicate", "3", "divisor", "ranks, 2"],
+    ),
+}
 AFTER_THE_RANKS_MEET = {
     "too short": (
         lambda f: [f"--data.source={small_corpus(f)}", f"--data.validation={small_corpus(f)}"],
@@ -225,23 +203,31 @@ AFTER_THE_RANKS_MEET = {
         ["--resume", "none: no such", "a checkpoint"],
     ),
 }
-MISTAKES = {**BEFORE_THE_RANKS_MEET, **AFTER_THE_RANKS_MEET}
+MISTAKES = {**BEFORE_THE_RANKS_MEET, **ENGINES, **AFTER_THE_RANKS_MEET}
 
 
 def argv_of(name, folder):
     """Options of a run that has nothing wrong but this."""
     wrong, words = MISTAKES[name]
-    argv = [
-        "--deepspeed",
-        ZERO2,
-        "--output_dir",
-        str(folder / "run"),
-        *tiny_options(folder, data__pack=False),
-    ]
+    engine = [] if name in ENGINES else ["--deepspeed", ZERO2]
+    argv = [*engine, "--output_dir", str(folder / "run"), *tiny_options(folder, data__pack=False)]
     return [*argv, *wrong(folder)], words
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.parametrize("name", [*BEFORE_THE_RANKS_MEET, *ENGINES])
+def test_a_mistake_is_one_line_before_the_ranks_meet(tmp_path, monkeypatch, capfd, name):
+    """What each rank finds alone: here rank 0 of two, in this process, where the other never comes."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    argv, words = argv_of(name, tmp_path)
+    assert exit_code_of(lambda: resolve(train.parse(argv))) == 2
+    line = the_error_line(capfd.readouterr().err)
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("name", ["contradiction", *AFTER_THE_RANKS_MEET])
 def test_a_mistake_is_one_line_on_rank_0_and_exit_code_2_on_all(tmp_path, name):
     argv, words = argv_of(name, tmp_path)
     line = error_of_ranks(argv)
@@ -249,23 +235,7 @@ def test_a_mistake_is_one_line_on_rank_0_and_exit_code_2_on_all(tmp_path, name):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("wrong", "words"),
-    [
-        (["--engine=ddp", "--deepspeed", ZERO2], ["engine.name", "'ddp' with --deepspeed", "one of the two"]),
-        (["--engine.name=deepspeed"], ["'deepspeed' without --deepspeed", "ds_configs/zero2.json"]),
-        (["--engine=fsdp"], ["--engine", "'fsdp'", "fsdp2"]),
-        (["--engine=ddp", "--engine.replicate=2"], ["engine.replicate", "2", "ddp", "fsdp2 alone"]),
-        (["--engine.replicate=3"], ["engine.replicate", "3", "divisor", "ranks, 2"]),
-    ],
-    ids=["two engines", "no JSON", "unknown", "replicas of ddp", "replicas do not divide"],
-)
-def test_a_mistake_in_the_engine_is_one_line_too(tmp_path, wrong, words):
-    line = error_of_ranks([*wrong, "--output_dir", str(tmp_path / "run"), *tiny_options(tmp_path)])
-    assert all(word in line for word in words), line
-    assert not (tmp_path / "run").exists()
-
-
+@pytest.mark.ranks
 def test_resume_none_leaves_a_run_that_is_there_as_it_is(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -278,6 +248,7 @@ def test_resume_none_leaves_a_run_that_is_there_as_it_is(tmp_path):
     assert {path.name: path.read_text() for path in run.iterdir()} == before
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_a_mistake_on_1_or_3_ranks_is_one_line_too(tmp_path, world_size):
     argv, words = argv_of("too short", tmp_path)
@@ -285,7 +256,10 @@ def test_a_mistake_on_1_or_3_ranks_is_one_line_too(tmp_path, world_size):
     assert words[0] in line
 
 
-@pytest.mark.parametrize("name", ["unknown recipe", "heads do not divide", "too short"])
+@pytest.mark.launcher
+@pytest.mark.parametrize(
+    "name", ["unknown recipe", pytest.param("heads do not divide", marks=pytest.mark.long), "too short"]
+)
 def test_the_deepspeed_launcher_hands_on_line_and_code(tmp_path, name):
     argv, words = argv_of(name, tmp_path)
     launcher = ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port())]
@@ -296,6 +270,7 @@ def test_the_deepspeed_launcher_hands_on_line_and_code(tmp_path, name):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.launcher
 def test_torchrun_hands_on_the_line_and_fails(tmp_path):
     argv, words = argv_of("contradiction", tmp_path)
     code, text = launch(
@@ -308,7 +283,10 @@ def test_torchrun_hands_on_the_line_and_fails(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["unknown key", "ids outside the vocabulary"])
+@pytest.mark.launcher
+@pytest.mark.parametrize(
+    "name", [pytest.param("unknown key", marks=pytest.mark.long), "ids outside the vocabulary"]
+)
 def test_without_a_launcher_it_is_the_same_line_and_code(tmp_path, name):
     argv, words = argv_of(name, tmp_path)
     code, text = launch(sys.executable, "train.py", *argv)

@@ -20,11 +20,10 @@ from alphadecay_dist.training.state import saved_state
 from tests.checkpoint.layouts import with_state
 from tests.multirank import run_ranks
 from tests.training.corpora import write_lines
-from tests.training.runs import ROOT, SIZES, left_behind, tiny_options, train_on
-from tests.training.test_errors import error_of_ranks
-from tests.training.test_resume import same_weights, without_times
+from tests.training.errors import error_of_ranks
+from tests.training.runs import ROOT, SIZES, left_behind, same_weights, tiny_options, train_on, without_times
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.kills
 
 ROWS = 90  # of a file
 
@@ -78,7 +77,7 @@ def refused(folder, *more, output="run"):
         *options_in(folder),
         *more,
     ]
-    line = error_of_ranks(argv)
+    line = error_of_ranks(argv, world_size=1)
     assert {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")} == before
     return line
 
@@ -288,11 +287,11 @@ def test_a_tokenizer_that_was_trained_for_the_run_is_that_one_or_none(moved):
     other_tokenizer(moved)
     shutil.copy(moved / "tiny.model", path)
     argv = ["--deepspeed", engine_in(moved), "--output_dir", str(moved / "trained"), *trained]
-    assert "tokenizer.model: the run's own, beside its checkpoints" in error_of_ranks(argv)
+    assert "tokenizer.model: the run's own, beside its checkpoints" in error_of_ranks(argv, world_size=1)
     path.unlink()
     train_on(1, "2", moved / "trained", [*trained, "--train.stop_after=3"])
     assert path.read_bytes() == own
-    line = error_of_ranks([*argv, "--tokenizer.normalization=nmt_nfkc"])
+    line = error_of_ranks([*argv, "--tokenizer.normalization=nmt_nfkc"], world_size=1)
     assert "tokenizer.normalization: found 'nmt_nfkc', the run was begun with 'none'; to go on" in line
     same = [*trained, "--tokenizer.normalization=none", "--train.stop_after=4"]
     assert len(train_on(1, "2", moved / "trained", same)["metrics"]) == 4

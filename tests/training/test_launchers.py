@@ -9,12 +9,13 @@ from transformers import LlamaForCausalLM
 
 from alphadecay_dist.spectral import analyze
 from alphadecay_dist.training.tasks.language import model as models
+from tests.multirank import run_ranks
 from tests.ports import free_port
-from tests.training.runs import launch, left_behind, tiny_options, train_on
+from tests.training.errors import error_of_ranks, main_and_output
+from tests.training.runs import argv_of, launch, left_behind, tiny_options, train_on
 
-pytestmark = pytest.mark.slow
 
-
+@pytest.mark.launcher
 def test_deepspeed_on_two_ranks_with_wandb(tmp_path):
     output = tmp_path / "run"
     command = ["deepspeed", "--num_gpus", 2, "--master_port", free_port(), "train.py"]
@@ -53,11 +54,20 @@ def test_deepspeed_on_two_ranks_with_wandb(tmp_path):
 ZERO1 = ["--deepspeed", "ds_configs/zero1.json"]
 
 
-@pytest.mark.parametrize("engine", [ZERO1, []], ids=["zero1", "fsdp2"])
+TORCHRUN = ["torchrun", "--nproc_per_node", "2", "--master_port", "PORT", "train.py"]
+PYTHON = ["python", "train.py"]
+
+
+@pytest.mark.launcher
 @pytest.mark.parametrize(
-    "launcher",
-    [["python", "train.py"], ["torchrun", "--nproc_per_node", "2", "--master_port", "PORT", "train.py"]],
-    ids=["python", "torchrun"],
+    ("launcher", "engine"),
+    [
+        (PYTHON, ZERO1),
+        (TORCHRUN, []),
+        pytest.param(PYTHON, [], marks=pytest.mark.long),
+        pytest.param(TORCHRUN, ZERO1, marks=pytest.mark.long),
+    ],
+    ids=["python-zero1", "torchrun-fsdp2", "python-fsdp2", "torchrun-zero1"],
 )
 def test_other_launchers_give_the_same_run(tmp_path, launcher, engine):
     options = tiny_options(tmp_path, train__steps=6, decay__interval=4)
@@ -70,10 +80,11 @@ def test_other_launchers_give_the_same_run(tmp_path, launcher, engine):
     assert losses == pytest.approx([line["loss"] for line in expected["metrics"]], abs=1e-5)
 
 
+@pytest.mark.ranks
 def test_dry_run_prints_config_plan_and_first_batch_and_writes_nothing(tmp_path):
     output = tmp_path / "run"
-    command = ["python", "train.py", "--deepspeed", "ds_configs/zero2.json", "--output_dir", output]
-    code, shown = launch(*command, *tiny_options(tmp_path), "--dry_run")
+    argv = argv_of("2", output, [*tiny_options(tmp_path), "--dry_run"])
+    ((code, shown),) = run_ranks(main_and_output, 1, argv)
     assert code == 0, shown
     for words in ("global_batch: 12", "train_batch_size: 12", "weights: ", "layers.1.mlp.down_proj 64 x 172"):
         assert words in shown
@@ -81,6 +92,7 @@ def test_dry_run_prints_config_plan_and_first_batch_and_writes_nothing(tmp_path)
     assert not output.exists()
 
 
+@pytest.mark.ranks
 def test_init_from_starts_with_the_weights_of_a_hf_checkpoint(tmp_path):
     options = tiny_options(tmp_path, train__steps=2)
     config = models.read_model_config(str(tmp_path / "tiny.json"), 32)
@@ -92,8 +104,6 @@ def test_init_from_starts_with_the_weights_of_a_hf_checkpoint(tmp_path):
 
     narrow = json.loads((tmp_path / "tiny.json").read_text()) | {"intermediate_size": 180}
     (tmp_path / "narrow.json").write_text(json.dumps(narrow))
-    command = ["python", "train.py", "--deepspeed", "ds_configs/zero2.json", *options]
-    command += [f"--model.name={tmp_path / 'narrow.json'}", "--init_from", tmp_path / "donor"]
-    code, refused = launch(*command, "--output_dir", tmp_path / "other")
-    assert code == 2, refused
+    wrong = [f"--model.name={tmp_path / 'narrow.json'}", "--init_from", str(tmp_path / "donor")]
+    refused = error_of_ranks(argv_of("2", tmp_path / "other", [*options, *wrong]), world_size=1)
     assert "config.json: intermediate_size is 172, that of model.name is 180" in refused

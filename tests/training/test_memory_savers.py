@@ -28,7 +28,7 @@ def test_activation_checkpointing_keeps_less():
     assert saved_bytes(TrainConfig(activation_checkpointing=True)) < 0.5 * saved_bytes(TrainConfig())
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize(
     ("engine", "saver"),
     [
@@ -36,7 +36,7 @@ def test_activation_checkpointing_keeps_less():
         ("ddp", "activation_checkpointing"),
         ("3", "activation_checkpointing"),
         ("fsdp2", "compile"),
-        ("3", "compile"),
+        pytest.param("3", "compile", marks=pytest.mark.long),
     ],
 )
 def test_losses_and_decays_stay(tmp_path, engine, saver):

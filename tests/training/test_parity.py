@@ -10,35 +10,47 @@ from alphadecay_dist.checkpoint.restore import stored_weights
 from alphadecay_dist.training.tasks.language import model as models
 from tests.training.runs import distance, final_weights, plain_torch, tiny_options, train_on
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ranks
 
-CLOSE = 2e-5  # relative distance of fp32 weights after 30 updates; what ignores the decay is 1,000 times off
+CLOSE = 2e-5  # relative distance of fp32 weights after a run; what ignores the decay is 100 times off
 
-ENGINES = [("1", 1), ("2", 1), ("3", 1), ("1", 2), ("2", 2), ("3", 2), ("1", 3), ("2", 3), ("3", 3)]
-ENGINES += [("3_offload", 2), ("hsdp", 2)]
-ENGINES += [(engine, world_size) for engine in ("fsdp2", "ddp") for world_size in (1, 2, 3)]
+STEPS = 16
+ENGINES = [("1", 2), ("2", 3), ("3", 1), ("3", 2), ("3_offload", 2), ("hsdp", 2), ("fsdp2", 1), ("fsdp2", 3)]
+ENGINES += [("ddp", 2)]
+PADDED = [("2", 2), ("3", 3), ("fsdp2", 2)]
+EACH = [(engine, ranks) for engine in ("1", "2", "3", "fsdp2", "ddp") for ranks in (1, 2, 3)]
+EACH += [("3_offload", 2), ("hsdp", 2)]
+CASES = [
+    pytest.param(data, *case, marks=() if case in shown else pytest.mark.long)
+    for data, shown in (("packed", ENGINES), ("padded", PADDED))
+    for case in EACH
+]
 SHARDED = ("3", "3_offload", "fsdp2")  # whose owners receive pieces
 
 
-@pytest.fixture(scope="module", params=["packed", "padded"])
+def options_of(folder, **changes):
+    return tiny_options(folder, **{"train__steps": STEPS, "decay__interval": 5, **changes})
+
+
+@pytest.fixture(scope="module")
 def reference(request, tmp_path_factory):
     """Options, the run of one rank under ZeRO-1, and the plain loop without an engine."""
     folder = tmp_path_factory.mktemp(request.param)
-    options = tiny_options(folder, data__pack=request.param == "packed")
+    options = options_of(folder, data__pack=request.param == "packed")
     zero = train_on(1, "1", folder / "reference", options)
     return folder, options, zero, plain_torch(options, folder / "reference" / "tokenizer.model")
 
 
-@pytest.mark.parametrize(("stage", "world_size"), ENGINES)
+@pytest.mark.parametrize(("reference", "stage", "world_size"), CASES, indirect=["reference"])
 def test_every_engine_is_the_plain_loop(reference, stage, world_size):
     folder, options, zero, plain = reference
     run = train_on(world_size, stage, folder / f"zero{stage}_{world_size}", options)
-    assert [line["step"] for line in run["metrics"]] == list(range(1, 31))
+    assert [line["step"] for line in run["metrics"]] == list(range(1, STEPS + 1))
     assert [line["loss"] for line in run["metrics"]] == pytest.approx(plain["losses"], abs=1e-5)
     losses = [line["loss"] for line in zero["metrics"]]
     assert [line["loss"] for line in run["metrics"]] == pytest.approx(losses, abs=1e-5)
     assert [line["grad_norm"] for line in run["metrics"]] == pytest.approx(plain["norms"], rel=1e-4)
-    assert [line["step"] for line in run["decay"]] == [0, 10, 20]
+    assert [line["step"] for line in run["decay"]] == [0, 5, 10, 15]
     for line, refresh, other in zip(run["decay"], plain["refreshes"], zero["decay"], strict=True):
         assert list(line["modules"]) == list(refresh.modules)
         tolerance = 1e-6 if line["step"] == 0 else 1e-5
@@ -104,11 +116,18 @@ def test_bf16_runs_start_from_the_same_rounded_weights_on_every_engine(tmp_path)
         assert last == pytest.approx(runs[0]["metrics"][-1]["loss"], abs=0.05)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
-@pytest.mark.parametrize(("stage", "world_size"), [("1", 2), ("3", 2), ("fsdp2", 2), ("ddp", 2)])
+@pytest.mark.parametrize(
+    ("optimizer", "stage", "world_size"),
+    [
+        *(("adamw", engine, 2) for engine in ("1", "3", "fsdp2", "ddp")),
+        ("adam", "3", 2),
+        ("adam", "ddp", 2),
+        *(pytest.param("adam", engine, 2, marks=pytest.mark.long) for engine in ("1", "fsdp2")),
+    ],
+)
 def test_written_decays_are_what_the_optimizer_applies(tmp_path, optimizer, stage, world_size):
     strength = {"adam": 0.01, "adamw": 1.0}[optimizer]
-    options = tiny_options(tmp_path, data__pack=True, optimizer__name=optimizer, decay__weight_decay=strength)
+    options = options_of(tmp_path, data__pack=True, optimizer__name=optimizer, decay__weight_decay=strength)
     run = train_on(world_size, stage, tmp_path / "run", options)
     weights = final_weights(tmp_path / "run")
     tokenizer = tmp_path / "run" / "tokenizer.model"
@@ -126,7 +145,7 @@ def test_written_decays_are_what_the_optimizer_applies(tmp_path, optimizer, stag
 
 
 def test_the_uniform_policy_keeps_the_base_decay(tmp_path):
-    options = tiny_options(tmp_path, decay__policy="uniform")
+    options = options_of(tmp_path, decay__policy="uniform")
     run = train_on(2, "2", tmp_path / "run", options)
     assert run["decay"] == []
     plain = plain_torch(options, tmp_path / "run" / "tokenizer.model", schedule={})
@@ -135,7 +154,7 @@ def test_the_uniform_policy_keeps_the_base_decay(tmp_path):
 
 @pytest.mark.parametrize(("stage", "world_size"), [("2", 1), ("3", 3), ("fsdp2", 3)])
 def test_logged_alphas_are_those_of_the_checkpointed_weights(tmp_path, stage, world_size):
-    options = tiny_options(tmp_path, data__pack=True, checkpoint__every=10)
+    options = options_of(tmp_path, data__pack=True, checkpoint__every=5)
     run = train_on(world_size, stage, tmp_path / "run", options)
     for line in run["decay"][1:]:
         checkpoint = read(tmp_path / "run" / "checkpoints" / f"step-{line['step']:08d}")

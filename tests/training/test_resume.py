@@ -4,56 +4,75 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
-import torch
 
 import train
 from alphadecay_dist.checkpoint import writer
 from alphadecay_dist.training.outputs.run_files import read_status
 from tests.multirank import run_ranks
-from tests.training.runs import SIZES, argv_of, final_weights, left_behind, tiny_options, train_on
+from tests.training.runs import (
+    SIZES,
+    argv_of,
+    left_behind,
+    same_weights,
+    tiny_options,
+    train_on,
+    without_times,
+)
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.kills
 
-TIMES = ("tokens_per_second", "step_seconds", "seconds")
-
-
-def without_times(run):
-    return {
-        name: [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
-        for name, lines in run.items()
-    }
+STEPS = 16
 
 
-def same_weights(left, right):
-    left, right = final_weights(left), final_weights(right)
-    return all(torch.equal(left[name], right[name]) for name in left)
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """Options of a run, its directory, and what it left behind: made once for each engine and options."""
+    runs = {}
+
+    def of(engine, world_size, **changes):
+        key = engine, world_size, *sorted(changes.items())
+        if key not in runs:
+            folder = tmp_path_factory.mktemp("unbroken")
+            options = tiny_options(folder, train__steps=STEPS, decay__interval=5, eval__every=7, **changes)
+            output = folder / "whole"
+            runs[key] = options, output, train_on(world_size, engine, output, options)
+        return runs[key]
+
+    return of
 
 
 @pytest.mark.parametrize(
     ("stage", "world_size", "dtype", "pack"),
     [
-        ("1", 2, "float32", True),
         ("1", 2, "bfloat16", True),
         ("2", 1, "float32", False),
-        ("2", 2, "bfloat16", True),
         ("3", 2, "float32", True),
-        ("3", 2, "bfloat16", False),
-        ("3_offload", 2, "float32", True),
         ("3_offload", 2, "bfloat16", False),
-        ("fsdp2", 2, "float32", True),
         ("fsdp2", 2, "bfloat16", False),
         ("ddp", 3, "float32", False),  # of 2 ranks a sum has one order alone
         ("0", 2, "float32", True),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in [
+                ("1", 2, "float32", True),
+                ("2", 2, "bfloat16", True),
+                ("3", 2, "bfloat16", False),
+                ("3_offload", 2, "float32", True),
+                ("fsdp2", 2, "float32", True),
+            ]
+        ),
     ],
 )
-def test_a_run_in_three_parts_is_bit_for_bit_the_unbroken_one(tmp_path, stage, world_size, dtype, pack):
-    options = tiny_options(tmp_path, data__pack=pack, train__dtype=dtype, eval__every=7)
-    whole = train_on(world_size, stage, tmp_path / "whole", options)
+def test_a_run_in_three_parts_is_bit_for_bit_the_unbroken_one(
+    tmp_path, unbroken, stage, world_size, dtype, pack
+):
+    options, output, whole = unbroken(stage, world_size, train__dtype=dtype, data__pack=pack)
     broken = tmp_path / "broken"
-    for stop in (10, 13):  # at a refresh, and between two
+    for stop in (5, 8):  # at a refresh, and between two
         train_on(world_size, stage, broken, [*options, f"--train.stop_after={stop}"])
         assert read_status(broken) == {
             "state": "preempted",
@@ -63,21 +82,20 @@ def test_a_run_in_three_parts_is_bit_for_bit_the_unbroken_one(tmp_path, stage, w
         }
     resumed = train_on(world_size, stage, broken, options)
     assert without_times(resumed) == without_times(whole)
-    assert same_weights(broken, tmp_path / "whole")
-    assert read_status(broken) == {"state": "finished", "step": 30, "exit_code": 0, "reason": None}
+    assert same_weights(broken, output)
+    assert read_status(broken) == {"state": "finished", "step": STEPS, "exit_code": 0, "reason": None}
 
 
-def test_a_run_broken_off_while_a_refresh_is_pending_is_the_unbroken_one(tmp_path):
-    options = tiny_options(tmp_path, decay__lag=6)
-    whole = train_on(2, "3", tmp_path / "whole", options)
-    assert [(line["step"], line["written_at"]) for line in whole["decay"]] == [(0, 6), (10, 16), (20, 26)]
+def test_a_run_broken_off_while_a_refresh_is_pending_is_the_unbroken_one(tmp_path, unbroken):
+    options, output, whole = unbroken("3", 2, decay__lag=3)
+    assert [(line["step"], line["written_at"]) for line in whole["decay"]] == [(0, 3), (5, 8), (10, 13)]
     broken = tmp_path / "broken"
-    for stop in (13, 16):  # while one is pending, and where it is to be written next
+    for stop in (7, 8):  # while one is pending, and where it is to be written next
         train_on(2, "3", broken, [*options, f"--train.stop_after={stop}"])
     assert [line["step"] for line in left_behind(broken)["decay"]] == [0]
     resumed = train_on(2, "3", broken, options)
     assert without_times(resumed) == without_times(whole)
-    assert same_weights(broken, tmp_path / "whole")
+    assert same_weights(broken, output)
 
 
 def test_a_finished_run_says_so_and_stays_as_it_is(tmp_path):
@@ -108,20 +126,22 @@ def killed_while_saving(argv, step):
     train.main(argv)
 
 
-def test_a_rank_killed_in_mid_save_costs_no_more_than_the_updates_since_the_last_checkpoint(tmp_path):
-    options = tiny_options(tmp_path, checkpoint__every=10)
-    whole = train_on(2, "3", tmp_path / "whole", options)
+def test_a_rank_killed_in_mid_save_costs_no_more_than_the_updates_since_the_last_checkpoint(
+    tmp_path, unbroken
+):
+    options, output, whole = unbroken("3", 2, train__dtype="float32", data__pack=True)
+    options = [*options, "--checkpoint.every=5"]
     broken = tmp_path / "broken"
     argv = argv_of("3", broken, options)
     with pytest.raises(AssertionError, match="died with exit code -9"):
-        run_ranks(killed_while_saving, 2, argv, 20)
-    assert not (broken / "checkpoints" / "step-00000020" / "manifest.json").exists()
-    assert (broken / "checkpoints" / "latest").read_text() == "step-00000010\n"
-    assert [line["step"] for line in left_behind(broken)["metrics"]] == list(range(1, 21))
+        run_ranks(killed_while_saving, 2, argv, 10)
+    assert not (broken / "checkpoints" / "step-00000010" / "manifest.json").exists()
+    assert (broken / "checkpoints" / "latest").read_text() == "step-00000005\n"
+    assert [line["step"] for line in left_behind(broken)["metrics"]] == list(range(1, 11))
     assert read_status(broken)["state"] == "failed"
     resumed = train_on(2, "3", broken, options)
     assert without_times(resumed) == without_times(whole)
-    assert same_weights(broken, tmp_path / "whole")
+    assert same_weights(broken, output)
 
 
 def test_a_checkpoint_with_a_file_cut_short_is_passed_over(tmp_path):
@@ -149,6 +169,15 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_named(tmp_path):
     assert run_ranks(train.main, 1, argv_of("2", tmp_path / "elsewhere", back)) == [2]
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A directory with a run of 2 of 4 updates, and all that it is made of."""
+    folder = tmp_path_factory.mktemp("stopped") / "all"
+    folder.mkdir()
+    train_on(1, "2", folder / "run", [*tiny_options(folder, train__steps=4), "--train.stop_after=2"])
+    return folder
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -161,15 +190,15 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_named(tmp_path):
     ],
     ids=lambda change: change[-1],
 )
-def test_what_cannot_go_on_from_a_checkpoint_is_refused_and_harms_nothing(tmp_path, change):
-    options = tiny_options(tmp_path, train__steps=4)
-    train_on(1, "2", tmp_path / "run", [*options, "--train.stop_after=2"])
+def test_what_cannot_go_on_from_a_checkpoint_is_refused_and_harms_nothing(tmp_path, stopped, change):
+    folder = shutil.copytree(stopped, tmp_path / "moved")
+    options = tiny_options(folder, train__steps=4)
     if change == ["another model of that name"]:
-        (tmp_path / "tiny.json").write_text(json.dumps({**SIZES, "intermediate_size": 128}))
+        (folder / "tiny.json").write_text(json.dumps({**SIZES, "intermediate_size": 128}))
         change = []
     elif change == ["a damaged tokenizer"]:
-        (tmp_path / "run" / "tokenizer.model").write_bytes(b"no pieces")
+        (folder / "run" / "tokenizer.model").write_bytes(b"no pieces")
         change = []
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    assert run_ranks(train.main, 1, argv_of("2", tmp_path / "run", [*options, *change])) == [2]
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+    before = {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")}
+    assert run_ranks(train.main, 1, argv_of("2", folder / "run", [*options, *change])) == [2]
+    assert {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")} == before

@@ -9,22 +9,12 @@ import pytest
 
 from alphadecay_dist.checkpoint.reader import read
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.fingerprint import FileMark
-from alphadecay_dist.training.inputs import Inputs
 from alphadecay_dist.training.recipe import Config, TrainConfig
 from alphadecay_dist.training.state import saved_state
 from tests.checkpoint.layouts import save_with_state
+from tests.training.states import INPUTS
 
 CONFIG = Config(train=TrainConfig(dtype="float32"))
-INPUTS = Inputs(
-    model={"hidden_size": 64},
-    tokenizer="5e",
-    data={"data.source": {"a.jsonl": FileMark(120, "0f")}},
-    revision=None,
-    engine={"name": "ddp", "settings": {"dtype": "float32"}},
-    init_from={"model.safetensors": FileMark(3, "ab")},
-    changes=({"step": 3, "change": "data.source a.jsonl: 3 bytes longer"},),
-)
 STATE = {
     "config": dataclasses.asdict(CONFIG),
     "tokens": 300,

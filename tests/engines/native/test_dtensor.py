@@ -59,7 +59,7 @@ LAYOUTS = [("fsdp", size) for size in (1, 2, 3, 4)] + [("hsdp", 2), ("hsdp", 4)]
 LAYOUTS += [(layout, size) for layout in ("tp_columns", "tp_rows") for size in (2, 4)]
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize(("layout", "world_size"), LAYOUTS)
 def test_what_fully_shard_made_arrives_whole(layout, world_size):
     shapes = [(m - m % 2, n - n % 2) for m, n in SHAPES] if layout == "tp_rows" else SHAPES
@@ -106,7 +106,7 @@ def check_training(layout):
         assert float((weight - matrix.parameter).norm() / weight.norm()) < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize(("layout", "world_size"), [("fsdp", 1), ("fsdp", 2), ("fsdp", 3), ("hsdp", 4)])
 def test_sharded_training_has_the_decays_of_one_process(layout, world_size):
     run_ranks(check_training, world_size, layout)
@@ -166,7 +166,7 @@ def check_experts(placements, mesh_sizes):
     assert owners == set(range(dist.get_world_size()))
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize(
     ("placements", "mesh"),
     [
@@ -192,7 +192,7 @@ def any_placement(draw, world_size):
     return tuple(shape), mesh, tuple(draw(st.lists(one, min_size=2, max_size=2)))
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_drawn_placements_arrive_whole(world_size):
     @settings(deadline=None, max_examples=3)
@@ -251,6 +251,6 @@ def check_refused():
         DTensorSource("up", distribute_tensor(whole, world(4), [Shard(0)]), {0: 0, 1: 1})
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_what_cannot_be_served_is_refused_with_the_reason():
     run_ranks(check_refused, 4)

@@ -5,36 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
-from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from alphadecay_dist import AlphaDecay, UserError, param_groups
 from alphadecay_dist.engines.native.fsdp1 import FlatParameterSource
 from alphadecay_dist.engines.native.host import PlainHost
+from tests.engines.fsdp1 import wrapped
 from tests.engines.tiny import SHAPES, TUNABLE, filled, groups_of, matrices_of
 from tests.multirank import run_ranks
 from tests.sharding.gather import check_gathering
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.ranks,
     pytest.mark.filterwarnings("ignore:.*FSDP.*"),
 ]
-
-
-def wrapped(model, strategy="FULL_SHARD", *, each_linear=True, use_orig_params=True):
-    size = dist.get_world_size()
-    options = {}
-    if strategy == "HYBRID_SHARD":
-        options["device_mesh"] = dist.init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("r", "s"))
-    return FullyShardedDataParallel(
-        model,
-        sharding_strategy=ShardingStrategy[strategy],
-        auto_wrap_policy=ModuleWrapPolicy({nn.Linear}) if each_linear else None,
-        use_orig_params=use_orig_params,
-        device_id=torch.device("cpu"),
-        **options,
-    )
 
 
 def check_wrapped(strategy, each_linear):

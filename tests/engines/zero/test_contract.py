@@ -15,7 +15,7 @@ from alphadecay_dist.engines.zero.host import refuse_unservable
 from tests.engines.tiny import SHAPES, backward, engine_of, matrices_of, value_of
 from tests.multirank import run_ranks
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ranks
 
 STAGES = [0, 1, 2, 3]
 

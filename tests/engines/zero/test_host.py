@@ -42,7 +42,7 @@ def check_masters(stage):
     return owned
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_fp32_masters_arrive_whole_where_they_are_asked_for(stage, world_size):
@@ -66,7 +66,7 @@ def check_types():
     assert min(found[2].bytes_received) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_the_type_asked_for_is_what_is_analysed():
     run_ranks(check_types, 2)
 
@@ -78,6 +78,6 @@ def check_stage_0():
         ZeroHost(engine).sources(matrices_of(model), torch.float32)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_stage_0_has_no_masters_to_read():
     run_ranks(check_stage_0, 1)

@@ -14,7 +14,6 @@ from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.data.batches import (
     IGNORE,
     EvaluationData,
-    TrainingData,
     digests,
     make_batch,
     micro_batch,
@@ -23,22 +22,13 @@ from alphadecay_dist.training.data.batches import (
 from alphadecay_dist.training.data.corpus import Corpus, open_corpora
 from alphadecay_dist.training.recipe import DataConfig, TrainConfig
 from tests.training.corpora import number_tokenizer, numbered, write_files
-
-TRAIN = TrainConfig(global_batch=12, micro_batch=4, seq_len=8, seed=3)
-SIZES = (37, 11, 52)  # documents of each file
-WORLDS = (1, 2, 3, 4, 6, 12)
+from tests.training.sequences import SIZES, TRAIN, WORLDS, data_of, merged, sequences_of, updates_of
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     parts = [numbered(size, 100 * i) for i, size in enumerate(SIZES)]
     return write_files(tmp_path_factory.mktemp("data"), parts)
-
-
-def data_of(folder, rank=0, world_size=1, train=TRAIN, **options):
-    config = DataConfig(**{"source": str(folder), "holdout": 1000, "shuffle": 5, **options})
-    corpus, _ = open_corpora(config)
-    return TrainingData(corpus, number_tokenizer(), config, train, rank, world_size)
 
 
 @pytest.mark.parametrize(
@@ -67,28 +57,6 @@ def test_the_largest_micro_batch_of_a_huge_batch_is_found_at_once():
     assert micro_batch(train, 2) == 2**31
     assert micro_batch(dataclasses.replace(train, micro_batch=2**31 - 1), 2) == 2**30
     assert micro_batch(TrainConfig(global_batch=4294967291, micro_batch=8), 1) == 1  # a prime
-
-
-def sequences_of(batches):
-    """The token ids of every sequence, padding cut off by the labels."""
-    return [
-        ids[labels != IGNORE].tolist()
-        for batch in batches
-        for ids, labels in zip(batch.input_ids, batch.labels, strict=True)
-    ]
-
-
-def updates_of(ranks, count):
-    """The global sequences of the next updates: the ranks' micro-batches one after the other."""
-    return [[ids for data in ranks for ids in sequences_of(data.next_update())] for _ in range(count)]
-
-
-def merged(ranks):
-    """The states of all ranks as a checkpoint keeps them."""
-    states = {}
-    for data in ranks:
-        states.update(json.loads(json.dumps(data.state())))
-    return states
 
 
 @settings(deadline=None, max_examples=30)

@@ -12,7 +12,7 @@ from alphadecay_dist.training.data.retries import WAITS
 from tests.training.fake_hub import TRAIN
 from tests.training.runs import launch
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.launcher
 
 DIGEST = hashlib.sha256("".join(TRAIN).encode()).hexdigest()
 

@@ -8,7 +8,7 @@ import pytest
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.data.prefetch import Prefetched
 from tests.training.corpora import numbered, write_files
-from tests.training.data.test_batches import data_of, sequences_of
+from tests.training.sequences import data_of, sequences_of
 
 
 @pytest.fixture(scope="module")

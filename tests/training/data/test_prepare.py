@@ -173,7 +173,7 @@ prepare.prepare(load_config("demo", sys.argv[3:]), 64, Path(sys.argv[2]))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_a_preparation_that_is_killed_by_the_system_goes_on_to_the_same_files(texts, prepared, tmp_path):
     data = recipe(texts)
     options = [f"data.source={texts}", "data.holdout=4", "data.shuffle=5"]

@@ -29,11 +29,8 @@ from alphadecay_dist.training.data.prepared import (
 from alphadecay_dist.training.recipe import DataConfig, TrainConfig
 from tests.json_trees import JSON, places, put
 from tests.training.corpora import number_tokenizer, numbered, texts_of, write_files
-from tests.training.data.test_batches import merged, sequences_of, updates_of
 from tests.training.preparations import VOCABULARY, recipe
-
-TRAIN = TrainConfig(global_batch=12, micro_batch=4, seq_len=8, seed=3)
-WORLDS = (1, 2, 3, 4, 6, 12)
+from tests.training.sequences import TRAIN, WORLDS, merged, sequences_of, updates_of
 
 
 def data_of(folder, rank=0, world_size=1, train=TRAIN, **options):

@@ -16,10 +16,9 @@ from alphadecay_dist.training.data.prepared import Shards
 from alphadecay_dist.training.outputs.run_files import read_lines, read_status
 from tests.multirank import run_ranks
 from tests.training.corpora import numbered, write_lines
-from tests.training.runs import ENGINES, final_weights, tiny_options, train_on
-from tests.training.test_resume import same_weights, without_times
+from tests.training.runs import ENGINES, final_weights, same_weights, tiny_options, train_on, without_times
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ranks
 
 
 def prepared(folder, **overrides):

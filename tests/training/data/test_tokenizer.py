@@ -62,6 +62,7 @@ def test_a_character_never_seen_is_unknown(trained):
     assert 2 in trained.encode(["漢"])[0]
 
 
+@pytest.mark.launcher
 def test_training_twice_gives_the_same_bytes_also_in_another_process(trained, novels, tmp_path):
     assert train_tokenizer(novels, VOCABULARY, NFKC).proto == trained.proto
     code = (
@@ -96,6 +97,7 @@ def test_a_file_that_is_no_sentencepiece_model_is_named(tmp_path, content):
         load_tokenizer(str(path))
 
 
+@pytest.mark.launcher
 def test_a_hub_that_does_not_answer_is_one_clear_line():
     code = (
         "from alphadecay_dist.errors import UserError\n"

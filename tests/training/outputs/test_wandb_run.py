@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import json
 
 import pytest
 
 from alphadecay_dist.training.outputs.wandb_run import Tracker
+from tests.training.processes import in_a_new_process
 
 
-def in_a_new_process(code, folder, **environment):
-    """Run code with a Tracker at hand, no key and no home, and nothing to type on."""
-    lines = (
-        "import sys, pathlib",
-        "from alphadecay_dist.training.outputs import wandb_run",
-        "from alphadecay_dist.training.outputs.wandb_run import Tracker",
-        "folder = pathlib.Path(sys.argv[1])",
-        code,
-    )
-    return subprocess.run(
-        [sys.executable, "-c", "\n".join(lines), str(folder)],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env={"PATH": os.environ["PATH"], "HOME": str(folder), **environment},
-        timeout=120,
-        check=True,
-    )
-
-
+@pytest.mark.launcher
 def test_off_loads_and_writes_nothing(tmp_path):
     code = (
         "tracker = Tracker('off', folder, {}, False)\n"
@@ -48,30 +28,43 @@ def test_off_takes_records_in_this_process_too(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("netrc", "environment", "expected"),
-    [
-        (None, {}, "False"),
-        ("machine example.org login a password b\n", {}, "False"),
-        ("not a netrc file", {}, "False"),
-        (f"machine api.wandb.ai login user password {'x' * 40}\n", {}, "True"),
-        ("machine api.wandb.ai login user password x\n", {}, "False"),
-        (None, {"WANDB_API_KEY": "x" * 40}, "True"),
-        (None, {"WANDB_API_KEY": "x" * 40, "WANDB_MODE": "offline"}, "False"),
-        (None, {"WANDB_API_KEY": ""}, "False"),
-    ],
-)
-def test_auto_is_online_with_a_key_or_a_netrc_entry_alone(tmp_path, netrc, environment, expected):
-    if netrc is not None:
-        (tmp_path / ".netrc").write_text(netrc)
-        (tmp_path / ".netrc").chmod(0o600)
-    found = in_a_new_process(
-        "import wandb; print(wandb_run._logged_in(wandb.setup().settings))", tmp_path, **environment
-    )
-    assert found.stdout.split() == [expected]
+LOGINS = [  # a netrc file, variables, and whether that is a login
+    (None, {}, False),
+    ("machine example.org login a password b\n", {}, False),
+    ("not a netrc file", {}, False),
+    (f"machine api.wandb.ai login user password {'x' * 40}\n", {}, True),
+    ("machine api.wandb.ai login user password x\n", {}, False),
+    (None, {"WANDB_API_KEY": "x" * 40}, True),
+    (None, {"WANDB_API_KEY": "x" * 40, "WANDB_MODE": "offline"}, False),
+    (None, {"WANDB_API_KEY": ""}, False),
+]
+FIND_LOGINS = """
+import json, os, wandb
+for home, variables in json.loads((folder / "logins.json").read_text()):
+    if os.fork() == 0:  # wandb looks once in a process
+        os.environ.update(variables, HOME=home)
+        print(wandb_run._logged_in(wandb.setup().settings))
+        sys.exit()
+    os.wait()
+"""
 
 
-@pytest.mark.slow
+@pytest.mark.launcher
+def test_auto_is_online_with_a_key_or_a_netrc_entry_alone(tmp_path):
+    given = []
+    for number, (netrc, variables, _) in enumerate(LOGINS):
+        home = tmp_path / str(number)
+        home.mkdir()
+        given.append((str(home), variables))
+        if netrc is not None:
+            (home / ".netrc").write_text(netrc)
+            (home / ".netrc").chmod(0o600)
+    (tmp_path / "logins.json").write_text(json.dumps(given))
+    found = in_a_new_process(FIND_LOGINS, tmp_path).stdout.split()
+    assert found == [str(expected) for _, _, expected in LOGINS]
+
+
+@pytest.mark.launcher
 @pytest.mark.parametrize("mode", ["offline", "auto"])
 def test_without_a_login_wandb_runs_offline_and_asks_nothing(tmp_path, mode):
     code = (
@@ -90,7 +83,7 @@ def test_without_a_login_wandb_runs_offline_and_asks_nothing(tmp_path, mode):
     assert (run / f"run-{identity}.wandb").stat().st_size > 0
 
 
-@pytest.mark.slow
+@pytest.mark.launcher
 def test_a_resumed_run_keeps_its_wandb_id(tmp_path):
     for resumed in (False, True):
         in_a_new_process(f"Tracker('offline', folder, {{}}, {resumed}).close(0)", tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from tests.training.processes import started
 from tests.training.runs import ROOT, left_behind, tiny_options, train_on
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ranks
 
 ZERO2 = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json")]
 

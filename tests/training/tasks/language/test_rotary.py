@@ -16,7 +16,7 @@ from alphadecay_dist.training.tasks.language import model as models
 from tests.multirank import run_ranks
 from tests.training.runs import ROOT, SIZES
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ranks
 
 
 def check_tables(path, stage):
