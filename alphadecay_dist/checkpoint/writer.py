@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from torch import Tensor
@@ -27,6 +27,7 @@ from alphadecay_dist.checkpoint.random_state import random_state
 from alphadecay_dist.checkpoint.shards import SHARDS, Shard, joined, write_shard
 from alphadecay_dist.engines.state import EngineState, Part, Scalars
 from alphadecay_dist.errors import RunError
+from alphadecay_dist.sharding.collectives import Collectives
 
 T = TypeVar("T")
 
@@ -34,25 +35,6 @@ CHECKPOINTS = "checkpoints"  # the folder of a run that holds them
 LATEST = "latest"
 STATE = "state.json"
 STEPS = "step-*"
-
-
-class Ranks(Protocol):
-    """The ranks that save or load together."""
-
-    rank: int
-    world_size: int
-
-    def gather(self, value: T) -> list[T]:
-        """Plain data of every rank, by rank."""
-        ...
-
-    def raise_on_all_ranks(self, work: Callable[[], T]) -> T:
-        """Run ``work`` on every rank; if it fails on one, all raise."""
-        ...
-
-    def from_main(self, work: Callable[[], T]) -> T:
-        """Run ``work`` on rank 0 alone and give its result to all; if it fails, all raise."""
-        ...
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -67,7 +49,7 @@ def save(
     engine_state: EngineState,
     layout: str,
     state: dict[str, Any],
-    ranks: Ranks,
+    ranks: Collectives,
     keep: int,
 ) -> Path:
     """Save one checkpoint; collective.
@@ -102,7 +84,7 @@ def begin(
     engine_state: EngineState,
     layout: str,
     state: dict[str, Any],
-    ranks: Ranks,
+    ranks: Collectives,
 ) -> Saving:
     """Make a new directory for a checkpoint, to be filled and completed; collective. As :func:`save`."""
     folder = step_folder(root, step)
@@ -129,7 +111,7 @@ class Saving:
 
     folder: Path
     common: _Common
-    ranks: Ranks
+    ranks: Collectives
 
     def write(self, parts: Iterable[Part], states: Mapping[str, Tensor]) -> Shard:
         """Write this rank's file, in any thread.
@@ -148,7 +130,9 @@ class Saving:
             keep: whole checkpoints to keep.
         """
         with _removed_on_failure(self.folder, self.ranks):
-            shards = self.ranks.gather(self.ranks.raise_on_all_ranks(lambda: _told(self.folder, shard)))
+            with self.ranks.raise_on_all_ranks():
+                own = _told(self.folder, shard)
+            shards = self.ranks.gather(own)
             self.ranks.from_main(
                 lambda: _told(self.folder, lambda: _complete(self.folder, shards, self.common))
             )
@@ -214,12 +198,12 @@ def _remove(folder: Path) -> None:
 
 
 @contextmanager
-def _removed_on_failure(folder: Path, ranks: Ranks) -> Iterator[None]:
+def _removed_on_failure(folder: Path, ranks: Collectives) -> Iterator[None]:
     """Remove what is not whole; where a rank died while rank 0 wrote the manifest, all of it is there."""
     try:
         yield
     except Exception:
-        if ranks.rank == 0 and not _is_whole(folder):
+        if ranks.is_main and not _is_whole(folder):
             _remove(folder)
         raise
 

@@ -29,7 +29,7 @@ from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.coverage import coverage
 from alphadecay_dist.params.group_snapshot import GroupSnapshot
 from alphadecay_dist.params.groups import GROUPS, weights_in
-from alphadecay_dist.sharding.collectives import drain_on_error, raise_on_all_ranks, require_equal
+from alphadecay_dist.sharding.collectives import Collectives, drain_on_error
 from alphadecay_dist.sharding.planning import dtype_of, plan_exchange, require_options
 from alphadecay_dist.sharding.work import analysed
 from alphadecay_dist.spectral import FAILED, Analysis, Windows, analyze_each
@@ -116,7 +116,8 @@ class AlphaDecay:
     ) -> None:
         given = unwrapped(model, optimizer, engine, process_group)
         self._host: Host = host_for(*given)
-        with raise_on_all_ranks(self._host.group):
+        self._ranks = Collectives(self._host.group)
+        with self._ranks.raise_on_all_ranks():
             self.settings = Settings(
                 weight_decay,
                 interval,
@@ -149,7 +150,7 @@ class AlphaDecay:
         self._updates = 0
         self._refreshed_at: int | None = None
         self._pending: PendingRefresh | None = None
-        with raise_on_all_ranks(self._host.group):
+        with self._ranks.raise_on_all_ranks():
             self._lagged = LaggedRefresher(self._exchange, self._weights, self.settings, self._device)
             self._writer = writer_for(apply, self._host, named, weight_decay)
         self._groups = GroupSnapshot(self._host.param_groups())
@@ -271,13 +272,12 @@ class AlphaDecay:
 
     def _share(self, analyses: Mapping[str, Analysis]) -> dict[str, Measurement]:
         """What all owners found, by part; what an owner has not analysed has failed there."""
-        rank = dist.get_rank(self._host.group) if self._host.group else 0
         lost = Analysis(status=FAILED)
         parts = {unit: weight.parts(unit) for unit, weight in self._weights.items()}
         mine = {
             unit: [n for part in names for n in encode(analyses.get(part, lost), self.settings)]
             for unit, names in parts.items()
-            if self._owners[unit] == rank
+            if self._owners[unit] == self._ranks.rank
         }
         shared = self._exchange.share(mine, {unit: 3 * len(names) for unit, names in parts.items()})
         return {
@@ -320,7 +320,7 @@ class AlphaDecay:
             UserError: the state is another model's, or none, or ranks were given different ones; the
                 optimizer was loaded from groups in another order.
         """
-        with raise_on_all_ranks(self._host.group):
+        with self._ranks.raise_on_all_ranks():
             if not isinstance(state, Mapping) or STATE_KEY not in state:
                 raise UserError(f"AlphaDecay state: has no {STATE_KEY!r}; give what state_dict() returned")
             try:
@@ -333,10 +333,9 @@ class AlphaDecay:
                     f"AlphaDecay state: {len(loaded.alphas)} modules saved, {len(self._table.alphas)} tuned "
                     f"here; {odd[0]!r} is in one alone: load the state of the same model"
                 )
-        require_equal(
+        self._ranks.require_equal(
             "AlphaDecay state: the ranks were given different ones",
             json.dumps(loaded.as_dict(), indent=0).splitlines(),
-            self._host.group,
             "load the same state on every rank",
             kind=UserError,
         )
@@ -352,7 +351,7 @@ class AlphaDecay:
 
     def _write(self) -> None:
         """Hand each module's decay to what applies it, in groups that have their names. Collective."""
-        with raise_on_all_ranks(self._host.group):
+        with self._ranks.raise_on_all_ranks():
             restored = self._groups.restore(self._host.param_groups())
         self._advice.restored(restored)
         self._writer.write(self._table.module_decays())

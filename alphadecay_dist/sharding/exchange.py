@@ -22,13 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alphadecay_dist.errors import warn
-from alphadecay_dist.sharding.collectives import (
-    all_gather_ints,
-    collective_device,
-    raise_on_all_ranks,
-    require_equal,
-    translate_rank_loss,
-)
+from alphadecay_dist.sharding.collectives import Collectives, collective_device, translate_rank_loss
 from alphadecay_dist.sharding.layout import Block, Flat, Grid, ShardSource, check_cover
 from alphadecay_dist.sharding.ownership import Plan
 from alphadecay_dist.sharding.traffic import Traffic, traffic
@@ -86,8 +80,8 @@ class Exchange:
         self._plan = plan
         self.dtype = dtype
         self._group = group
-        self._rank = dist.get_rank(group) if group else 0
-        self._world_size = dist.get_world_size(group) if group else 1
+        self._ranks = Collectives(group)
+        self._rank, self._world_size = self._ranks.rank, self._ranks.world_size
         self.bytes_received = self.bytes_sent = 0  # from and to other ranks, since matrices() began
         self.peak_bytes = self._held = 0  # most bytes of buffers and matrices at once since then; those now
         self._shapes = {source.name: source.shape for source in sources}
@@ -97,7 +91,7 @@ class Exchange:
         self._check_agreement()  # before anything that could fail on this rank alone
         for source in {(id(self._layouts[own.name]), own.shape): own for own in sources}.values():
             check_cover(source)
-        with raise_on_all_ranks(group):
+        with self._ranks.raise_on_all_ranks():
             self._check_held()
         copied = frozenset(source.name for source in sources if source.dtype != dtype)
         self._expected = traffic(
@@ -134,7 +128,7 @@ class Exchange:
                 died, while it runs.
         """
         self.bytes_received = self.bytes_sent = self.peak_bytes = self._held = 0
-        with raise_on_all_ranks(self._group):
+        with self._ranks.raise_on_all_ranks():
             self._check_held()
             buffers = self._allocated()
         return self._gathering(buffers)
@@ -346,10 +340,9 @@ class Exchange:
             held = [f"{start}, piece {n}: ranks {piece.holders} hold {piece.index}" for n, piece in pieces]
             return [*held, f"{start}, {self._sources[name].dtype}"]
 
-        require_equal(
+        self._ranks.require_equal(
             "the ranks planned the gathering of weights differently",
             [travel, *layouts, *lines],
-            self._group,
             "build the same model with the same sharding on every rank",
             details=details,
         )
@@ -357,11 +350,12 @@ class Exchange:
 
 def exchange_device(sources: Sequence[ShardSource], group: dist.ProcessGroup | None) -> torch.device:
     """Where weights are packed and put together: on GPUs if they lie there and NCCL serves. Collective."""
-    with raise_on_all_ranks(group):
+    ranks = Collectives(group)
+    with ranks.raise_on_all_ranks():
         pieces = (source.local() for source in sources)
         on_gpu = any(piece.device.type == "cuda" for piece in pieces if piece is not None)
-    everyone = all_gather_ints([on_gpu], group)  # a rank may hold nothing
-    return collective_device(group, "cuda" if any(found for (found,) in everyone) else "cpu")
+    on_any = any(ranks.gather(on_gpu))  # a rank may hold nothing
+    return collective_device(group, "cuda" if on_any else "cpu")
 
 
 def _digest(layout: Layout) -> str:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.params.inventory import Weight
-from alphadecay_dist.sharding.collectives import all_gather_ints, raise_on_all_ranks, require_equal
+from alphadecay_dist.sharding.collectives import Collectives
 from alphadecay_dist.sharding.exchange import Exchange, exchange_device
 from alphadecay_dist.sharding.layout import ShardSource
 from alphadecay_dist.sharding.work import plan_for
@@ -47,22 +47,21 @@ def plan_exchange(
     chosen = {**settings.as_dict(), "dtype": dtype, "memory_budget": budget}
     lines = [f"{name} {value}" for name, value in chosen.items()]
     lines += [f"{weight.name}: shape {weight.shape}, parts {parts_of(weight)}" for weight in weights]
-    require_equal(
+    ranks = Collectives(group)
+    ranks.require_equal(
         "the ranks were given different settings or models",
         lines,
-        group,
         "construct AlphaDecay with the same ones on every rank",
         kind=UserError,
     )
     held = sources()
     tridiagonal = tridiagonal_weight(exchange_device(held, group), group)
-    world_size = dist.get_world_size(group) if group else 1
-    with raise_on_all_ranks(group):
+    with ranks.raise_on_all_ranks():
         dtype = dtype or _only_dtype(held)
         blocks, planned = plan_for(
             weights,
             {source.name: source.pieces() for source in held},
-            world_size,
+            ranks.world_size,
             copied=[source.name for source in held if source.dtype != dtype],
             itemsize=dtype.itemsize,
             tridiagonal=tridiagonal,
@@ -118,7 +117,7 @@ def parts_of(weight: Weight) -> list[str]:
 def tridiagonal_weight(device: torch.device, group: dist.ProcessGroup | None) -> float:
     """How much slower tridiagonalisation is than a product, by the slowest rank. Collective."""
     own = int(measured_rates(device).tridiagonal_weight)
-    return max(weight for (weight,) in all_gather_ints([own], group))
+    return max(Collectives(group).gather(own))
 
 
 def _only_dtype(sources: Sequence[ShardSource]) -> torch.dtype:

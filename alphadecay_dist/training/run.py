@@ -100,7 +100,8 @@ def _run_joined(
         return
     checked = settled(checked, options, begin, ranks)
     _raise_if_stopped(ranks, requests)
-    source, validation = ranks.raise_on_all_ranks(lambda: open_data(checked.config.data))
+    with ranks.raise_on_all_ranks():
+        source, validation = open_data(checked.config.data)
     kept = keep(checked, options, source, validation, begin, ranks)
     if begin.checkpoint is not None:
         shapes = {name: tuple(parameter.shape) for name, parameter in checked.shapes.named_parameters()}
@@ -109,7 +110,8 @@ def _run_joined(
     inputs = kept.with_tokenizer(tokenizer)
     _raise_if_stopped(ranks, requests)
     position = None if kept.anew else begin.checkpoint
-    data = ranks.raise_on_all_ranks(lambda: training_data(checked.config, source, tokenizer, ranks, position))
+    with ranks.raise_on_all_ranks():
+        data = training_data(checked.config, source, tokenizer, ranks, position)
     if options.dry_run:
         ranks.say(describe(checked, engine, ranks, data, tokenizer))
         return

@@ -18,7 +18,7 @@ from alphadecay_dist.engines.updated import dtypes_of, parameters_of
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.groups import names_in
 from alphadecay_dist.params.inventory import Weight
-from alphadecay_dist.sharding.collectives import all_gather_checked, raise_on_all_ranks, require_equal
+from alphadecay_dist.sharding.collectives import Collectives
 from alphadecay_dist.sharding.layout import ShardSource
 
 
@@ -79,11 +79,11 @@ class PlainHost:
         """
         members = dist.get_process_group_ranks(self._group) if self._group else [0]
         ranks = {rank: number for number, rank in enumerate(members)}
+        collectives = Collectives(self._group)
         own: dict[str, nn.Parameter] = {}
         places: dict[int, FlatPlace] = {}
         shards: dict[int, list[int]] = {}  # by flat parameter, the ranks among which its copy here is divided
-
-        def local() -> list[int]:
+        with collectives.raise_on_all_ranks():
             # A module's attribute may be another tensor after forward; the optimizer's never is.
             for group in self.param_groups():
                 own.update(zip(names_in(group), group["params"], strict=False))
@@ -92,17 +92,14 @@ class PlainHost:
                 place = places.get(id(own.get(weight.name)))
                 if place is not None and id(place.handle) not in shards:
                     shards[id(place.handle)] = sharded_over(weight.name, place, ranks)
-            return [rank for among in shards.values() for rank in among]
-
-        everyone = all_gather_checked(local, self._group)
-        require_equal(
+        everyone = collectives.all_gather_checked([rank for among in shards.values() for rank in among])
+        collectives.require_equal(
             "the ranks of AlphaDecay's process group hold the weights with different ranks",
             _holders(self._model, own),
-            self._group,
             "give process_group= the ranks of one mesh or one DDP alone, such as mesh.get_group()",
             kind=UserError,
         )
-        with raise_on_all_ranks(self._group):
+        with collectives.raise_on_all_ranks():
             copies: dict[int, list[tuple[int, ...]]] = {}
             start = 0
             for handle, among in shards.items():

@@ -25,7 +25,7 @@ from alphadecay_dist.engines.versions import require
 from alphadecay_dist.engines.zero import config as zero_config
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.inventory import Weight
-from alphadecay_dist.sharding.collectives import all_gather_checked, raise_on_all_ranks
+from alphadecay_dist.sharding.collectives import Collectives
 from alphadecay_dist.sharding.layout import Flat, Piece, ShardSource, flat_chunks
 
 require("deepspeed")
@@ -181,10 +181,8 @@ class ZeroHost:
             UserError: the engine cannot be served, or fp32 is asked for and there are no masters.
         """
         stage = self._engine.zero_optimization_stage()
-        master = False
-
-        def bounds() -> list[int]:
-            nonlocal master
+        ranks = Collectives(self.group)
+        with ranks.raise_on_all_ranks():
             refuse_unservable(self._engine)
             master = dtype == torch.float32 and any(_held(weight).dtype != dtype for weight in weights)
             if master and stage == 0:
@@ -192,14 +190,12 @@ class ZeroHost:
                     "dtype: found float32 for bf16 weights at ZeRO stage 0, expected stage 1, 2 or 3"
                 )
             fragmented = weights if master and stage < 3 else []
-            return [bound for weight in fragmented for bound in _fragment(weight)]
-
-        everyone = all_gather_checked(bounds, self.group)
-        with raise_on_all_ranks(self.group):
+            bounds = [bound for weight in fragmented for bound in _fragment(weight)]
+        everyone = ranks.all_gather_checked(bounds)
+        with ranks.raise_on_all_ranks():
             if stage == 3:
-                world_size, rank = dist.get_world_size(self.group), dist.get_rank(self.group)
                 kind = ZeroMaster if master else ZeroShard
-                return [kind(weight, world_size, rank) for weight in weights]
+                return [kind(weight, ranks.world_size, ranks.rank) for weight in weights]
             if not master:
                 return replicated_sources(weights, self.group)
             return [
