@@ -28,9 +28,9 @@ try:
     from alphadecay_dist.training.field_help import listing
     from alphadecay_dist.training.options import add_options, options_of
     from alphadecay_dist.training.preflight import Options
+    from alphadecay_dist.training.process.environment import limit_threads
     from alphadecay_dist.training.process.launcher import end_with_launcher
     from alphadecay_dist.training.process.preemption import StopRequests
-    from alphadecay_dist.training.process.ranks import limit_threads
     from alphadecay_dist.training.run import run
 except VersionError as error:
     sys.exit(say_error("train.py", error))

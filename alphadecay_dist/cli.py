@@ -39,9 +39,9 @@ from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.data.prepare import prepare
 from alphadecay_dist.training.data.prepared import SPLITS, Manifest, verify
 from alphadecay_dist.training.options import add_options, options_of
+from alphadecay_dist.training.process.environment import limit_threads
 from alphadecay_dist.training.process.exit_codes import USER_ERROR, exit_code_of
 from alphadecay_dist.training.process.launcher import end_with_launcher
-from alphadecay_dist.training.process.ranks import limit_threads
 from alphadecay_dist.training.tasks.language.model import read_model_config
 from alphadecay_dist.training.units import bytes_of, bytes_per_second
 

@@ -15,6 +15,7 @@ from alphadecay_dist.checkpoint import writer
 from alphadecay_dist.checkpoint.random_state import random_state
 from alphadecay_dist.checkpoint.shards import Shard
 from alphadecay_dist.engines.state import EngineState, Part
+from alphadecay_dist.sharding.collectives import Collectives
 
 
 class BackgroundSave:
@@ -38,9 +39,10 @@ class BackgroundSave:
         engine_state: EngineState,
         layout: str,
         state: dict[str, Any],
-        ranks: writer.Ranks,
+        ranks: Collectives,
     ) -> None:
-        parts = ranks.raise_on_all_ranks(lambda: _copies(engine_state.parts()))
+        with ranks.raise_on_all_ranks():
+            parts = _copies(engine_state.parts())
         states = random_state()
         self._saving = writer.begin(
             root, step, engine_state=engine_state, layout=layout, state=state, ranks=ranks

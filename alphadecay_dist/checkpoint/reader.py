@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from alphadecay_dist.checkpoint.manifest import Manifest, OtherFormatError, read_manifest, stored_file
-from alphadecay_dist.checkpoint.one_process import ONE_PROCESS
 from alphadecay_dist.checkpoint.other_formats import holds_weights, is_deepspeed, recognised
-from alphadecay_dist.checkpoint.writer import CHECKPOINTS, LATEST, STATE, STEPS, Ranks
+from alphadecay_dist.checkpoint.writer import CHECKPOINTS, LATEST, STATE, STEPS
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.sharding.collectives import Collectives
 
 LAST_OF_RUN = "it as --output_dir, without --resume, for its newest, or checkpoints/step-..."
 ALTERED = "does not have the content that was written (CRC-32)"
@@ -63,7 +63,7 @@ class Choice(Protocol):
 ChoiceT = TypeVar("ChoiceT", bound=Choice)
 
 
-def first_whole(choose: Callable[[Mapping[Path, str]], ChoiceT], ranks: Ranks) -> ChoiceT:
+def first_whole(choose: Callable[[Mapping[Path, str]], ChoiceT], ranks: Collectives) -> ChoiceT:
     """Choose a checkpoint, again and again until the content of its files is what was written; collective.
 
     The ranks share the work: each reads some of the files and compares their checksums.
@@ -88,13 +88,13 @@ def first_whole(choose: Callable[[Mapping[Path, str]], ChoiceT], ranks: Ranks) -
         damaged[checkpoint.folder] = first
 
 
-def newest(root: Path, ranks: Ranks = ONE_PROCESS) -> Checkpoint | None:
+def newest(root: Path, ranks: Collectives | None = None) -> Checkpoint | None:
     """The newest checkpoint in a directory whose files are whole, see :func:`first_whole`; None without one.
 
     Raises:
         OtherFormatError: the newest is another version's.
     """
-    return first_whole(functools.partial(search, root), ranks).checkpoint
+    return first_whole(functools.partial(search, root), ranks or Collectives(None)).checkpoint
 
 
 def search(root: Path, damaged: Mapping[Path, str]) -> SearchResult:

@@ -15,14 +15,14 @@ from alphadecay_dist.checkpoint.manifest import StoredPiece, TensorEntry
 from alphadecay_dist.checkpoint.random_state import PREFIX, set_random_state
 from alphadecay_dist.checkpoint.reader import Checkpoint
 from alphadecay_dist.checkpoint.shards import file_of
-from alphadecay_dist.checkpoint.writer import Ranks
 from alphadecay_dist.engines.state import WEIGHT, EngineState, Part
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.sharding.collectives import Collectives
 from alphadecay_dist.sharding.layout import Flat
 from alphadecay_dist.sharding.regions import common, read, view_of
 
 
-def load(checkpoint: Checkpoint, state: EngineState, ranks: Ranks) -> None:
+def load(checkpoint: Checkpoint, state: EngineState, ranks: Collectives) -> None:
     """Put a checkpoint into an engine; collective. Each rank reads what it needs and nothing else.
 
     With as many ranks as wrote it, each rank also gets its random generators back.
@@ -30,10 +30,12 @@ def load(checkpoint: Checkpoint, state: EngineState, ranks: Ranks) -> None:
     Raises:
         UserError: it is another model's, or cannot be read.
     """
-    ranks.raise_on_all_ranks(lambda: _load_parts(checkpoint, state))
+    with ranks.raise_on_all_ranks():
+        _load_parts(checkpoint, state)
     state.publish(checkpoint.manifest.step)
     if checkpoint.manifest.world_size == ranks.world_size:
-        ranks.raise_on_all_ranks(lambda: _load_random(checkpoint.folder / file_of(ranks.rank)))
+        with ranks.raise_on_all_ranks():
+            _load_random(checkpoint.folder / file_of(ranks.rank))
 
 
 def require_model(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:

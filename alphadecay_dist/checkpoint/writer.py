@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from torch import Tensor
@@ -26,6 +26,7 @@ from alphadecay_dist.checkpoint.shards import SHARDS, Shard, joined, write_shard
 from alphadecay_dist.engines.state import EngineState, Part, Scalars
 from alphadecay_dist.errors import RunError
 from alphadecay_dist.files import flush, write_atomically
+from alphadecay_dist.sharding.collectives import Collectives
 
 T = TypeVar("T")
 
@@ -33,25 +34,6 @@ CHECKPOINTS = "checkpoints"  # the folder of a run that holds them
 LATEST = "latest"
 STATE = "state.json"
 STEPS = "step-*"
-
-
-class Ranks(Protocol):
-    """The ranks that save or load together, as one of them sees them."""
-
-    rank: int
-    world_size: int
-
-    def gather(self, value: T) -> list[T]:
-        """Plain data of every rank, by rank."""
-        ...
-
-    def raise_on_all_ranks(self, work: Callable[[], T]) -> T:
-        """Run ``work`` on every rank; if it fails on one, all raise."""
-        ...
-
-    def from_main(self, work: Callable[[], T]) -> T:
-        """Run ``work`` on rank 0 alone and give its result to all; if it fails, all raise."""
-        ...
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -66,7 +48,7 @@ def save(
     engine_state: EngineState,
     layout: str,
     state: dict[str, Any],
-    ranks: Ranks,
+    ranks: Collectives,
     keep: int,
 ) -> Path:
     """Save one checkpoint; collective.
@@ -101,7 +83,7 @@ def begin(
     engine_state: EngineState,
     layout: str,
     state: dict[str, Any],
-    ranks: Ranks,
+    ranks: Collectives,
 ) -> Saving:
     """Make a new directory for a checkpoint, to be filled and completed; collective. As :func:`save`."""
     folder = step_folder(root, step)
@@ -128,7 +110,7 @@ class Saving:
 
     folder: Path
     common: _Common
-    ranks: Ranks
+    ranks: Collectives
 
     def write(self, parts: Iterable[Part], states: Mapping[str, Tensor]) -> Shard:
         """Write this rank's file, in any thread.
@@ -146,13 +128,10 @@ class Saving:
             shard: returns what this rank wrote, or raises the error that kept it from writing.
             keep: number of whole checkpoints to keep; 0 keeps all.
         """
-
-        def own_shard() -> Shard:
-            with _write_errors_reported(self.folder):
-                return shard()
-
         with _removed_on_failure(self.folder, self.ranks):
-            shards = self.ranks.gather(self.ranks.raise_on_all_ranks(own_shard))
+            with self.ranks.raise_on_all_ranks(), _write_errors_reported(self.folder):
+                own = shard()
+            shards = self.ranks.gather(own)
             self.ranks.from_main(lambda: _complete(self.folder, shards, self.common))
         self.ranks.from_main(lambda: _prune(self.folder, keep))
         return self.folder
@@ -217,12 +196,12 @@ def _remove(folder: Path) -> None:
 
 
 @contextmanager
-def _removed_on_failure(folder: Path, ranks: Ranks) -> Iterator[None]:
+def _removed_on_failure(folder: Path, ranks: Collectives) -> Iterator[None]:
     """Remove a checkpoint that failed, unless it is whole: a rank may die after the manifest is written."""
     try:
         yield
     except Exception:
-        if ranks.rank == 0 and not _is_whole(folder):
+        if ranks.is_main and not _is_whole(folder):
             _remove(folder)
         raise
 

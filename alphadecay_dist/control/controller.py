@@ -32,7 +32,7 @@ from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.coverage import coverage
 from alphadecay_dist.params.group_snapshot import GroupSnapshot
 from alphadecay_dist.params.groups import weights_in
-from alphadecay_dist.sharding.collectives import raise_on_all_ranks, require_equal
+from alphadecay_dist.sharding.collectives import Collectives
 from alphadecay_dist.sharding.planning import analysed
 
 STATE_KEY = "alphadecay"  # the one key of state_dict(): its value is a JSON string, safe in any checkpoint
@@ -82,7 +82,8 @@ class AlphaDecay:
     ) -> None:
         trained = unwrapped(model, optimizer, engine, process_group)
         self._host: Host = host_for(*trained)
-        with raise_on_all_ranks(self._host.group):
+        self._ranks = Collectives(self._host.group)
+        with self._ranks.raise_on_all_ranks():
             self.settings = settings_from(settings, given)
             read_as = dtype_of(dtype)
             require_parts(parts)
@@ -93,7 +94,7 @@ class AlphaDecay:
         self._updates = 0
         self._refreshed_at: int | None = None
         self._pending: PendingRefresh | None = None
-        with raise_on_all_ranks(self._host.group):
+        with self._ranks.raise_on_all_ranks():
             self._writer = writer_for(self.settings, self._host, named)
         self._groups = GroupSnapshot(self._host.param_groups())
         self._advice = Advice(self._host, self.settings, str(self._table), coverage(trained.model, weights))
@@ -229,7 +230,7 @@ class AlphaDecay:
             UserError: the state is another model's, or none, or ranks were given different ones; the
                 optimizer was loaded from groups in another order.
         """
-        with raise_on_all_ranks(self._host.group):
+        with self._ranks.raise_on_all_ranks():
             if not isinstance(state, Mapping) or STATE_KEY not in state:
                 raise UserError(f"AlphaDecay state: has no {STATE_KEY!r}; give what state_dict() returned")
             try:
@@ -242,10 +243,9 @@ class AlphaDecay:
                     f"AlphaDecay state: {len(loaded.alphas)} modules saved, {len(self._table.alphas)} tuned "
                     f"here; {odd[0]!r} is in one alone: load the state of the same model"
                 )
-        require_equal(
+        self._ranks.require_equal(
             "AlphaDecay state: the ranks were given different ones",
             json.dumps(loaded.as_dict(), indent=0).splitlines(),
-            self._host.group,
             "load the same state on every rank",
             kind=UserError,
         )
@@ -261,7 +261,7 @@ class AlphaDecay:
 
     def _write(self) -> None:
         """Hand each module's decay to what applies it, in groups that have their names. Collective."""
-        with raise_on_all_ranks(self._host.group):
+        with self._ranks.raise_on_all_ranks():
             restored = self._groups.restore(self._host.param_groups())
         self._advice.restored(restored)
         self._writer.write(self._table.module_decays())

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from alphadecay_dist.control.lagged import LaggedRefresher, PendingRefresh, device_of
@@ -17,7 +16,7 @@ from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.engines.host import Host
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.inventory import Weight
-from alphadecay_dist.sharding.collectives import drain_on_error, raise_on_all_ranks
+from alphadecay_dist.sharding.collectives import Collectives, drain_on_error
 from alphadecay_dist.sharding.planning import plan_exchange
 from alphadecay_dist.spectral import FAILED, Analysis, analyze_each
 
@@ -83,8 +82,8 @@ class SpectrumMeasure(Measure):
     def __init__(self, measured: Measured) -> None:
         host, settings = measured.host, measured.settings
         self._settings = settings
-        self._group = host.group
-        with raise_on_all_ranks(host.group):
+        self._ranks = Collectives(host.group)
+        with self._ranks.raise_on_all_ranks():
             self._device = device_of(settings.device)
         self._weights = {unit: weight for weight in measured.weights for unit in weight.units()}
         self._parts = {unit: weight.parts(unit) for unit, weight in self._weights.items()}
@@ -97,7 +96,7 @@ class SpectrumMeasure(Measure):
             budget=settings.memory_budget,
         )
         self._owners = self._exchange.schedule.plan.owners
-        with raise_on_all_ranks(host.group):
+        with self._ranks.raise_on_all_ranks():
             self._lagged = LaggedRefresher(self._exchange, self._weights, settings, self._device)
 
     def measure(self) -> dict[str, Measurement]:
@@ -135,12 +134,11 @@ class SpectrumMeasure(Measure):
 
     def _share(self, analyses: Mapping[str, Analysis]) -> dict[str, Measurement]:
         """What all owners found, by part; what an owner has not analysed has failed there."""
-        rank = dist.get_rank(self._group) if self._group else 0
         lost = Analysis(status=FAILED)
         mine = {
             unit: [n for part in names for n in encode(analyses.get(part, lost), self._settings)]
             for unit, names in self._parts.items()
-            if self._owners[unit] == rank
+            if self._owners[unit] == self._ranks.rank
         }
         shared = self._exchange.share(mine, {unit: 3 * len(names) for unit, names in self._parts.items()})
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from alphadecay_dist.training.process.ranks import Ranks
+from alphadecay_dist.sharding.collectives import Collectives
 
 ROUNDS = 7
 
@@ -15,7 +15,7 @@ def now() -> float:
     return time.time()
 
 
-def measured_offsets(ranks: Ranks) -> list[tuple[float, float]]:
+def measured_offsets(ranks: Collectives) -> list[tuple[float, float]]:
     """See :func:`offsets`. Collective."""
     return offsets([ranks.gather(now()) for _ in range(ROUNDS)])
 

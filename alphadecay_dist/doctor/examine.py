@@ -25,9 +25,10 @@ from alphadecay_dist.doctor.source import fault_of_data
 from alphadecay_dist.doctor.watch import Watch
 from alphadecay_dist.engines.process_group import join, local_device, open_store
 from alphadecay_dist.errors import LaunchError, UserError
+from alphadecay_dist.sharding.collectives import Collectives
 from alphadecay_dist.training.config import to_yaml
 from alphadecay_dist.training.preflight import Options, ResolvedRun, resolve
-from alphadecay_dist.training.process.ranks import Ranks, environment
+from alphadecay_dist.training.process.environment import environment
 from alphadecay_dist.training.resume import CHECKPOINTS
 from alphadecay_dist.training.tasks.language.model import parameter_count
 
@@ -72,7 +73,7 @@ def examine(asked: Examination) -> bool:
     # The watch must report before a collective's own timeout: NCCL then aborts the process.
     limit = timedelta(seconds=2 * asked.timeout + 60)
     made_group = watch.step("joining the process group", lambda: join(device, store, limit))
-    ranks = Ranks(device)
+    ranks = Collectives(dist.group.WORLD, device)
     watch.step("first collective", ranks.barrier)
     links = watch.step("bandwidth", lambda: _links(ranks, places, device, asked.limits))
     fault = watch.step("data", lambda: _fault_of_data(places[ranks.rank], checked, asked.timeout))
@@ -148,7 +149,7 @@ def _refusal(places: Sequence[Place]) -> str:
     return "\n".join([*report.problem_lines(problems), report.closing_line(places, problems)])
 
 
-def _links(ranks: Ranks, places: Sequence[Place], device: torch.device, limits: Limits) -> list[Link]:
+def _links(ranks: Collectives, places: Sequence[Place], device: torch.device, limits: Limits) -> list[Link]:
     """All links; if one looks slow, all are measured again, because other work may have disturbed it."""
     links = measured_links(ranks, rounds(places), device)
     if judge_links(links, places, limits):
@@ -164,7 +165,7 @@ def _fault_of_data(place: Place, checked: ResolvedRun, timeout: float) -> str | 
 
 def _findings(
     watch: Watch,
-    ranks: Ranks,
+    ranks: Collectives,
     device: Device,
     fault: str | None,
     checked: ResolvedRun,

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from alphadecay_dist.doctor.findings import Folder
 from alphadecay_dist.doctor.measures import free_bytes
-from alphadecay_dist.training.process.ranks import Ranks
+from alphadecay_dist.sharding.collectives import Collectives
 
 PATIENCE = 10.0  # seconds that a network file system may take to show a new file
 TOKEN = ".alphadecay-doctor"
 
 
-def look_at(folder: Path, needed: int, ranks: Ranks) -> Folder:
+def look_at(folder: Path, needed: int, ranks: Collectives) -> Folder:
     """Write one file per rank and look for those of others; all files are removed again. Collective.
 
     Args:
@@ -84,7 +84,7 @@ def _not_kept_out(token: Path) -> str | None:
     return "a file that rank 0 holds could be locked"
 
 
-def _seen_by_each_other(here: Path, name: str, writes: list[bool], ranks: Ranks) -> bool:
+def _seen_by_each_other(here: Path, name: str, writes: list[bool], ranks: Collectives) -> bool:
     """Whether rank 0 and this rank see each other's files, if they could be written."""
     wanted = range(ranks.world_size) if ranks.is_main else [0]
     unseen = ranks.gather(_unseen(here, {f"{name}-{rank}": rank for rank in wanted if writes[rank]}))

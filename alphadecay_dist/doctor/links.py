@@ -11,14 +11,14 @@ import torch.distributed as dist
 
 from alphadecay_dist.doctor.findings import Link
 from alphadecay_dist.doctor.pairs import Pair
-from alphadecay_dist.training.process.ranks import Ranks
+from alphadecay_dist.sharding.collectives import Collectives
 
 REPEATS = 5
 BYTES = {"cuda": 64 * 2**20, "cpu": 4 * 2**20}  # per message: a few milliseconds on a healthy network
 
 
 def measured_links(
-    ranks: Ranks, rounds: Sequence[tuple[str, list[Pair]]], device: torch.device
+    ranks: Collectives, rounds: Sequence[tuple[str, list[Pair]]], device: torch.device
 ) -> list[Link]:
     """Let the pairs of each round exchange at the same time. Collective.
 

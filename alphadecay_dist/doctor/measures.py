@@ -17,7 +17,7 @@ import torch
 import alphadecay_dist
 from alphadecay_dist.doctor.findings import Device, Place, Processor
 from alphadecay_dist.engines.rank_variables import local_size
-from alphadecay_dist.training.process.ranks import environment
+from alphadecay_dist.training.process.environment import environment
 
 SHARED_MEMORY = Path("/dev/shm")
 DRIVER = Path("/proc/driver/nvidia/version")

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from alphadecay_dist.errors import warn
 from alphadecay_dist.sharding.buffers import Buffers
-from alphadecay_dist.sharding.collectives import collective_device, raise_on_all_ranks, translate_rank_loss
+from alphadecay_dist.sharding.collectives import Collectives, collective_device, translate_rank_loss
 from alphadecay_dist.sharding.layout import Flat, Grid, ShardSource
 from alphadecay_dist.sharding.routes import Transfer
 from alphadecay_dist.sharding.schedule import RankRound, Schedule
@@ -81,10 +81,10 @@ class Exchange:
         self.dtype, self.device = dtype, device
         self._sources = {source.name: source for source in sources}
         self._group = group
-        self._rank = dist.get_rank(group) if group else 0
-        self._world_size = dist.get_world_size(group) if group else 1
+        self._ranks = Collectives(group)
+        self._rank, self._world_size = self._ranks.rank, self._ranks.world_size
         self.bytes_received = self.bytes_sent = self.peak_bytes = 0
-        with raise_on_all_ranks(group):
+        with self._ranks.raise_on_all_ranks():
             self._check_held()
         self._own = schedule.rounds_of(self._rank)
 
@@ -112,7 +112,7 @@ class Exchange:
                 died, while it runs.
         """
         self.bytes_received = self.bytes_sent = self.peak_bytes = 0
-        with raise_on_all_ranks(self._group):
+        with self._ranks.raise_on_all_ranks():
             self._check_held()
             buffers = Buffers(self.schedule, self._rank, self.dtype, self.device)
         return self._gather(buffers)

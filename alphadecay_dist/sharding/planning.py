@@ -22,12 +22,7 @@ from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.coverage import require_weights
 from alphadecay_dist.params.inventory import Weight, first_and_last
-from alphadecay_dist.sharding.collectives import (
-    all_gather_ints,
-    collective_device,
-    raise_on_all_ranks,
-    require_equal,
-)
+from alphadecay_dist.sharding.collectives import Collectives, collective_device
 from alphadecay_dist.sharding.exchange import Exchange
 from alphadecay_dist.sharding.layout import Block, Flat, Layout, ShardSource, check_cover
 from alphadecay_dist.sharding.ownership import TRIDIAGONAL, cost, default_budget, plan
@@ -84,21 +79,21 @@ def plan_exchange(
     chosen = {**settings.as_dict(), "dtype": dtype, "memory_budget": budget}
     lines = [f"{name} {value}" for name, value in chosen.items()]
     lines += [f"{weight.name}: shape {weight.shape}, parts {parts_of(weight)}" for weight in weights]
-    require_equal(
+    ranks = Collectives(group)
+    ranks.require_equal(
         "the ranks were given different settings or models",
         lines,
-        group,
         "construct AlphaDecay with the same ones on every rank",
         kind=UserError,
     )
     held = sources()
     device = exchange_device(held, group)
-    with raise_on_all_ranks(group):
+    with ranks.raise_on_all_ranks():
         dtype = dtype or _only_dtype(held)
         schedule = schedule_for(
             weights,
             {source.name: source.layout for source in held},
-            dist.get_world_size(group) if group else 1,
+            ranks.world_size,
             itemsize=dtype.itemsize,
             device=device.type,
             windows=settings.farms,
@@ -154,11 +149,12 @@ def parts_of(weight: Weight) -> list[str]:
 
 def exchange_device(sources: Sequence[ShardSource], group: dist.ProcessGroup | None) -> torch.device:
     """Where weights are packed and put together: on GPUs if they lie there and NCCL serves. Collective."""
-    with raise_on_all_ranks(group):
+    ranks = Collectives(group)
+    with ranks.raise_on_all_ranks():
         pieces = (source.local() for source in sources)
         on_gpu = any(piece.device.type == "cuda" for piece in pieces if piece is not None)
-    everyone = all_gather_ints([on_gpu], group)  # a rank may hold nothing
-    return collective_device(group, "cuda" if any(found for (found,) in everyone) else "cpu")
+    on_any = any(ranks.gather(on_gpu))  # a rank may hold nothing
+    return collective_device(group, "cuda" if on_any else "cpu")
 
 
 def require_one_schedule(
@@ -202,10 +198,9 @@ def require_one_schedule(
         held = [f"{start}, piece {n}: ranks {piece.holders} hold {piece.index}" for n, piece in pieces]
         return [*held, f"{start}, {source.dtype}"]
 
-    require_equal(
+    Collectives(group).require_equal(
         "the ranks planned the gathering of weights differently",
         lines,
-        group,
         "build the same model with the same sharding on every rank",
         details=details,
     )

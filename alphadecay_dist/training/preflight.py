@@ -21,7 +21,7 @@ from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.data.batches import micro_batch
 from alphadecay_dist.training.data.prepared import check_tokenizer, read_manifest
 from alphadecay_dist.training.data.sources import find_files
-from alphadecay_dist.training.process.ranks import environment
+from alphadecay_dist.training.process.environment import environment
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.tasks.language import model as models
 from alphadecay_dist.training.tasks.language.pretrained import values_from

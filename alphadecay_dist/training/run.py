@@ -101,7 +101,8 @@ def _run_joined(
         return
     checked = settled(checked, options, start, ranks)
     _raise_if_stopped(ranks, requests)
-    source, validation = ranks.raise_on_all_ranks(lambda: open_data(checked.config.data))
+    with ranks.raise_on_all_ranks():
+        source, validation = open_data(checked.config.data)
     kept = keep(checked, options, source, validation, start, ranks)
     if start.checkpoint is not None:
         shapes = {name: tuple(parameter.shape) for name, parameter in checked.shapes.named_parameters()}
@@ -110,7 +111,8 @@ def _run_joined(
     inputs = kept.with_tokenizer(tokenizer)
     _raise_if_stopped(ranks, requests)
     lanes = None if start.saved is None or kept.restart_data else start.saved.state.lanes
-    data = ranks.raise_on_all_ranks(lambda: training_data(checked.config, source, tokenizer, ranks, lanes))
+    with ranks.raise_on_all_ranks():
+        data = training_data(checked.config, source, tokenizer, ranks, lanes)
     if options.dry_run:
         ranks.say(describe(checked, engine, ranks, data, tokenizer))
         return

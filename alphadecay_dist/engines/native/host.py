@@ -18,7 +18,7 @@ from alphadecay_dist.engines.updated import dtypes_of, parameters_of
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.groups import names_in
 from alphadecay_dist.params.inventory import Weight
-from alphadecay_dist.sharding.collectives import all_gather_checked, raise_on_all_ranks, require_equal
+from alphadecay_dist.sharding.collectives import Collectives
 from alphadecay_dist.sharding.layout import ShardSource
 
 
@@ -79,19 +79,19 @@ class PlainHost:
         """
         members = dist.get_process_group_ranks(self._group) if self._group else [0]
         ranks = {rank: number for number, rank in enumerate(members)}
-        with raise_on_all_ranks(self._group):
+        collectives = Collectives(self._group)
+        with collectives.raise_on_all_ranks():
             parameters = _named(self.param_groups())
             places = flat_places(self._model)
             shards = _shards(weights, parameters, places, ranks)
-        everyone = all_gather_checked(lambda: [r for own in shards.values() for r in own], self._group)
-        require_equal(
+        everyone = collectives.all_gather_checked([rank for own in shards.values() for rank in own])
+        collectives.require_equal(
             "the ranks of AlphaDecay's process group hold the weights with different ranks",
             _holders(self._model, parameters),
-            self._group,
             "give process_group= the ranks of one mesh or one DDP alone, such as mesh.get_group()",
             kind=UserError,
         )
-        with raise_on_all_ranks(self._group):
+        with collectives.raise_on_all_ranks():
             copies = _copies(shards, everyone)
             return [self._source(w, parameters.get(w.name), places, copies, ranks) for w in weights]
 

@@ -33,7 +33,7 @@ from alphadecay_dist.engines.zero import config as zero_config
 from alphadecay_dist.engines.zero.updated import fragments_of, partitions_of
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.inventory import Weight
-from alphadecay_dist.sharding.collectives import all_gather_checked, raise_on_all_ranks
+from alphadecay_dist.sharding.collectives import Collectives
 from alphadecay_dist.sharding.layout import Flat, Layout, Piece, ShardSource, chunked_layout
 
 require("deepspeed")
@@ -177,21 +177,19 @@ class ZeroHost:
         stage = self._engine.zero_optimization_stage()
         from_masters = dtype == torch.float32 and any(_held(weight).dtype != dtype for weight in weights)
         fragmented = weights if from_masters and stage < 3 else []
-
-        def bounds() -> list[int]:
+        ranks = Collectives(self.group)
+        with ranks.raise_on_all_ranks():
             refuse_unservable(self._engine)
             if from_masters and stage == 0:
                 raise UserError(
                     "dtype: found float32 for bf16 weights at ZeRO stage 0, expected stage 1, 2 or 3"
                 )
-            return [bound for weight in fragmented for bound in _fragment(weight)]
-
-        everyone = all_gather_checked(bounds, self.group)  # by rank: start and stop of each fragment in turn
-        with raise_on_all_ranks(self.group):
+            bounds = [bound for weight in fragmented for bound in _fragment(weight)]
+        everyone = ranks.all_gather_checked(bounds)  # by rank: start and stop of each fragment in turn
+        with ranks.raise_on_all_ranks():
             if stage == 3:
-                world_size, rank = dist.get_world_size(self.group), dist.get_rank(self.group)
                 kind = ZeroMaster if from_masters else ZeroShard
-                return [kind(weight, world_size, rank) for weight in weights]
+                return [kind(weight, ranks.world_size, ranks.rank) for weight in weights]
             if not from_masters:
                 return replicated_sources(weights, self.group)
             return [
