@@ -36,7 +36,7 @@ class Row:
         return {**sizes, **asdict(self.analysis), "weight_decay": self.weight_decay}
 
 
-def spectrum(weights: StoredWeights, settings: Settings) -> list[Row]:
+def rows_of(weights: StoredWeights, settings: Settings) -> list[Row]:
     """Analyse the matrices of a model on disk, one in memory at a time, with a progress bar.
 
     What is a matrix, and which share a decay, is what a training run of the model would tune, see
@@ -73,7 +73,7 @@ def spectrum(weights: StoredWeights, settings: Settings) -> list[Row]:
     return [replace(row, weight_decay=decays[weight]) if weight in decays else row for weight, row in rows]
 
 
-def table(rows: Sequence[Row]) -> str:
+def as_text(rows: Sequence[Row]) -> str:
     """The rows as aligned text."""
     lines = [f"{'matrix':<48} {'shape':>13} {'alpha':>7} {'KS':>6} {'stable rank':>11} {'decay':>10}  status"]
     for row in rows:

@@ -137,7 +137,7 @@ def config_in(path: Path) -> Any:
     Raises:
         OSError, ValueError, KeyError, ImportError: transformers cannot read it.
     """
-    from transformers import AutoConfig  # noqa: PLC0415  (slow to load, and not needed without a config)
+    from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
 
@@ -148,7 +148,7 @@ def on_meta(config: Any) -> nn.Module:
     Raises:
         OSError, ValueError, KeyError, ImportError: transformers cannot build it.
     """
-    import transformers  # noqa: PLC0415
+    import transformers
 
     named = getattr(transformers, (config.architectures or [""])[0], None)
     with torch.device("meta"):  # a kernel that the config names would be fetched, and is not needed
@@ -178,8 +178,8 @@ def _model_of(path: Path, tensors: int) -> nn.Module | None:
 def _targets(model: Any, names: Sequence[str]) -> dict[str, str]:
     """Names in the model by names in its files, as transformers loads them: experts joined, parts renamed."""
     try:
-        from transformers.conversion_mapping import get_model_conversion_mapping  # noqa: PLC0415
-        from transformers.core_model_loading import (  # noqa: PLC0415
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import (
             WeightConverter,
             WeightRenaming,
             rename_source_key,

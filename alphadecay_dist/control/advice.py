@@ -9,12 +9,13 @@ import torch
 import torch.distributed as dist
 
 from alphadecay_dist.decay.settings import REFERENCE, Settings
-from alphadecay_dist.engines import Host
+from alphadecay_dist.engines.host import Host
 from alphadecay_dist.errors import warn
 from alphadecay_dist.notices import notice
+from alphadecay_dist.params.choices import GROUPS
 from alphadecay_dist.params.coverage import Coverage
 from alphadecay_dist.params.group_snapshot import ALWAYS
-from alphadecay_dist.params.groups import GROUP_KEY, GROUPS, UNTUNED, layout_of, names_in
+from alphadecay_dist.params.groups import GROUP_KEY, UNTUNED, layout_of, names_in
 
 ADAPTIVE = (
     torch.optim.Adam,

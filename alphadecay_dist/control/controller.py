@@ -23,12 +23,13 @@ from alphadecay_dist.control.refresh import Measurement, Refresh, TunedModule, e
 from alphadecay_dist.control.state import DecayState
 from alphadecay_dist.control.writers import writer_for
 from alphadecay_dist.decay.settings import Settings
-from alphadecay_dist.engines import Host, host_for
 from alphadecay_dist.engines.given import unwrapped
+from alphadecay_dist.engines.host import Host, host_for
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.params.choices import GROUPS
 from alphadecay_dist.params.coverage import coverage
 from alphadecay_dist.params.group_snapshot import GroupSnapshot
-from alphadecay_dist.params.groups import GROUPS, weights_in
+from alphadecay_dist.params.groups import weights_in
 from alphadecay_dist.sharding.collectives import drain_on_error, raise_on_all_ranks, require_equal
 from alphadecay_dist.sharding.planning import dtype_of, plan_exchange, require_options
 from alphadecay_dist.sharding.work import analysed

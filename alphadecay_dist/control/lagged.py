@@ -25,14 +25,13 @@ import torch
 from torch import Tensor
 
 from alphadecay_dist.control.refresh import Measurement
-from alphadecay_dist.decay.settings import Settings
+from alphadecay_dist.decay.settings import DEVICES, Settings
 from alphadecay_dist.errors import UserError, warn
 from alphadecay_dist.params.inventory import Weight
 from alphadecay_dist.sharding.collectives import drain_on_error
 from alphadecay_dist.sharding.exchange import Exchange
 from alphadecay_dist.spectral import EXACT, Analysis, Estimator, Workers, matmul_precisions
 
-DEVICES = ("auto", "cuda", "cpu")
 _FLAGS = {"cuda": "torch.backends.cuda.matmul", "cpu": "torch.backends.mkldnn.matmul"}
 
 

@@ -16,13 +16,11 @@ import torch
 from torch import Tensor
 
 from alphadecay_dist.control.advice import low_precision
-from alphadecay_dist.engines import Host
+from alphadecay_dist.engines.host import Host
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.params.groups import GROUP_KEY, GROUPS, NAMES_KEY, PREMULTIPLY, layout_of, names_in
+from alphadecay_dist.params.choices import APPLY, AUTO, GROUPS, PREMULTIPLY
+from alphadecay_dist.params.groups import GROUP_KEY, NAMES_KEY, layout_of, names_in
 from alphadecay_dist.params.inventory import Weight
-
-AUTO = "auto"
-APPLY = (GROUPS, PREMULTIPLY, AUTO)
 
 
 class Writer(Protocol):

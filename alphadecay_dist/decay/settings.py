@@ -11,14 +11,15 @@ from numbers import Integral, Real
 
 from alphadecay_dist.decay import SHAPES, Assignment, Bounds, assign, normalize_mean
 from alphadecay_dist.errors import UserError, shown
-from alphadecay_dist.spectral import FITS, METRICS, MIN_EIGENVALUES, Analysis, Estimator, Windows
+from alphadecay_dist.spectral import FIT_NAMES, METRICS, MIN_EIGENVALUES, Analysis, Estimator, Windows
 
 NORMALIZE = ("none", "mean")
 REFERENCE = "reference"
 PRESETS = (REFERENCE,)
+DEVICES = ("auto", "cuda", "cpu")  # where spectra are computed; auto is where the matrices arrive
 RELEASED_FIT = "fix_finger_released"  # what fix_finger is under the reference preset, and nothing else
 SQUARED = ("spectral_norm", "frobenius_norm")  # the released code has their squares
-CHOOSABLE_FITS = tuple(fit for fit in FITS if fit != RELEASED_FIT)
+CHOOSABLE_FITS = tuple(fit for fit in FIT_NAMES if fit != RELEASED_FIT)
 MEASURING = ("metric", "fit", "xmin_pos", "farms", "preset")  # what decides the numbers that are mapped
 NEVER_BELOW_ONE = ("alpha", "stable_rank", "nuclear_to_frobenius")  # what sqrt and log2 can map
 

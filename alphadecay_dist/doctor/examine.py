@@ -26,7 +26,8 @@ from alphadecay_dist.doctor.watch import Watch
 from alphadecay_dist.engines.process_group import join, local_device, open_store
 from alphadecay_dist.errors import LaunchError, UserError
 from alphadecay_dist.training.config import to_yaml
-from alphadecay_dist.training.preflight import Options, ResolvedRun, resolve
+from alphadecay_dist.training.options import Options
+from alphadecay_dist.training.preflight import ResolvedRun, resolve
 from alphadecay_dist.training.process.ranks import Ranks, environment
 from alphadecay_dist.training.resume import CHECKPOINTS
 from alphadecay_dist.training.tasks.language.model import parameter_count

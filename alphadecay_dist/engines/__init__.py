@@ -3,9 +3,3 @@
 from alphadecay_dist.engines.versions import require
 
 require("torch")
-
-# isort: split
-
-from alphadecay_dist.engines.host import Host, host_for  # noqa: E402  (after the check)
-
-__all__ = ["Host", "host_for"]

@@ -194,4 +194,3 @@ SHARDINGS: dict[str, Layouts] = {
     "fsdp1": _fsdp1,
     "fsdp2": _fsdp2,
 }
-MASTERS = ("zero1_masters", "zero2_masters")  # fp32, of bf16 weights: what dtype=torch.float32 reads

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,7 +11,8 @@ from torch.distributed.tensor import DTensor
 
 from alphadecay_dist.errors import warn
 from alphadecay_dist.spectral.esd import ESD, conv_esd, esd
-from alphadecay_dist.spectral.farms import Windows, farms
+from alphadecay_dist.spectral.estimator import PUBLISHED, Estimator
+from alphadecay_dist.spectral.farms import farms
 from alphadecay_dist.spectral.metrics import (
     alpha_hat,
     frobenius_norm,
@@ -23,116 +23,22 @@ from alphadecay_dist.spectral.metrics import (
     stable_rank,
 )
 from alphadecay_dist.spectral.powerlaw import FITS, Fit, hill
+from alphadecay_dist.spectral.report import (
+    FAILED,
+    MIN_EIGENVALUES,
+    NO_TAIL,
+    NON_FINITE,
+    RANK_DEFICIENT,
+    SHARDED,
+    TOO_SMALL,
+    ZERO,
+    Analysis,
+)
 
 # fp32 is taken where it moves alpha by less than this, as _doubtful() estimates it. Of 1500 matrices, random,
 # heavy-tailed, spiked and trained, of 50 x 50 to 768 x 768, at four positions of xmin and with the LAPACK
 # kernels of several processors, the error was up to 1.5 times the estimate.
 ALPHA_ERROR = 6.5e-6
-
-MIN_EIGENVALUES = 50  # fewer than these carry no tail to fit (as in the released code)
-
-OK = "ok"
-TOO_SMALL = "too_small"  # fewer than MIN_EIGENVALUES eigenvalues
-SHARDED = "sharded"  # a DTensor: this rank holds a part of the matrix alone
-NON_FINITE = "non_finite"  # a NaN or an infinity among the entries, or their squares beyond fp64
-ZERO = "zero"  # nothing but zeros, or their squares below fp64
-RANK_DEFICIENT = "rank_deficient"  # the tail begins at an eigenvalue that is lost in rounding
-NO_TAIL = "no_tail"  # all eigenvalues of the tail are equal up to rounding
-FAILED = "failed"  # the eigensolver gave up, or memory was short
-STATUSES = (OK, TOO_SMALL, NON_FINITE, ZERO, RANK_DEFICIENT, NO_TAIL, FAILED, SHARDED)
-
-
-@dataclass(frozen=True)
-class Estimator:
-    """How alpha is read from a matrix.
-
-    Attributes:
-        fit: a name of ``FITS``: ``hill`` (as published), ``goodness_of_fit`` or ``fix_finger``.
-        xmin_pos: for ``hill``: the tail begins at eigenvalue floor(N / xmin_pos); 2 is the median.
-        windows: with FARMS, the sub-matrices whose pooled eigenvalues take the matrix's place.
-    """
-
-    fit: str = "hill"
-    xmin_pos: float = 2.0
-    windows: Windows | None = None
-
-    def __post_init__(self) -> None:
-        if self.fit not in FITS:
-            raise ValueError(f"fit: found {self.fit!r}, expected one of {', '.join(FITS)}")
-        if not 1 < self.xmin_pos < math.inf:
-            raise ValueError(f"xmin_pos: found {self.xmin_pos}, expected a number above 1; 2 is the median")
-
-    @property
-    def reads_all(self) -> bool:
-        """Whether alpha depends on the smallest eigenvalues too, which fp32 cannot tell."""
-        return self.fit != "hill"
-
-    def start(self, count: int) -> int:
-        """Index of the eigenvalue that must be known for a tail: Hill's xmin, else the median."""
-        return count // 2 if self.reads_all else min(int(count / self.xmin_pos), count - 1)
-
-    def eigenvalues_of(self, shape: Sequence[int]) -> int:
-        """Number of eigenvalues that a weight of this shape has: (m, n), or (out, in, height, width)."""
-        if self.windows is not None:
-            return self.windows.eigenvalues
-        return min(shape[0], shape[1]) * math.prod(shape[2:])
-
-    def densities_of(self, weights: Tensor) -> ESD:
-        """The (B, N) spectra of weights of one shape: of the matrices, their windows or kernel positions."""
-        if self.windows is None and weights.ndim == 3:
-            return esd(weights)
-        rows = [conv_esd(w) if self.windows is None else farms(w, self.windows) for w in weights]
-        return ESD(torch.stack([row.values for row in rows]), torch.stack([row.error for row in rows]))
-
-    def fitted(self, eigenvalues: Tensor) -> Fit:
-        """The fits of (..., N) eigenvalues."""
-        return hill(eigenvalues, self.xmin_pos) if self.fit == "hill" else FITS[self.fit](eigenvalues)
-
-
-PUBLISHED = Estimator()
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """What the spectrum of one weight says. Undefined values are None; no NaN and no infinity is in it.
-
-    With FARMS and for convolutions every value is that of the pooled eigenvalues.
-
-    Attributes:
-        alpha: power-law exponent of the tail; None unless ``status`` is "ok".
-        ks: Kolmogorov-Smirnov distance of that fit.
-        stable_rank: squared Frobenius over squared spectral norm.
-        spectral_norm: largest singular value.
-        frobenius_norm: root of the sum of squares of the entries.
-        log_norm: log10 of the squared Frobenius norm.
-        matrix_entropy: entropy of the eigenvalues over its largest value, in [0, 1].
-        nuclear_to_frobenius: squared nuclear over squared Frobenius norm.
-        alpha_hat: softplus(alpha log10 lambda_max); None where alpha is.
-        status: one of ``STATUSES``.
-    """
-
-    alpha: float | None = None
-    ks: float | None = None
-    stable_rank: float | None = None
-    spectral_norm: float | None = None
-    frobenius_norm: float | None = None
-    log_norm: float | None = None
-    matrix_entropy: float | None = None
-    nuclear_to_frobenius: float | None = None
-    alpha_hat: float | None = None
-    status: str = OK
-
-
-METRICS = (
-    "alpha",
-    "alpha_hat",
-    "stable_rank",
-    "spectral_norm",
-    "frobenius_norm",
-    "log_norm",
-    "matrix_entropy",
-    "nuclear_to_frobenius",
-)
 
 
 def analyze(weight: Tensor, estimator: Estimator = PUBLISHED) -> Analysis:
@@ -191,14 +97,30 @@ def analyze_stack(stack: Tensor, estimator: Estimator = PUBLISHED) -> list[Analy
 def _analyze_all(weights: Tensor, estimator: Estimator) -> list[Analysis]:
     """Analyses of (B, ...) weights of one shape, in fp64 of those for which fp32 is not exact enough."""
     if estimator.reads_all or weights.dtype == torch.float64:
-        densities = estimator.densities_of(weights.double())
+        densities = _densities(weights.double(), estimator)
     else:
-        densities = estimator.densities_of(weights)
+        densities = _densities(weights, estimator)
         for row in _doubtful(densities, estimator).nonzero().flatten().tolist():
-            exact = estimator.densities_of(weights[row : row + 1].double())
+            exact = _densities(weights[row : row + 1].double(), estimator)
             densities.values[row], densities.error[row] = exact.values[0], exact.error[0]
     working = torch.float64 if weights.dtype == torch.float64 else torch.float32
     return _reports(densities, torch.finfo(working).eps, estimator)
+
+
+def _densities(weights: Tensor, estimator: Estimator) -> ESD:
+    """The (B, N) spectra of weights of one shape: of the matrices, their windows or kernel positions."""
+    windows = estimator.windows
+    if windows is None and weights.ndim == 3:
+        return esd(weights)
+    rows = [conv_esd(weight) if windows is None else farms(weight, windows) for weight in weights]
+    return ESD(torch.stack([row.values for row in rows]), torch.stack([row.error for row in rows]))
+
+
+def _fitted(eigenvalues: Tensor, estimator: Estimator) -> Fit:
+    """The fits of (..., N) eigenvalues."""
+    if estimator.fit == "hill":
+        return hill(eigenvalues, estimator.xmin_pos)
+    return FITS[estimator.fit](eigenvalues)
 
 
 def _doubtful(densities: ESD, estimator: Estimator) -> Tensor:
@@ -208,7 +130,7 @@ def _doubtful(densities: ESD, estimator: Estimator) -> Tensor:
     (alpha - 1)^2 d / xmin. The eigensolver's part of d goes with the largest eigenvalue, that of the Gram
     matrix with its diagonal, the mean eigenvalue; the two factors are measured.
     """
-    fit = estimator.fitted(_known(densities))
+    fit = _fitted(_known(densities), estimator)
     values = densities.values
     error = 0.25 * densities.error.amax(-1) + 10 * torch.finfo(torch.float32).eps * values.mean(-1)
     estimate = (fit.alpha - 1).square() * error / fit.xmin
@@ -226,7 +148,7 @@ def _reports(densities: ESD, eps: float, estimator: Estimator) -> list[Analysis]
     """Analyses of (B, N) spectra of matrices whose entries are known to a relative ``eps``."""
     values, known = densities.values, _known(densities)
     count = values.shape[1]
-    fit = estimator.fitted(known)
+    fit = _fitted(known, estimator)
     columns = {
         "stable_rank": stable_rank(values),
         "spectral_norm": spectral_norm(values),

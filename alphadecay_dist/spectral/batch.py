@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from alphadecay_dist.spectral.analysis import PUBLISHED, Analysis, Estimator, analyze, analyze_stack
+from alphadecay_dist.spectral.analysis import analyze, analyze_stack
 from alphadecay_dist.spectral.esd import full_precision_matmul
+from alphadecay_dist.spectral.estimator import PUBLISHED, Estimator
+from alphadecay_dist.spectral.report import Analysis
 
 # Measured on 2 cores: 16 of 64 x 64 in one call are 4 times faster, of 344 x 128 1.6 times, of 256 x 256 not.
 STACK_MAX_NUMEL = 2**16

@@ -7,9 +7,10 @@ import dataclasses
 import torch
 from torch import nn
 
-from alphadecay_dist.control.writers import AUTO, choose_apply
+from alphadecay_dist.control.writers import choose_apply
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.params.groups import NAMES_KEY, PREMULTIPLY, param_groups
+from alphadecay_dist.params.choices import AUTO, PREMULTIPLY
+from alphadecay_dist.params.groups import NAMES_KEY, param_groups
 from alphadecay_dist.training.recipe import Config, DecayConfig, OptimizerConfig
 
 CLASSES = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}

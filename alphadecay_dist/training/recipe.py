@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
-from alphadecay_dist.control.lagged import DEVICES
-from alphadecay_dist.control.writers import APPLY
 from alphadecay_dist.decay import SHAPES
-from alphadecay_dist.decay.settings import CHOOSABLE_FITS, NORMALIZE, PRESETS, Settings
+from alphadecay_dist.decay.settings import CHOOSABLE_FITS, DEVICES, NORMALIZE, PRESETS, Settings
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.params.groups import GROUPS, UNTUNED_DECAYS
+from alphadecay_dist.params.choices import APPLY, GROUPS, UNTUNED_DECAYS
 from alphadecay_dist.spectral import METRICS, Windows
 from alphadecay_dist.training.bad_updates import POLICIES, STOP
 

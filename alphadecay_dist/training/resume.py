@@ -12,7 +12,7 @@ from alphadecay_dist.checkpoint.manifest import MANIFEST
 from alphadecay_dist.checkpoint.reader import Checkpoint, read, search
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.params.groups import GROUPS
+from alphadecay_dist.params.choices import GROUPS
 from alphadecay_dist.training.config import flat
 from alphadecay_dist.training.inputs import INPUTS
 from alphadecay_dist.training.outputs.run_files import DECAY, EVAL, METRICS, SEQUENCES, STATUS, read_status

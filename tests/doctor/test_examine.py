@@ -9,7 +9,8 @@ import pytest
 
 from alphadecay_dist.doctor import clock, examine, folder, links, measures
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.preflight import Options, resolve
+from alphadecay_dist.training.options import Options
+from alphadecay_dist.training.preflight import resolve
 from tests.doctor.ranks import doctor
 
 pytestmark = pytest.mark.slow
