@@ -22,7 +22,7 @@ from alphadecay_dist.spectral.metrics import (
     spectral_norm,
     stable_rank,
 )
-from alphadecay_dist.spectral.powerlaw import FITS, Fit, hill
+from alphadecay_dist.spectral.powerlaw import fit_tail
 from alphadecay_dist.spectral.report import (
     FAILED,
     MIN_EIGENVALUES,
@@ -116,13 +116,6 @@ def _densities(weights: Tensor, estimator: Estimator) -> ESD:
     return ESD(torch.stack([row.values for row in rows]), torch.stack([row.error for row in rows]))
 
 
-def _fitted(eigenvalues: Tensor, estimator: Estimator) -> Fit:
-    """The fits of (..., N) eigenvalues."""
-    if estimator.fit == "hill":
-        return hill(eigenvalues, estimator.xmin_pos)
-    return FITS[estimator.fit](eigenvalues)
-
-
 def _doubtful(densities: ESD, estimator: Estimator) -> Tensor:
     """(B,) whether fp32 may have moved alpha too far, or hidden it.
 
@@ -130,7 +123,7 @@ def _doubtful(densities: ESD, estimator: Estimator) -> Tensor:
     (alpha - 1)^2 d / xmin. The eigensolver's part of d goes with the largest eigenvalue, that of the Gram
     matrix with its diagonal, the mean eigenvalue; the two factors are measured.
     """
-    fit = _fitted(_known(densities), estimator)
+    fit = fit_tail(_known(densities), estimator)
     values = densities.values
     error = 0.25 * densities.error.amax(-1) + 10 * torch.finfo(torch.float32).eps * values.mean(-1)
     estimate = (fit.alpha - 1).square() * error / fit.xmin
@@ -148,7 +141,7 @@ def _reports(densities: ESD, eps: float, estimator: Estimator) -> list[Analysis]
     """Analyses of (B, N) spectra of matrices whose entries are known to a relative ``eps``."""
     values, known = densities.values, _known(densities)
     count = values.shape[1]
-    fit = _fitted(known, estimator)
+    fit = fit_tail(known, estimator)
     columns = {
         "stable_rank": stable_rank(values),
         "spectral_norm": spectral_norm(values),
