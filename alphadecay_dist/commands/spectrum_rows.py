@@ -17,6 +17,7 @@ from alphadecay_dist.commands.weight_files import StoredWeights
 from alphadecay_dist.decay import weight_decay_of
 from alphadecay_dist.decay.settings import REFERENCE, Settings
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.params.tuned_rule import released_ends
 from alphadecay_dist.spectral import MIN_EIGENVALUES, Analysis, analyze
 
 
@@ -53,23 +54,25 @@ def rows_of(weights: StoredWeights, settings: Settings) -> list[Row]:
     Raises:
         UserError: no matrix is there, or one is smaller than a FARMS window.
     """
-    chosen = tuned_tensors(weights, uncut=settings.preset == REFERENCE)
-    if not chosen:
+    model = tuned_tensors(weights)
+    tuned, at_base = model.tuned, set[str]()
+    if settings.preset == REFERENCE:
+        tuned, at_base = [own.whole() for own in tuned], released_ends(model.linears)
+    if not tuned:
         raise UserError(
             f"{weights.path}: found no weight matrix inside a numbered block, of {MIN_EIGENVALUES} rows and "
             "columns or more; give the weights of a transformer"
         )
     rows: list[tuple[str, Row]] = []
-    for own in tqdm(chosen, desc="spectra", unit="weight"):
-        for name, matrix in own.parts():
+    for own in tqdm(tuned, desc="spectra", unit="weight"):
+        for name, matrix in own.matrices():
             found = _analyzed(name, matrix, settings)
-            rows.append((own.weight, Row(name, tuple(matrix.shape), found, settings.weight_decay)))
+            rows.append((own.name, Row(name, tuple(matrix.shape), found, settings.weight_decay)))
     parts: dict[str, list[Row]] = {}
     for weight, row in rows:
-        parts.setdefault(weight, []).append(row)
-    # The released code leaves the first nn.Linear at the base decay.
-    assigned = list(parts)[1:] if settings.preset == REFERENCE else list(parts)
-    decays = _decays({weight: parts[weight] for weight in assigned}, settings)
+        if weight not in at_base:
+            parts.setdefault(weight, []).append(row)
+    decays = _decays(parts, settings)
     return [replace(row, weight_decay=decays[weight]) if weight in decays else row for weight, row in rows]
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 
 from torch import nn
 
 from alphadecay_dist.decay.settings import REFERENCE, Settings
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.coverage import require_weights
-from alphadecay_dist.params.inventory import Weight, first_and_last
+from alphadecay_dist.params.entries import linears
+from alphadecay_dist.params.inventory import Weight
+from alphadecay_dist.params.tuned_rule import released_ends
+from alphadecay_dist.params.wrappers import named_modules
 from alphadecay_dist.sharding.layout import Block, Flat, Piece
 from alphadecay_dist.sharding.ownership import Plan, cost, default_budget, plan
 from alphadecay_dist.sharding.traffic import Routes
@@ -29,8 +31,8 @@ def analysed(weights: Sequence[Weight], model: nn.Module, settings: Settings) ->
     """
     kept = list(weights)
     if settings.preset == REFERENCE:
-        left_out = first_and_last(model)
-        kept = [replace(weight, cut=None) for weight in weights if weight.name not in left_out]
+        ends = released_ends(linears(named_modules(model)))
+        kept = [weight.whole() for weight in weights if weight.name not in ends]
     require_weights(kept, model)
     if settings.farms is not None:
         for weight in kept:

@@ -171,7 +171,7 @@ def unreadable_recipe():
     def refused(_):
         raise UserError("recipe r.yaml: no such file")
 
-    examine.check = refused
+    examine.resolve = refused
 
 
 def test_a_mistake_in_what_was_given_is_told_once(tmp_path):
