@@ -23,9 +23,9 @@ from alphadecay_dist.sharding.ownership import TRIDIAGONAL
 from alphadecay_dist.sharding.planning import analysed, costs_of, schedule_for
 from alphadecay_dist.sharding.schedule import Schedule
 from alphadecay_dist.spectral import Rates, Windows, measured_rates
-from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.outputs.module_types import modules_by_type
 from alphadecay_dist.training.preflight import with_dtype
+from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.tasks.language.model import build_on_meta, read_model_config
 from alphadecay_dist.training.units import bytes_per_second
 
@@ -238,21 +238,25 @@ def _seconds_moving(schedule: Schedule, machine: Machine) -> float:
     return most / machine.bandwidth
 
 
-def job_of(recipe: str | None, config: Path | None) -> Job:
-    """What a recipe trains and with which settings, or a HF config with the published ones; without storage.
+def job_of_hf(config: Path) -> Job:
+    """A HF model with the published settings; without storage.
 
     Raises:
-        UserError: neither or both are given, the config cannot be read, or there is nothing to tune.
+        UserError: the config cannot be read, or there is nothing to tune.
     """
-    if (recipe is None) == (config is None):
-        raise UserError("plan: expected either --recipe NAME or --config PATH")
-    if config is not None:
-        model = _from_hf(config)
-        weights = tuned_weights(model)
-        require_weights(weights, model)
-        return Job(model, weights)
-    assert recipe is not None
-    loaded = with_dtype(load_config(recipe))
+    model = _from_hf(config)
+    weights = tuned_weights(model)
+    require_weights(weights, model)
+    return Job(model, weights)
+
+
+def job_of_recipe(recipe: Config) -> Job:
+    """What a recipe trains and with which settings; without storage.
+
+    Raises:
+        UserError: there is no such model, or nothing to tune.
+    """
+    loaded = with_dtype(recipe)
     model = build_on_meta(read_model_config(loaded.model.name, loaded.train.seq_len))
     settings, engine = loaded.decay, loaded.engine
     return Job(

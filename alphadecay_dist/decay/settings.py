@@ -14,14 +14,14 @@ from alphadecay_dist.decay import SHAPES, Assignment, Bounds
 from alphadecay_dist.decay.policies import POLICIES, Policy
 from alphadecay_dist.decay.presets import PRESETS, PUBLISHED, Preset
 from alphadecay_dist.errors import UserError, shown
-from alphadecay_dist.spectral import FITS, METRICS, MIN_EIGENVALUES, Analysis, Estimator, Windows
+from alphadecay_dist.spectral import FIT_NAMES, METRICS, MIN_EIGENVALUES, Analysis, Estimator, Windows
 
 NORMALIZE = ("none", "mean")
 DEVICES = ("auto", "cuda", "cpu")
 GROUPS, PREMULTIPLY, AUTO = "groups", "premultiply", "auto"
 APPLY = (GROUPS, PREMULTIPLY, AUTO)
 RELEASED_FITS = {fit for preset in PRESETS.values() for fit in preset.fits.values()}
-CHOOSABLE_FITS = tuple(fit for fit in FITS if fit not in RELEASED_FITS)
+CHOOSABLE_FITS = tuple(fit for fit in FIT_NAMES if fit not in RELEASED_FITS)
 NEVER_BELOW_ONE = ("alpha", "stable_rank", "nuclear_to_frobenius")  # what sqrt and log2 can map
 MEASURING = ("metric", "fit", "xmin_pos", "farms", "preset")  # what decides the numbers that are mapped
 CHOICES: dict[str, Collection[str]] = {

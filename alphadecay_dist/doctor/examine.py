@@ -27,7 +27,8 @@ from alphadecay_dist.engines.process_group import join, local_device, open_store
 from alphadecay_dist.errors import LaunchError, UserError
 from alphadecay_dist.sharding.collectives import Collectives
 from alphadecay_dist.training.config import to_yaml
-from alphadecay_dist.training.preflight import Options, ResolvedRun, resolve
+from alphadecay_dist.training.options import Options
+from alphadecay_dist.training.preflight import ResolvedRun, resolve
 from alphadecay_dist.training.process.environment import environment
 from alphadecay_dist.training.resume import CHECKPOINTS
 from alphadecay_dist.training.tasks.language.model import parameter_count

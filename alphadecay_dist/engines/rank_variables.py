@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch.distributed as dist
 
 from alphadecay_dist.errors import LaunchError, UserError
 
@@ -61,7 +60,8 @@ def settle_rank() -> None:
         LaunchError: a variable of this rank alone is wrong, or its number is not known.
         UserError: a variable is missing on all ranks, or this is one of several tasks without a number.
     """
-    if dist.is_initialized():  # settled before the ranks joined
+    joined = sys.modules.get("torch.distributed")  # if it is not loaded, no rank has joined
+    if joined is not None and joined.is_initialized():  # settled before the ranks joined
         return
     family = next((family for family in FAMILIES if family.rank in os.environ), None)
     if "RANK" not in os.environ and family is not None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.params.entries import VECTOR, entries, not_by_default, unfit
+from alphadecay_dist.params.entries import entries
 from alphadecay_dist.params.inventory import Weight, all_weights
-from alphadecay_dist.params.tuned_rule import SMALL
+from alphadecay_dist.params.tuned_rule import SMALL, VECTOR, not_by_default, unfit
 from alphadecay_dist.params.wrappers import named_modules
 from alphadecay_dist.spectral import MIN_EIGENVALUES
 
@@ -86,16 +86,15 @@ def coverage(model: nn.Module, tuned: Sequence[Weight]) -> Coverage:
         model: any module; its parameters may be sharded, or without storage.
         tuned: its tuned weights, see :func:`alphadecay_dist.params.inventory.tuned_weights`.
     """
-    modules = named_modules(model)
     chosen = {weight.name for weight in tuned}
     large = {weight.name for weight in all_weights(model)}
     left_out, total = [], 0
-    for entry in entries(model, modules):
+    for entry in entries(model, named_modules(model)):
         numel = math.prod(entry.shape)
         total += numel
         if entry.name in chosen:
             continue
-        reason = unfit(entry) or not_by_default(entry, modules)
+        reason = unfit(entry) or not_by_default(entry)
         if reason is None:
             reason = NOT_CHOSEN if entry.name in large else SMALL
         left_out.append(LeftOut(entry.name, entry.shape, numel, reason))

@@ -13,21 +13,16 @@ from torch.distributed.fsdp import FlatParameter
 
 from alphadecay_dist.decay.settings import GROUPS, PREMULTIPLY
 from alphadecay_dist.errors import UserError, shown
+from alphadecay_dist.params.choices import BASE, UNTUNED_DECAYS, ZERO, ZERO_1D
 from alphadecay_dist.params.coverage import require_weights
 from alphadecay_dist.params.entries import entries
-from alphadecay_dist.params.inventory import (
-    Weight,
-    all_weights,
-    tuned_weights,
-)
+from alphadecay_dist.params.inventory import Weight, all_weights, tuned_weights
 from alphadecay_dist.params.wrappers import named_modules
 
-UNTUNED = "untuned"  # the name of the group, or two groups, of everything else
-TUNED = "tuned"  # the name of the group of all tuned weights, if they share one
-GROUP_KEY = "module"  # the key by which a param group is found; engines keep it
-NAMES_KEY = "modules"  # the key of the shared group's weight names, in the order of its params
-BASE, ZERO, ZERO_1D = "base", "zero", "zero_1d"  # the decay of what is not tuned
-UNTUNED_DECAYS = (BASE, ZERO, ZERO_1D)
+UNTUNED = "untuned"  # the name of the group, or the two, that hold everything else
+TUNED = "tuned"  # the name of the group that holds all tuned weights, where they share one
+GROUP_KEY = "module"  # the key by which a param group is found again; engines keep it
+NAMES_KEY = "modules"  # the key under which the shared group names its weights, in the order of its params
 BIAS, BATCHNORM = "bias", "batchnorm"
 
 
@@ -35,7 +30,7 @@ def param_groups(
     model: nn.Module,
     *,
     weight_decay: float,
-    untuned: str = "base",
+    untuned: str = BASE,
     modules: Iterable[str] | str | None = None,
     follow: Iterable[str] | str = (),
     apply: str = GROUPS,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -21,7 +20,10 @@ from torch import nn
 from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.coverage import require_weights
-from alphadecay_dist.params.inventory import Weight, first_and_last
+from alphadecay_dist.params.entries import linears
+from alphadecay_dist.params.inventory import Weight
+from alphadecay_dist.params.tuned_rule import released_ends
+from alphadecay_dist.params.wrappers import named_modules
 from alphadecay_dist.sharding.collectives import Collectives, collective_device
 from alphadecay_dist.sharding.exchange import Exchange
 from alphadecay_dist.sharding.layout import Block, Flat, Layout, ShardSource, check_cover
@@ -41,10 +43,10 @@ def analysed(weights: Sequence[Weight], model: nn.Module, settings: Settings) ->
     """
     kept = list(weights)
     if not settings.choices.tunes_ends:
-        left_out = first_and_last(model)
-        kept = [weight for weight in kept if weight.name not in left_out]
+        ends = released_ends(linears(named_modules(model)))
+        kept = [weight for weight in kept if weight.name not in ends]
     if not settings.choices.cuts_fused:
-        kept = [replace(weight, cut=None) for weight in kept]
+        kept = [weight.whole() for weight in kept]
     require_weights(kept, model)
     if settings.farms is not None:
         for weight in kept:

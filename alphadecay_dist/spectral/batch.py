@@ -18,8 +18,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from alphadecay_dist.spectral.analysis import PUBLISHED, Analysis, Estimator, analyze, analyze_stack
+from alphadecay_dist.spectral.analysis import analyze, analyze_stack
 from alphadecay_dist.spectral.esd import full_precision_matmul
+from alphadecay_dist.spectral.estimator import PUBLISHED, Estimator
+from alphadecay_dist.spectral.report import Analysis
 from alphadecay_dist.spectral.sharded import is_sharded
 
 # Measured on 2 cores, 16 matrices in one call: 64 x 64 is 4 times faster, 344 x 128 1.6 times, 256 x 256 not.

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from alphadecay_dist.spectral.estimator import Estimator
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -88,6 +90,14 @@ FITS: dict[str, Callable[[Tensor], Fit]] = {
     "fix_finger": fix_finger,
     "fix_finger_released": fix_finger_released,
 }
+
+
+def fit_tail(eigenvalues: Tensor, estimator: Estimator) -> Fit:
+    """The fits that an estimator chooses, of (..., N) fp64 eigenvalues, ascending, not negative."""
+    if estimator.fit == "hill":
+        return hill(eigenvalues, estimator.xmin_pos)
+    return FITS[estimator.fit](eigenvalues)
+
 
 BINS = 100  # of the histogram whose peak fix_finger looks for
 TAILS_AT_ONCE = 256  # tails of 4096 eigenvalues: 8 MiB an array

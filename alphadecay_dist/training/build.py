@@ -20,7 +20,8 @@ from alphadecay_dist.training.data.tokenizer import (
     load_tokenizer,
 )
 from alphadecay_dist.training.optimizer import build_optimizer, pick_apply
-from alphadecay_dist.training.preflight import Options, ResolvedRun
+from alphadecay_dist.training.options import Options
+from alphadecay_dist.training.preflight import ResolvedRun
 from alphadecay_dist.training.process.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.resume import RunStart

@@ -12,10 +12,10 @@ from alphadecay_dist.training.config import flat
 from alphadecay_dist.training.data.tokenizer import TRAIN, normalization_of
 from alphadecay_dist.training.fingerprint import Marks
 from alphadecay_dist.training.inputs import Inputs
+from alphadecay_dist.training.options import DATA, DEEPSPEED, MODEL, TOKENIZER
 from alphadecay_dist.training.recipe import AUTO, Config
 from alphadecay_dist.training.tasks.language.hf_config import function_of
 
-MODEL, TOKENIZER, DATA, DEEPSPEED = KINDS = ("model", "tokenizer", "data", "deepspeed")
 SHOWN_NAMES = 5
 UNUSED = ("initializer_range", "pad_token_id")  # of a model's config, once there are weights
 # What a DeepSpeed JSON may change during a run: how the same numbers are computed, stored and reported, and
@@ -52,8 +52,8 @@ class Change:
     """A difference.
 
     Attributes:
-        kind: one of KINDS, to be accepted by that name.
-        field: the recipe's field, or the option, that names the file.
+        kind: of KINDS of the options, by which it is accepted.
+        field: of the recipe, or the option, that names the file.
         text: file, value, found and expected.
     """
 

@@ -47,7 +47,22 @@ def load_config(recipe: str, overrides: Iterable[str] = ()) -> Config:
         UserError: an unknown recipe, section or key (with the nearest name), a value of the wrong type or
             out of its range.
     """
-    tree = read_yaml(recipe)
+    config = config_from_dict(_overridden(read_yaml(recipe), overrides, recipe))
+    check(config)
+    return config
+
+
+def check_fields(overrides: Iterable[str]) -> None:
+    """Check the names and types of overrides alone, whichever recipe they will change.
+
+    Raises:
+        UserError: as :func:`load_config` would.
+    """
+    config_from_dict(_overridden({}, overrides, ""))
+
+
+def _overridden(tree: dict[str, Any], overrides: Iterable[str], recipe: str) -> dict[str, Any]:
+    """A recipe's content with the overrides in it."""
     switches = [key for key, value in flat(Config()) if isinstance(value, bool)]
     for override in overrides:
         key, separator, text = override.partition("=")
@@ -62,9 +77,7 @@ def load_config(recipe: str, overrides: Iterable[str] = ()) -> Config:
                 f"recipe {recipe}: section {section} is {shown(values)}, expected keys and values"
             )
         values[name] = text if _is_text(key, text) else _parse_yaml(text, f"--{key}")
-    config = config_from_dict(tree)
-    check(config)
-    return config
+    return tree
 
 
 def read_yaml(recipe: str) -> dict[str, Any]:

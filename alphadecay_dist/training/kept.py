@@ -13,7 +13,8 @@ from alphadecay_dist.training.data.batches import Source
 from alphadecay_dist.training.data.prepared import Shards, check_tokenizer, read_manifest, sha256
 from alphadecay_dist.training.data.tokenizer import TRAIN, Tokenizer, tokenizer_in
 from alphadecay_dist.training.inputs import Inputs, inputs_of
-from alphadecay_dist.training.preflight import Options, ResolvedRun
+from alphadecay_dist.training.options import Options
+from alphadecay_dist.training.preflight import ResolvedRun
 from alphadecay_dist.training.process.ranks import Ranks
 from alphadecay_dist.training.recipe import AUTO, NFKC, Config, DataConfig, TokenizerConfig
 from alphadecay_dist.training.resume import RunStart

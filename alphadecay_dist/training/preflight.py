@@ -21,26 +21,11 @@ from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.data.batches import micro_batch
 from alphadecay_dist.training.data.prepared import check_tokenizer, read_manifest
 from alphadecay_dist.training.data.sources import find_files
+from alphadecay_dist.training.options import Options
 from alphadecay_dist.training.process.environment import environment
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.tasks.language import model as models
 from alphadecay_dist.training.tasks.language.pretrained import values_from
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line: see train.py."""
-
-    recipe: str
-    overrides: tuple[str, ...]
-    deepspeed: str | None
-    engine: str | None
-    output_dir: str | None
-    resume: str = "auto"
-    overwrite: bool = False
-    init_from: str | None = None
-    accept_changes: frozenset[str] = frozenset()
-    dry_run: bool = False
 
 
 @dataclass(frozen=True)

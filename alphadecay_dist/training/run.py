@@ -34,11 +34,11 @@ from alphadecay_dist.training.dry_run import describe
 from alphadecay_dist.training.inputs import INPUTS, Inputs
 from alphadecay_dist.training.kept import keep, settled
 from alphadecay_dist.training.loop import Trainer
-from alphadecay_dist.training.options import require_same_options
+from alphadecay_dist.training.options import Options, require_same_options
 from alphadecay_dist.training.outputs.run_files import RunFiles
 from alphadecay_dist.training.outputs.run_log import RunLog
 from alphadecay_dist.training.outputs.wandb_run import Tracker
-from alphadecay_dist.training.preflight import Options, ResolvedRun, resolve
+from alphadecay_dist.training.preflight import ResolvedRun, resolve
 from alphadecay_dist.training.process.exit_codes import PREEMPTED, Preempted, code_of, describe_error
 from alphadecay_dist.training.process.lock import FolderLock
 from alphadecay_dist.training.process.preemption import StopRequests, noop

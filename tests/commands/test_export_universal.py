@@ -14,7 +14,7 @@ import torch.distributed as dist
 from alphadecay_dist import AlphaDecay, param_groups
 from alphadecay_dist.checkpoint.reader import newest
 from alphadecay_dist.checkpoint.restore import stored_tensors
-from alphadecay_dist.commands.exports import DECAYS, export_universal, trained
+from alphadecay_dist.commands.formats import DECAYS, export_universal, trained
 from alphadecay_dist.engines.zero.state import ZeroState
 from alphadecay_dist.training.config import config_from_dict
 from alphadecay_dist.training.data.batches import TrainingData, micro_batch, open_data
