@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from alphadecay_dist.decay.settings import CHOICES as DECAY_CHOICES
 from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.engines.registry import ENGINES
-from alphadecay_dist.params.groups import UNTUNED_DECAYS
+from alphadecay_dist.params.choices import UNTUNED_DECAYS
 from alphadecay_dist.training.bad_updates import POLICIES, STOP
 
 AUTO, NONE, NFKC = "auto", "none", "nmt_nfkc"  # of the text that a tokenizer is trained on
