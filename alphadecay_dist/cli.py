@@ -11,7 +11,7 @@ import sys
 from importlib import import_module
 
 from alphadecay_dist import __version__
-from alphadecay_dist.commands import COMMANDS, ON_EVERY_RANK
+from alphadecay_dist.commands import COMMANDS
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.arguments import Parser, normalized
 from alphadecay_dist.training.process.exit_codes import USER_ERROR, exit_code_of
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; a user's mistake is one line and exit code 2."""
     words = normalized(sys.argv[1:] if argv is None else argv)
     command = next((word for word in words if not word.startswith("-")), None)
-    if command in ON_EVERY_RANK:
+    if command in COMMANDS and COMMANDS[command].on_every_rank:
         return exit_code_of(lambda: _run_as_rank(words), f"alphadecay {command}")
     try:
         return _run(words)
@@ -53,10 +53,10 @@ def _parser(words: list[str]) -> Parser:
     parser.add_argument("--version", action="version", version=f"alphadecay {__version__}")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # added by the deepspeed launcher
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name in COMMANDS:
-        own = commands.add_parser(name, help=COMMANDS[name])
+    for name, row in COMMANDS.items():
+        own = commands.add_parser(name, help=row.help)
         if name in words:
-            module = import_module(f"alphadecay_dist.commands.{name}")
+            module = import_module(row.module)
             own.set_defaults(command=module.run, left_over=own.refuse)
             module.add_arguments(own)
     return parser

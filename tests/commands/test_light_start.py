@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from alphadecay_dist.commands import COMMANDS, ON_EVERY_RANK
+from alphadecay_dist import cli
+from alphadecay_dist.commands import COMMANDS, Command
 
 ROOT = Path(__file__).parents[2]
 SLOW = ("torch", "numpy", "transformers", "deepspeed", "datasets", "sentencepiece", "safetensors", "wandb")
@@ -69,7 +70,7 @@ MISTAKES = {
     "plan --world_size=2": "plan: expected either --recipe NAME or --config PATH",
     "plan --world_size=2 --sharding=zero9": "argument --sharding: invalid choice: 'zero9'",
     "plan --world_size=2 --recipe=llama_60": "recipe 'llama_60': unknown; did you mean 'llama_60m'?",
-    "plan --world_size=2 --recipe=demo --bandwidth=fast": "--bandwidth: found 'fast', expected bytes a second",
+    "plan --world_size=2 --recipe=demo --bandwidth=x": "--bandwidth: found 'x', expected bytes a second",
     "data": "the following arguments are required: ACTION; see alphadecay data --help",
     "data verify": "the following arguments are required: DIR; see alphadecay data verify --help",
     "data prepare --output=x --data.sorce=y": "unknown key data.sorce; did you mean 'source'?",
@@ -117,8 +118,31 @@ def test_the_trainers_help_loads_nothing_slow():
 
 
 def test_every_command_has_a_module_and_every_module_of_one_is_registered():
-    modules = {name: import_module(f"alphadecay_dist.commands.{name}") for name in COMMANDS}
+    modules = {row.module: import_module(row.module) for row in COMMANDS.values()}
     assert all(callable(own.add_arguments) and callable(own.run) for own in modules.values())
     files = (ROOT / "alphadecay_dist" / "commands").glob("*.py")
-    assert {file.stem for file in files if "def add_arguments(" in file.read_text()} == set(COMMANDS)
-    assert set(ON_EVERY_RANK) <= set(COMMANDS)
+    found = {file.stem for file in files if "def add_arguments(" in file.read_text()}
+    assert {f"alphadecay_dist.commands.{stem}" for stem in found} == set(modules)
+
+
+TOY = """
+def add_arguments(parser):
+    parser.add_argument("number", type=int)
+
+
+def run(args):
+    print(f"twice is {2 * args.number}")
+    return 3
+"""
+
+
+def test_a_command_of_another_package_is_a_row_and_a_module(tmp_path, monkeypatch, capsys):
+    (tmp_path / "toy_commands").mkdir()
+    (tmp_path / "toy_commands" / "twice.py").write_text(TOY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(COMMANDS, "twice", Command("toy_commands.twice", "doubles a number"))
+    assert cli.main(["twice", "4"]) == 3
+    assert capsys.readouterr().out == "twice is 8\n"
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert "doubles a number" in capsys.readouterr().out
