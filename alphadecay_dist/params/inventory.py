@@ -42,7 +42,7 @@ def all_weights(model: nn.Module, parts: Mapping[str, Sequence[int]] | None = No
     Raises:
         UserError: sizes do not fit, or a pattern matches nothing.
     """
-    return [weight for _, weight in _candidates(model, named_modules(model), parts or {})]
+    return [weight for _, weight in _candidates(model, parts or {})]
 
 
 def tuned_weights(
@@ -65,7 +65,7 @@ def tuned_weights(
     Raises:
         UserError: a pattern matches nothing that could be tuned.
     """
-    found = _candidates(model, named_modules(model), parts or {})
+    found = _candidates(model, parts or {})
     if modules is None:
         return [weight for entry, weight in found if not_by_default(entry) is None]
     candidates = [weight for _, weight in found]
@@ -79,10 +79,9 @@ def tuned_weights(
     return [w for w in candidates if any(fnmatchcase(w.name, pattern) for pattern in patterns)]
 
 
-def _candidates(
-    model: nn.Module, modules: Mapping[str, nn.Module], parts: Mapping[str, Sequence[int]]
-) -> list[tuple[Entry, Weight]]:
+def _candidates(model: nn.Module, parts: Mapping[str, Sequence[int]]) -> list[tuple[Entry, Weight]]:
     """Every trained parameter with matrices that are large enough to analyse, and how it is split."""
+    modules = named_modules(model)
     heads = heads_by_module(modules)
     shapes = whole_shapes(model, modules)
     fit = [entry for entry in entries(model, modules) if unfit(entry) is None]
