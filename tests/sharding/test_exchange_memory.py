@@ -102,7 +102,7 @@ def check_memory():
 
     def slow(weight, estimator):
         resident.append(allocated())
-        time.sleep(0.05)
+        time.sleep(0.5)  # long against the gathering, on a busy machine too
         return Analysis()
 
     batch.analyze = slow
