@@ -38,7 +38,7 @@ def test_a_name_leads_to_all_that_is_asked_of_an_engine(name):
 
 @pytest.mark.parametrize("name", SHARDINGS)
 def test_a_sharding_has_its_layout(name):
-    assert callable(load(SHARDINGS[name].pieces))
+    assert callable(load(SHARDINGS[name].layouts))
     assert Sharding(name, 4).keeps_fp32 == (not name.startswith("zero"))
 
 
