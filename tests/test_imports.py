@@ -12,7 +12,7 @@ from tests.sources import PACKAGE, ROOT, TREES, imported_modules
 # Each room knows only those before it; what stands in one line does not know its neighbours.
 ROOMS = [
     {"compat", "errors", "lazy", "notices", "openmp", "recipes"},
-    {"json_fields"},
+    {"files", "json_fields"},
     {"spectral"},
     {"decay"},
     {"params"},
