@@ -5,6 +5,7 @@ import torch
 import transformers.models.llama.modeling_llama
 
 import alphadecay_dist.training.run
+import alphadecay_dist.training.tasks.language.task
 
 assert deepspeed
 assert torch

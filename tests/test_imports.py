@@ -114,6 +114,22 @@ def test_collectives_are_called_in_their_homes_alone(path):
         assert not calls
 
 
+# Batches of any task are read ahead by prefetch.py; the rest of data/ is text, which the language task reads.
+TEXT = re.compile(r"alphadecay_dist\.training\.(tasks\.language|data(?!\.prefetch))\b")
+TASKLESS = [
+    path
+    for path in FILES
+    if room_of(path) in ("training", "doctor")
+    and not path.is_relative_to(PACKAGE / "training" / "data")
+    and not path.is_relative_to(PACKAGE / "training" / "tasks" / "language")
+]
+
+
+@pytest.mark.parametrize("path", TASKLESS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_trainer_knows_text_through_its_task_alone(path):
+    assert not [name for _, name in imported_modules(ast.parse(path.read_text())) if TEXT.match(name)]
+
+
 @pytest.mark.parametrize(
     ("room", "code", "fine"),
     [

@@ -25,7 +25,7 @@ from alphadecay_dist.spectral import Rates, Windows, measured_rates
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.outputs.run_files import modules_by_type
 from alphadecay_dist.training.preflight import with_dtype
-from alphadecay_dist.training.tasks.language.model import build_on_meta, read_model_config
+from alphadecay_dist.training.tasks.registry import task_named
 from alphadecay_dist.training.units import bytes_per_second
 
 SHOWN_OWNERS, SHOWN_TYPES = 8, 7
@@ -250,7 +250,7 @@ def job_of(recipe: str | None, config: Path | None) -> Job:
         return Job(model, weights)
     assert recipe is not None
     loaded = with_dtype(load_config(recipe))
-    model = build_on_meta(read_model_config(loaded.model.name, loaded.train.seq_len))
+    model = task_named(loaded.model.task).model(loaded).shapes
     settings, engine = loaded.decay.settings(), loaded.engine
     return Job(
         model,

@@ -26,10 +26,9 @@ from alphadecay_dist.doctor.watch import Watch
 from alphadecay_dist.engines.process_group import join, local_device, open_store
 from alphadecay_dist.errors import LaunchError, UserError
 from alphadecay_dist.training.config import to_yaml
-from alphadecay_dist.training.preflight import Options, ResolvedRun, resolve
+from alphadecay_dist.training.preflight import Options, ResolvedRun, parameter_count, resolve
 from alphadecay_dist.training.process.ranks import Ranks, environment
 from alphadecay_dist.training.resume import CHECKPOINTS
-from alphadecay_dist.training.tasks.language.model import parameter_count
 
 DATA_SHARE = 0.7  # of the time for all checks: so long a node may try to read a document
 BYTES_A_WEIGHT = 12  # of a checkpoint: fp32 weight and two moments
@@ -159,7 +158,10 @@ def _links(ranks: Ranks, places: Sequence[Place], device: torch.device, limits: 
 
 def _fault_of_data(place: Place, checked: ResolvedRun, timeout: float) -> str | None:
     """What keeps this node from reading the run's documents; its first rank alone tries."""
-    return fault_of_data(checked.config.data, DATA_SHARE * timeout) if place.local_rank == 0 else None
+    if place.local_rank:
+        return None
+    config, task, model = checked.config, checked.task, checked.model
+    return fault_of_data(config.data, lambda: task.open(config, model), DATA_SHARE * timeout)
 
 
 def _findings(

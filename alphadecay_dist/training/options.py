@@ -13,9 +13,6 @@ from alphadecay_dist.training.config import flat
 from alphadecay_dist.training.preflight import Options, ResolvedRun
 from alphadecay_dist.training.process.ranks import Ranks
 
-# What a site may keep under another name on each node.
-OF_A_NODE = ("data.source", "data.validation", "data.prepared", "tokenizer.model", "model.name")
-
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The trainer's options; what the parser then leaves over are fields of the recipe."""
@@ -70,7 +67,7 @@ def require_same_options(options: Options, checked: ResolvedRun, ranks: Ranks) -
         "resume": options.resume,
         "overwrite": options.overwrite,
         "dry_run": options.dry_run,
-        **{key: value for key, value in flat(checked.config) if key not in OF_A_NODE},
+        **{key: value for key, value in flat(checked.config) if key not in checked.task.paths},
     }
     first, *others = ranks.gather(given)
     for rank, other in enumerate(others, 1):

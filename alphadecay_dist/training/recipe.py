@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from alphadecay_dist.control.lagged import DEVICES
 from alphadecay_dist.control.writers import APPLY
@@ -12,6 +13,7 @@ from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.groups import GROUPS, UNTUNED_DECAYS
 from alphadecay_dist.spectral import METRICS, Windows
 from alphadecay_dist.training.bad_updates import POLICIES, STOP
+from alphadecay_dist.training.tasks.registry import DEFAULT, NoOptions
 
 AUTO, NONE, NFKC = "auto", "none", "nmt_nfkc"  # of the text that a tokenizer is trained on
 
@@ -22,9 +24,11 @@ class ModelConfig:
 
     Attributes:
         name: one of recipes/models, or the path of a LLaMA config JSON, which holds the model's sizes.
+        task: what the model learns: ``language``, of text.
     """
 
     name: str = "llama_demo"
+    task: str = DEFAULT
 
 
 @dataclass(frozen=True)
@@ -269,7 +273,12 @@ class LoggingConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole recipe, resolved."""
+    """A whole recipe, resolved.
+
+    ``data``, ``tokenizer``, ``train.seq_len`` and ``eval.tokens`` are the language task's; other tasks read
+    of ``data`` what they need. ``task`` is the section of a task's own fields: a dataclass that the registry
+    has for ``model.task``.
+    """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -281,6 +290,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    task: Any = field(default_factory=NoOptions)
 
 
 CHOICES = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,28 +19,17 @@ from alphadecay_dist.training.outputs.run_files import DECAY, EVAL, METRICS, SEQ
 from alphadecay_dist.training.process.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.state import saved_state
+from alphadecay_dist.training.tasks.registry import task_named
 
-# What a resume may not change: the rest of the run would not follow from the part that is done. Of what names
-# files (COMPARED) the content counts, where the checkpoint keeps it: see changes.py.
+# What a resume may not change, beside what the task says: the rest of the run would not follow from the part
+# that is done.
 FIXED = (
-    "model.name",
-    "data.source",
-    "data.validation",
-    "data.holdout",
-    "data.text_field",
-    "data.pack",
-    "data.lanes",
-    "data.shuffle",
-    "data.prepared",
-    "tokenizer.model",
     "train.global_batch",
-    "train.seq_len",
     "train.dtype",
     "train.seed",
     "optimizer.name",
     "decay.apply",  # the layout of the param groups
 )
-COMPARED = ("model.name", "data.source", "data.validation", "data.prepared", "tokenizer.model")
 
 
 @dataclass(frozen=True)
@@ -144,8 +133,8 @@ def decide_start(
     return Start(checkpoint, skipped=skipped)
 
 
-def clear(folder: Path) -> None:
-    """Remove a run's own files; what else lies in the directory stays.
+def clear(folder: Path, files: Iterable[str]) -> None:
+    """Remove a run's own files, its task's ``files`` among them; what else lies in the directory stays.
 
     The status goes last: while it is there a start that finds no checkpoint clears the rest.
     """
@@ -156,7 +145,7 @@ def clear(folder: Path) -> None:
         EVAL,
         DECAY,
         SEQUENCES,
-        "tokenizer.model",
+        *files,
         INPUTS,
         "wandb_id",
         STATUS,
@@ -191,12 +180,13 @@ def _not_into_another_run(folder: Path, checkpoint: Checkpoint) -> None:
 
 def _same_recipe(checkpoint: Checkpoint, config: Config) -> None:
     state = saved_state(checkpoint)
-    saved = dict(flat(state.config))
-    fixed = FIXED if state.inputs is None else tuple(key for key in FIXED if key not in COMPARED)
-    now = dict(flat(config))
+    saved, now = dict(flat(state.config)), dict(flat(config))
+    task = task_named(config.model.task)
+    # Of what names files the content counts, where the checkpoint keeps it: see changes.py.
+    named = task.paths if state.inputs is None else ()
     # With one group for all tuned weights, one policy keeps the decay in it and the other elsewhere.
     policy = () if now["decay.apply"] == GROUPS else ("decay.policy",)
-    for key in fixed + policy:
+    for key in ("model.task", *named, *task.fixed, *FIXED, *policy):
         if _place_free(saved[key]) != _place_free(now[key]):
             raise UserError(
                 f"{key}: found {now[key]!r}, the run in {checkpoint.folder} was begun with {saved[key]!r}; "
