@@ -69,7 +69,7 @@ MISTAKES = {
     "plan --world_size=2": "plan: expected either --recipe NAME or --config PATH",
     "plan --world_size=2 --sharding=zero9": "argument --sharding: invalid choice: 'zero9'",
     "plan --world_size=2 --recipe=llama_60": "recipe 'llama_60': unknown; did you mean 'llama_60m'?",
-    "plan --world_size=2 --recipe=demo --bandwidth=fast": "--bandwidth: found 'fast', expected bytes a second",
+    "plan --world_size=2 --recipe=demo --bandwidth=fast": "--bandwidth: found 'fast', expected bytes a",
     "data": "the following arguments are required: ACTION; see alphadecay data --help",
     "data verify": "the following arguments are required: DIR; see alphadecay data verify --help",
     "data prepare --output=x --data.sorce=y": "unknown key data.sorce; did you mean 'source'?",
