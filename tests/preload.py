@@ -8,6 +8,7 @@ import torch
 import transformers.models.llama.modeling_llama
 
 import alphadecay_dist.training.run
+import alphadecay_dist.training.tasks.language.task
 
 assert deepspeed  # its Muon, which each ZeRO engine looks at, loads torch's compiler: seconds
 assert torch

@@ -101,6 +101,21 @@ def test_collectives_are_called_in_their_homes_alone():
     assert {home for home in homes if not found[home]} == set()
 
 
+# Batches of any task are read ahead by prefetch.py; the rest of data/ is text, which the language task reads.
+TEXT = re.compile(r"alphadecay_dist\.training\.(tasks\.language|data(?!\.prefetch))\b")
+TEXT_HOMES = [PACKAGE / "training" / "data", PACKAGE / "training" / "tasks" / "language"]
+
+
+def test_the_trainer_knows_text_through_its_task_alone():
+    found = {
+        str(path.relative_to(ROOT)): [name for _, name in imported_modules(tree) if TEXT.match(name)]
+        for path, tree in TREES.items()
+        if room_of(path) in ("training", "doctor") and not any(map(path.is_relative_to, TEXT_HOMES))
+    }
+    assert found
+    assert {path: names for path, names in found.items() if names} == {}
+
+
 @pytest.mark.parametrize(
     ("room", "code", "fine"),
     [

@@ -26,7 +26,7 @@ from alphadecay_dist.spectral import Rates, Windows, measured_rates
 from alphadecay_dist.training.outputs.module_types import modules_by_type
 from alphadecay_dist.training.preflight import with_dtype
 from alphadecay_dist.training.recipe import Config
-from alphadecay_dist.training.tasks.language.model import build_on_meta, read_model_config
+from alphadecay_dist.training.tasks.registry import task_named
 from alphadecay_dist.training.units import bytes_per_second
 
 SHOWN_OWNERS, SHOWN_TYPES = 8, 7
@@ -257,7 +257,7 @@ def job_of_recipe(recipe: Config) -> Job:
         UserError: there is no such model, or nothing to tune.
     """
     loaded = with_dtype(recipe)
-    model = build_on_meta(read_model_config(loaded.model.name, loaded.train.seq_len))
+    model = task_named(loaded.model.task).model(loaded).shapes
     settings, engine = loaded.decay, loaded.engine
     return Job(
         model,

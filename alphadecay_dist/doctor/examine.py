@@ -28,10 +28,9 @@ from alphadecay_dist.errors import LaunchError, UserError
 from alphadecay_dist.sharding.collectives import Collectives
 from alphadecay_dist.training.config import to_yaml
 from alphadecay_dist.training.options import Options
-from alphadecay_dist.training.preflight import ResolvedRun, resolve
+from alphadecay_dist.training.preflight import ResolvedRun, parameter_count, resolve
 from alphadecay_dist.training.process.environment import environment
 from alphadecay_dist.training.resume import CHECKPOINTS
-from alphadecay_dist.training.tasks.language.model import parameter_count
 
 DATA_SHARE = 0.7  # part of the time for all checks in which a node may try to read a document
 BYTES_A_WEIGHT = 12  # in a checkpoint: fp32 weight and two moments
@@ -161,7 +160,10 @@ def _links(ranks: Collectives, places: Sequence[Place], device: torch.device, li
 
 def _fault_of_data(place: Place, checked: ResolvedRun, timeout: float) -> str | None:
     """Why this node cannot read the run's documents; only its first rank tries."""
-    return fault_of_data(checked.config.data, DATA_SHARE * timeout) if place.local_rank == 0 else None
+    if place.local_rank:
+        return None
+    config, task, model = checked.config, checked.task, checked.model
+    return fault_of_data(config.data, lambda: task.open(config, model), DATA_SHARE * timeout)
 
 
 def _findings(

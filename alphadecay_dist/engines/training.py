@@ -87,7 +87,7 @@ class TrainEngine(Protocol):
         ...
 
     def evaluate(self, losses: Losses) -> Tensor:
-        """The sum of this rank's losses, without gradients."""
+        """The sum of what this rank's losses return, scalars or vectors, without gradients; fp64."""
         ...
 
     @property

@@ -9,10 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.config import check_fields, flat
-from alphadecay_dist.training.recipe import Config
+from alphadecay_dist.training.config import check_fields, defaults
 
-VALUES = dict(flat(Config()))
 TRUTHS = {"true", "false", "yes", "no", "on", "off"}
 NUMBER = re.compile(r"-[\d.]")
 
@@ -58,7 +56,7 @@ class Parser(argparse.ArgumentParser):
             UserError: something else is among it, or a field that no recipe has, or a value of another type.
         """
         known = {name: [name] for name in self._names()}
-        for key in VALUES:
+        for key in defaults():
             known.setdefault(key.partition(".")[2], []).append(key)
         for option in rest:
             if not option.startswith("--") or "." not in option.partition("=")[0]:
@@ -112,7 +110,7 @@ def normalized(argv: Sequence[str]) -> list[str]:
 
 def _takes(field: str, word: str) -> bool:
     """Whether a field that was given without ``=`` takes the next word for its value."""
-    if isinstance(VALUES.get(field[2:]), bool):
+    if isinstance(defaults().get(field[2:]), bool):
         return word.lower() in TRUTHS
     return not word.startswith("-") or NUMBER.match(word) is not None
 

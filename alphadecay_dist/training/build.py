@@ -1,100 +1,88 @@
-"""What a run is made of: tokenizer, data, model, optimizer, controller."""
+"""What a run trains with: model, optimizer, controller, and what its task keeps beside the weights."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from alphadecay_dist.control.protocol import DecayController, controller_for
 from alphadecay_dist.engines.training import TrainEngine
-from alphadecay_dist.training.data.batches import EvaluationData, Source, TrainingData, validation_sequences
-from alphadecay_dist.training.data.prepared import Shards
-from alphadecay_dist.training.data.tokenizer import (
-    TRAIN,
-    Tokenizer,
-    check_vocabulary,
-    find_tokenizer,
-    load_tokenizer,
-)
 from alphadecay_dist.training.optimizer import build_optimizer, pick_apply
 from alphadecay_dist.training.options import Options
 from alphadecay_dist.training.preflight import ResolvedRun
 from alphadecay_dist.training.process.ranks import Ranks
-from alphadecay_dist.training.recipe import Config
-from alphadecay_dist.training.resume import RunStart
-from alphadecay_dist.training.tasks.language import model as models
-from alphadecay_dist.training.tasks.language.flops import Utilization, flops_per_token, peak_flops
-from alphadecay_dist.training.tasks.language.pretrained import values_from
+from alphadecay_dist.training.recipe import DecayConfig
+from alphadecay_dist.training.tasks.companion import Companion
+from alphadecay_dist.training.utilization import Utilization, peak_flops
 
-TOKENIZER = "tokenizer.model"
+# Gives a parameter its whole value, however the engine holds it.
+Assign = Callable[[nn.Parameter, Tensor], None]
 
 
-def tokenizer_of(checked: ResolvedRun, ranks: Ranks, source: Source, start: RunStart, new: bool) -> Tokenizer:
-    """The run's tokenizer: kept, found, or trained, on rank 0, and the same bytes everywhere.
+@dataclass(frozen=True)
+class Built:
+    """What a run trains with.
 
-    Args:
-        checked: the recipe, and the model whose vocabulary it is to fit.
-        ranks: this rank among the others.
-        source: the data.
-        start: how the run starts.
-        new: whether another tokenizer than the kept one was accepted.
+    Attributes:
+        model: with its initial weights, as the engine holds them.
+        optimizer: over its weights.
+        decay: the controller of the policy.
+        companion: what the task keeps beside the weights.
+        utilization: what an update costs, and what the ranks' devices could do.
     """
 
-    def find() -> bytes:
-        if isinstance(source, Shards):
-            return source.proto
-        if start.checkpoint is not None and not new:
-            kept = start.checkpoint.folder.resolve().parents[1] / TOKENIZER
-            if kept.is_file():
-                return load_tokenizer(str(kept)).proto
-        if checked.config.tokenizer.model == TRAIN:
-            ranks.say("training a tokenizer on the corpus")
-        return find_tokenizer(checked.config, source.documents(), checked.model_config.vocab_size).proto
-
-    tokenizer = Tokenizer(ranks.from_main(find))
-    check_vocabulary(tokenizer, checked.model_config.vocab_size)
-    return tokenizer
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    decay: DecayController
+    companion: Companion
+    utilization: Utilization
 
 
-def training_data(
-    config: Config, source: Source, tokenizer: Tokenizer, ranks: Ranks, lanes: Mapping[str, Any] | None
-) -> TrainingData:
-    """This rank's data, from the saved position in each lane on; None starts at the first document."""
-    data = TrainingData(source, tokenizer, config.data, config.train, ranks.rank, ranks.world_size)
-    if lanes is None:
-        data.check_size()
-    else:
-        data.load(lanes)
-    return data
-
-
-def evaluation_data(config: Config, source: Source, tokenizer: Tokenizer, ranks: Ranks) -> EvaluationData:
-    """The validation set, read and tokenized by one rank for all."""
-    drawn = ranks.from_main(
-        lambda: validation_sequences(source, tokenizer, config.data, config.train, config.eval.tokens)
-    )
-    return EvaluationData(drawn, tokenizer.pad, config.train, ranks.rank, ranks.world_size)
-
-
-def build(checked: ResolvedRun, options: Options, engine: TrainEngine, ranks: Ranks) -> DecayController:
-    """Model with its initial weights, optimizer and engine; the policy's controller."""
+def build(checked: ResolvedRun, options: Options, engine: TrainEngine, ranks: Ranks) -> Built:
+    """Model with its initial weights, optimizer and engine; the policy's controller. Collective."""
     config = checked.config
     decay, picked = pick_apply(config, engine.premultiply_refusal())
     if picked:
         ranks.say(picked)
-    model = engine.construct(lambda: models.build_model(checked.model_config, config.train))
-    if options.init_from is None:
-        values = models.random_values(checked.shapes, config.train.seed)
-    else:
-        values = values_from(options.init_from, checked.shapes, config.checkpoint.trust)
+    model = engine.construct(checked.model.build)
     dtype = getattr(torch, config.train.dtype)
-    models.fill(model, values, dtype, engine.assign)
-    fused = engine.device.type == "cuda"
-    optimizer = build_optimizer(model, config.optimizer, decay, fused=fused)
+    fill(model, checked.model.initial_values(options.init_from), dtype, engine.assign)
+    checked.model.set_buffers(model)
+    optimizer = build_optimizer(model, config.optimizer, decay, fused=engine.device.type == "cuda")
     wrapped = engine.initialize(model, optimizer)
+    return Built(
+        model,
+        optimizer,
+        _controller(model, optimizer, wrapped, decay, dtype),
+        checked.model.companion(engine, model),
+        utilization_of(checked, engine, ranks),
+    )
+
+
+def fill(model: nn.Module, value_of: Callable[[str], Tensor], dtype: torch.dtype, assign: Assign) -> None:
+    """Give every parameter its initial value, rounded to the type of compute.
+
+    The rounding makes all engines start from the same weights: some keep fp32 masters made from them.
+
+    Args:
+        model: the model to fill; its parameters may be sharded.
+        value_of: the whole value of a parameter by name.
+        dtype: ``train.dtype``.
+        assign: how the engine takes a value.
+    """
+    for name, parameter in model.named_parameters():
+        assign(parameter, value_of(name).to(dtype))
+
+
+def _controller(
+    model: nn.Module, optimizer: torch.optim.Optimizer, wrapped: Any, decay: DecayConfig, dtype: torch.dtype
+) -> DecayController:
+    """The controller of the policy; ``wrapped`` is what the engine's :meth:`.TrainEngine.initialize` gave."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"optimizer: found Adam\b")  # the published recipes name it
         return controller_for(model, optimizer, decay, engine=wrapped, dtype=dtype)
@@ -102,9 +90,6 @@ def build(checked: ResolvedRun, options: Options, engine: TrainEngine, ranks: Ra
 
 def utilization_of(checked: ResolvedRun, engine: TrainEngine, ranks: Ranks) -> Utilization:
     """What an update costs, and what the ranks' devices could do."""
-    train = checked.config.train
-    tokens = train.global_batch * train.seq_len
     name = torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else None
-    peak = peak_flops(name, train.dtype)
-    flops = tokens * flops_per_token(checked.shapes, checked.model_config, train.seq_len)
-    return Utilization(flops, None if peak is None else peak * ranks.world_size)
+    peak = peak_flops(name, checked.config.train.dtype)
+    return Utilization(checked.model.flops(), None if peak is None else peak * ranks.world_size)

@@ -9,15 +9,12 @@ from typing import Any
 
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.training.config import flat
-from alphadecay_dist.training.data.tokenizer import TRAIN, normalization_of
 from alphadecay_dist.training.fingerprint import Marks
 from alphadecay_dist.training.inputs import Inputs
-from alphadecay_dist.training.options import DATA, DEEPSPEED, MODEL, TOKENIZER
-from alphadecay_dist.training.recipe import AUTO, Config
-from alphadecay_dist.training.tasks.language.hf_config import function_of
+from alphadecay_dist.training.options import DATA, DEEPSPEED, MODEL
+from alphadecay_dist.training.recipe import Config
 
 SHOWN_NAMES = 5
-UNUSED = ("initializer_range", "pad_token_id")  # of a model's config, once there are weights
 # What a DeepSpeed JSON may change during a run: how the same numbers are computed, stored and reported, and
 # what the recipe fills in. The updates depend on the rest, such as communication_data_type.
 FREE = {
@@ -77,42 +74,9 @@ def refuse(changes: Iterable[Change], accepted: frozenset[str], folder: Path) ->
         )
 
 
-def changes_of(now: Inputs, kept: Inputs, config: Config, before: Config) -> list[Change]:
-    """All differences but the tokenizer's.
-
-    Args:
-        now: as found.
-        kept: as the run was begun, or last accepted.
-        config: the recipe to go on with.
-        before: the recipe that the checkpoint was saved with.
-    """
-    return [*_of_model(now, kept, config), *_of_data(now, kept, config, before), *_of_deepspeed(now, kept)]
-
-
-def tokenizer_change(sha256: str | None, kept: Inputs, config: Config, before: Config) -> Change | None:
-    """How the tokenizer that the recipe names differs from the run's.
-
-    Args:
-        sha256: of the named model, if it is a local file or comes with prepared data; else None.
-        kept: as the run was begun, or last accepted.
-        config: the recipe to go on with.
-        before: the recipe that the checkpoint was saved with.
-    """
-    name, old = config.tokenizer.model, before.tokenizer.model
-    if sha256 is not None and sha256 != kept.tokenizer:
-        text = f"tokenizer.model {name}: is not the model that the run was begun with (SHA-256)"
-    elif sha256 is None and Path(name).name != Path(old).name:
-        text = f"tokenizer.model: found {name!r}, the run was begun with {old!r}"
-    elif name == TRAIN and config.tokenizer.normalization not in (AUTO, normalization_of(before)):
-        found, begun = config.tokenizer.normalization, normalization_of(before)
-        text = f"tokenizer.normalization: found {found!r}, the run was begun with {begun!r}"
-    else:
-        return None
-    return Change(TOKENIZER, "tokenizer.model", text)
-
-
-def _of_model(now: Inputs, kept: Inputs, config: Config) -> Iterator[Change]:
-    for text in differing(function_of(now.model, UNUSED), function_of(kept.model, UNUSED)):
+def model_changes(now: Mapping[str, Any], kept: Mapping[str, Any], config: Config) -> Iterator[Change]:
+    """Differences of the values that describe the model."""
+    for text in differing(now, kept):
         yield Change(MODEL, "model.name", f"model.name {config.model.name}: {text}")
 
 
@@ -123,12 +87,10 @@ def differing(now: Mapping[str, Any], kept: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key}: found {shown(now[key])}, the run was begun with {shown(kept[key])}"
 
 
-def _of_data(now: Inputs, kept: Inputs, config: Config, before: Config) -> Iterator[Change]:
+def data_changes(now: Inputs, kept: Inputs, config: Config, before: Config) -> Iterator[Change]:
+    """Data files, by the fields that name them, that are not those of before; of the hub's, the commit."""
     names, old = dict(flat(config)), dict(flat(before))
-    fields = sorted(now.data.keys() | kept.data.keys())
-    if "data.prepared" in fields:  # the other fields are not in use, or text took the place of prepared data
-        fields = ["data.prepared"]
-    for field in fields:
+    for field in sorted(now.data.keys() | kept.data.keys()):
         if field in now.data and field in kept.data:
             for text in _of_files(now.data[field], kept.data[field]):
                 yield Change(DATA, field, f"{field}{text}")
@@ -169,7 +131,8 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:SHOWN_NAMES]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _of_deepspeed(now: Inputs, kept: Inputs) -> Iterator[Change]:
+def deepspeed_changes(now: Inputs, kept: Inputs) -> Iterator[Change]:
+    """What the updates depend on in a DeepSpeed JSON, where it is not as before."""
     if not now.engine["name"] == kept.engine["name"] == "deepspeed":
         return
     found, before = dict(_deciding(now.engine["settings"])), dict(_deciding(kept.engine["settings"]))

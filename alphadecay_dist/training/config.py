@@ -19,6 +19,7 @@ import yaml
 from alphadecay_dist.decay.settings import PREMULTIPLY
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.training.recipe import AT_LEAST, AT_MOST, CHOICES, SIZES, WORDS, Config
+from alphadecay_dist.training.tasks.registry import DEFAULT, TASKS, options_of
 from alphadecay_dist.training.units import bytes_of
 
 DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d*)?)s?)?")
@@ -58,12 +59,15 @@ def check_fields(overrides: Iterable[str]) -> None:
     Raises:
         UserError: as :func:`load_config` would.
     """
-    config_from_dict(_overridden({}, overrides, ""))
+    tree = _overridden({}, overrides, "")
+    if "task" not in tree.get("model", {}):
+        tree.pop("task", None)  # the recipe says whose fields these are
+    config_from_dict(tree)
 
 
 def _overridden(tree: dict[str, Any], overrides: Iterable[str], recipe: str) -> dict[str, Any]:
     """A recipe's content with the overrides in it."""
-    switches = [key for key, value in flat(Config()) if isinstance(value, bool)]
+    switches = [key for key, value in defaults().items() if isinstance(value, bool)]
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator and key in switches:
@@ -78,6 +82,11 @@ def _overridden(tree: dict[str, Any], overrides: Iterable[str], recipe: str) -> 
             )
         values[name] = text if _is_text(key, text) else _parse_yaml(text, f"--{key}")
     return tree
+
+
+def defaults() -> dict[str, Any]:
+    """All fields of a recipe by dotted key, with their defaults; those of all tasks are among them."""
+    return dict(field for name in TASKS for field in flat(Config(task=options_of(name)())))
 
 
 def read_yaml(recipe: str) -> dict[str, Any]:
@@ -102,8 +111,8 @@ def read_yaml(recipe: str) -> dict[str, Any]:
 
 def config_from_dict(tree: Mapping[str, Any]) -> Config:
     """A config from nested dicts; keys and types are strict, most ranges are left to :func:`check`."""
-    sections = typing.get_type_hints(Config)
-    built = {}
+    sections = _sections(tree)
+    built = {"task": sections["task"]()}
     for section, values in tree.items():
         if section not in sections:
             raise UserError(f"unknown section {shown(section)}{nearest(_bare(section), sections)}")
@@ -184,10 +193,29 @@ def flat(config: Config) -> Iterator[tuple[str, Any]]:
 
 def to_yaml(config: Config) -> str:
     """The config as a recipe that gives the same config again."""
-    tree = dataclasses.asdict(config)
-    tree["optimizer"]["betas"] = list(config.optimizer.betas)
-    tree["decay"]["farms_grid"] = list(config.decay.farms_grid)
+    tree = {
+        section: {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        for section, values in as_dict(config).items()
+    }
     return yaml.safe_dump(tree, sort_keys=False)
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """The config as nested dicts, without the section of a task that has no fields of its own."""
+    return {section: values for section, values in dataclasses.asdict(config).items() if values}
+
+
+def _sections(tree: Mapping[str, Any]) -> dict[str, type]:
+    """The dataclass of each section, in a recipe of that task.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    model = tree.get("model")
+    name = model.get("task", DEFAULT) if isinstance(model, dict) else DEFAULT
+    if not isinstance(name, str) or name not in TASKS:
+        raise UserError(f"model.task: found {shown(name)}, expected one of {', '.join(TASKS)}")
+    return {**typing.get_type_hints(Config), "task": options_of(name)}
 
 
 def _section(section: str, cls: type, values: Any) -> Any:
@@ -208,10 +236,12 @@ def _hint(section: str, name: str, known: Iterable[str]) -> str:
     """How an error goes on after an unknown key: the same name in another section, or the nearest one."""
     if section == "model":
         return (
-            "; known: name; the model's sizes are in a JSON, as in recipes/models/llama_60m.json: give yours "
-            "by --model.name=PATH.json"
+            "; known: name, task; the model's sizes are in a JSON, as in recipes/models/llama_60m.json: give "
+            "yours by --model.name=PATH.json"
         )
-    others = [key for key, _ in flat(Config()) if key.partition(".")[2] == name]
+    if section == "task" and not known:
+        return "; the task that model.task names has no fields of its own"
+    others = [key for key in defaults() if key.partition(".")[2] == name]
     return f"; did you mean {' or '.join(map(repr, others))}?" if others else nearest(name, known)
 
 
@@ -260,8 +290,12 @@ def _no_text(key: str, value: bool) -> str:
 def _is_text(key: str, text: str) -> bool:
     """Whether an option's text is taken as it is, and not as YAML: a path, or a pattern like ``*.jsonl``."""
     section, name = key.split(".")
-    hints = typing.get_type_hints(typing.get_type_hints(Config).get(section, object))
-    free = hints.get(name) in (str, str | None) and key not in WORDS
+    sections = typing.get_type_hints(Config)
+    owners = [options_of(task) for task in TASKS] if section == "task" else [sections.get(section, object)]
+    hints = [
+        hint for owner in owners for field, hint in typing.get_type_hints(owner).items() if field == name
+    ]
+    free = bool(hints) and all(hint in (str, str | None) for hint in hints) and key not in WORDS
     return free and text not in ("", "~", "null") and text[0] not in "'\""
 
 

@@ -11,6 +11,7 @@ from dataclasses import fields
 from typing import Any
 
 from alphadecay_dist.training.recipe import Config
+from alphadecay_dist.training.tasks.registry import TASKS, options_of
 
 ENTRY = re.compile(r"    (\w+): (.+)")
 WIDTH = 100
@@ -29,13 +30,19 @@ def listing() -> str:
 
 
 def described() -> Iterator[tuple[str, Any, str]]:
-    """Dotted key, default and description of every field of a recipe."""
+    """Dotted key, default and description of every field of a recipe, those of the tasks' own behind."""
     defaults = Config()
     for section in fields(defaults):
-        values = getattr(defaults, section.name)
-        texts = _attributes(type(values))
-        for option in fields(values):
-            yield f"{section.name}.{option.name}", getattr(values, option.name), texts.get(option.name, "")
+        yield from _of_section(section.name, getattr(defaults, section.name))
+    for name in TASKS:
+        for key, value, text in _of_section("task", options_of(name)()):
+            yield key, value, f"({name}) {text}"
+
+
+def _of_section(section: str, values: Any) -> Iterator[tuple[str, Any, str]]:
+    texts = _attributes(type(values))
+    for option in fields(values):
+        yield f"{section}.{option.name}", getattr(values, option.name), texts.get(option.name, "")
 
 
 def _attributes(cls: type) -> dict[str, str]:

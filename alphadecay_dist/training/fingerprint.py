@@ -47,6 +47,17 @@ def marks_of(source: str, files: Iterable[str]) -> Marks:
         )
 
 
+def marks_in(folder: Path) -> Marks:
+    """The marks of the files of a directory, or of one file.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    if folder.is_file():
+        return marks_of(str(folder), [str(folder)])
+    return marks_of(str(folder), sorted(str(path) for path in folder.iterdir() if path.is_file()))
+
+
 def root_of(source: str) -> Path:
     """The directory that a source's files are named from, so that all may move together to another place."""
     path = Path(source)

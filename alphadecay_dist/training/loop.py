@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,85 +18,105 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from alphadecay_dist.checkpoint import restore
 from alphadecay_dist.checkpoint.reader import newest
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS
-from alphadecay_dist.control.protocol import DecayController
 from alphadecay_dist.control.refresh import Refresh
 from alphadecay_dist.engines.training import TrainEngine
 from alphadecay_dist.errors import RunError, UserError
 from alphadecay_dist.notices import LOGGER
 from alphadecay_dist.training.bad_updates import ROLLBACK, BadUpdates
-from alphadecay_dist.training.data.batches import Batch, EvaluationData, digests
+from alphadecay_dist.training.build import Built
+from alphadecay_dist.training.config import as_dict
 from alphadecay_dist.training.data.prefetch import Prefetched
 from alphadecay_dist.training.inputs import Inputs
 from alphadecay_dist.training.optimizer import learning_rate
 from alphadecay_dist.training.outputs.run_files import EVAL, METRICS, SEQUENCES
 from alphadecay_dist.training.outputs.run_log import RunLog
+from alphadecay_dist.training.preflight import ResolvedRun
 from alphadecay_dist.training.process.exit_codes import Preempted
 from alphadecay_dist.training.process.preemption import StopRequests
 from alphadecay_dist.training.process.ranks import Ranks
-from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.saver import Saver
 from alphadecay_dist.training.state import SavedRun, saved_run
-from alphadecay_dist.training.tasks.language.flops import Utilization
+from alphadecay_dist.training.tasks.data import Batch
 
 STOP_POLL_EVERY = 8  # micro-batches of an evaluation between questions whether to stop
 
 
 @dataclass
 class Progress:
-    """How far the run is: updates finished and tokens trained on."""
+    """How far the run is: updates finished and targets (of language, tokens) trained on."""
 
     step: int = 0
-    tokens: int = 0
+    targets: int = 0
+
+
+@dataclass(frozen=True)
+class _Agreed:
+    """What all ranks know of an update once its gradients are there.
+
+    Attributes:
+        loss: the sum over all ranks' batches.
+        targets: their number, 1 or more.
+        stopping: whether a rank wants to stop, or cannot go on.
+        saved: whether a checkpoint is under way, and every rank's part of it done.
+    """
+
+    loss: float
+    targets: float
+    stopping: bool
+    saved: bool
 
 
 class Trainer:
     """Runs one recipe to its end.
 
     Args:
-        config: the resolved recipe.
+        checked: recipe, task, model and output directory.
         inputs: what the run is made of, to be kept in checkpoints.
-        folder: output directory.
         ranks: this rank among the others.
         engine: the engine, holding model and optimizer.
-        decay: the controller of the policy.
+        built: controller, and what the task keeps beside the weights.
         data: this rank's training data.
         evaluation: this rank's validation data.
         log: what is written of the run.
-        utilization: of the ranks' devices by an update.
         requests: of this rank, to stop.
+
+    Attributes:
+        progress: how far it is.
+        shown: the number that people are shown of each evaluation since the start.
     """
 
     def __init__(
         self,
-        config: Config,
+        checked: ResolvedRun,
         inputs: Inputs,
-        folder: Path,
         ranks: Ranks,
         engine: TrainEngine,
-        decay: DecayController,
+        built: Built,
         data: Prefetched,
-        evaluation: EvaluationData,
+        evaluation: Iterable[Batch],
         log: RunLog,
-        utilization: Utilization,
         requests: StopRequests,
     ) -> None:
-        self._config = config
+        self._config = config = checked.config
+        self._task = checked.task
+        self._model = checked.model
         self._inputs = dataclasses.asdict(inputs)
-        self._folder = folder
+        self._checkpoints = checked.folder / CHECKPOINTS
         self._ranks = ranks
         self._engine = engine
-        self._decay = decay
+        self._decay = built.decay
+        self._companion = built.companion
+        self._utilization = built.utilization
         self._data = data
         self._evaluation = evaluation
         self._log = log
-        self._utilization = utilization
         self._requests = requests
         self._stop: str | None = None  # why all ranks stop, once they have agreed to
         self._bad = BadUpdates(config.train.on_nonfinite, config.train.max_skips)
         self._evaluation_owed = True
-        self._saver = Saver(config.checkpoint, folder / CHECKPOINTS, engine, ranks)
+        self._saver = Saver(config.checkpoint, self._checkpoints, engine.name, built.companion.state, ranks)
         self.progress = Progress()
-        self.perplexities: list[float] = []
+        self.shown: list[float] = []
         self._last_refresh: Refresh | None = None
 
     def resume(self, saved: SavedRun) -> None:
@@ -109,7 +127,7 @@ class Trainer:
 
     def _restore(self, saved: SavedRun) -> None:
         """Take up what a rollback takes up too: weights, optimizer, decays and progress."""
-        restore.load(saved.checkpoint, self._engine.state(), self._ranks)
+        restore.load(saved.checkpoint, self._companion.state(), self._ranks)
         if saved.state.decay:
             self._decay.load_state_dict(saved.state.decay)
         self.progress = Progress(saved.checkpoint.manifest.step, saved.state.tokens)
@@ -143,59 +161,55 @@ class Trainer:
         return self.progress.step >= steps
 
     def _update(self, bar: Any) -> None:
-        """One optimizer update and its line in metrics.jsonl; or, where it is not finite, none."""
+        """One optimizer update: read batches -> gradients -> agree -> step -> record.
+
+        Where it is not finite it is counted, and skipped or gone back from: see :meth:`_not_applied`.
+        """
         begin = time.perf_counter()
         step = self.progress.step + 1
         rate = learning_rate(step, self._config.train.steps, self._config.optimizer)
-        batches, targets = self._next_batches(step)
-        self._engine.set_learning_rate(rate)
-        # The engine takes the mean over ranks: times their number, it is the sum over all tokens' losses.
-        scale = (self._ranks.world_size / targets[0]).float()
-        total = self._engine.gradients(self._losses(batches), scale)
-        flags = float(self._requests.waiting), float(self._saver.written)
-        sums = self._ranks.sum_on_device(total, *flags)
-        loss, asked, written, tokens = torch.cat([sums, targets]).tolist()  # the one wait for the device
+        batches, targets = self._read_batches(step)
+        summed = self._gradients(batches, targets, rate)
+        agreed = self._agree(summed, targets)
         applied = self._engine.step(self._step_decay)
         seconds = time.perf_counter() - begin
-        if asked:
+        if agreed.stopping:
             self._poll_stop()
-        norm = self._engine.grad_norm
+        loss, norm = agreed.loss / agreed.targets, self._engine.grad_norm
         if applied:
             self._bad.applied()
-        elif self._not_applied(f"update {step}: loss {loss / tokens}, gradient norm {norm}", bar):
+            self._companion.after_update(step)
+        elif self._not_applied(f"update {step}: loss {loss}, gradient norm {norm}", bar):
             return
-        self.progress = Progress(step, self.progress.tokens + int(tokens))
+        self.progress = Progress(step, self.progress.targets + int(agreed.targets))
+        speed = agreed.targets / seconds
         record = {
             "step": step,
-            "loss": loss / tokens,
+            "loss": loss,
             "lr": rate,
             "grad_norm": norm,
-            "tokens": self.progress.tokens,
-            "tokens_per_second": tokens / seconds,
+            self._task.targets: self.progress.targets,
+            f"{self._task.targets}_per_second": speed,
             "step_seconds": seconds,
             "mfu": self._utilization.of(seconds),
             **self._decay.log(),
             **({} if applied else {"skipped": True}),
         }
-        self._log.line(METRICS, record, wandb=_due(step, self._config.logging.every))
-        if self._config.logging.sequences:
-            consumed = [digest for each in self._ranks.gather(digests(batches)) for digest in each]
-            self._log.line(SEQUENCES, {"step": step, "sequences": consumed}, wandb=False)
-        self._log_refresh()
-        if written == self._ranks.world_size:
+        self._record(record, batches)
+        if agreed.saved:
             self._saver.finish()
         self._evaluation_owed = step == self._config.train.steps or _due(step, self._config.eval.every)
-        bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s", False)
+        bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} {self._task.targets}/s", False)
         bar.update()
 
-    def _next_batches(self, step: int) -> tuple[list[Batch], Tensor]:
-        """This rank's micro-batches, and the tokens to predict of all ranks' (1, on the device).
+    def _read_batches(self, step: int) -> tuple[Sequence[Batch], Tensor]:
+        """This rank's micro-batches, and the targets of all ranks' (1, on the device).
 
         Raises:
             RunError: a rank's data cannot be read; what is finished was saved.
         """
         before = self._data.state()
-        batches: list[Batch] = []
+        batches: Sequence[Batch] = []
         failure = None
         try:
             batches = self._data.next_update()
@@ -212,6 +226,31 @@ class Trainer:
             raise RunError(f"update {step}: {failures[0]}")
         return batches, summed[:1].clamp_min(1)
 
+    def _gradients(self, batches: Sequence[Batch], targets: Tensor, rate: float) -> Tensor:
+        """The gradients of an update; returns this rank's summed loss, which nobody waits for."""
+        self._engine.set_learning_rate(rate)
+        # The engine takes the mean over ranks: times their number, it is the sum over all targets' losses.
+        scale = (self._ranks.world_size / targets[0]).float()
+        return self._engine.gradients(self._calls(self._model.loss, batches), scale)
+
+    def _agree(self, summed: Tensor, targets: Tensor) -> _Agreed:
+        """What all ranks know after the gradients, in one sum: the update's only wait for the device."""
+        flags = float(self._requests.waiting), float(self._saver.written)
+        sums = self._ranks.sum_on_device(summed, *flags)
+        loss, stopping, written, number = torch.cat([sums, targets]).tolist()
+        return _Agreed(loss, number, stopping > 0, written == self._ranks.world_size)
+
+    def _record(self, record: Mapping[str, Any], batches: Sequence[Batch]) -> None:
+        """An update's line in metrics.jsonl; if asked, in sequences.jsonl; and of a refresh."""
+        self._log.line(METRICS, record, wandb=_due(record["step"], self._config.logging.every))
+        if self._config.logging.sequences:
+            mine = [digest for batch in batches for digest in batch.digests()]
+            consumed = [digest for each in self._ranks.gather(mine) for digest in each]
+            self._log.line(SEQUENCES, {"step": record["step"], "sequences": consumed}, wandb=False)
+        refresh, self._last_refresh = self._last_refresh, None
+        if refresh is not None:
+            self._log.refresh(refresh)
+
     def _not_applied(self, what: str, bar: Any) -> bool:
         """Count an update that is not finite; returns whether the run went back to a checkpoint for it."""
         self._saver.finish()  # this may be the end, or a way back to that checkpoint
@@ -226,7 +265,7 @@ class Trainer:
 
     def _roll_back(self, what: str) -> None:
         """Go back to the last checkpoint, but on with the data: the bad update's are not taken again."""
-        checkpoint = newest(self._folder / CHECKPOINTS, self._ranks)
+        checkpoint = newest(self._checkpoints, self._ranks)
         if checkpoint is None:
             raise RunError(f"{what}; there is no checkpoint yet to go back to: see --checkpoint.every")
         self._last_refresh = None
@@ -237,34 +276,31 @@ class Trainer:
         """Before each engine step: refresh the decays where that is due."""
         self._last_refresh = self._decay.step() or self._last_refresh
 
-    def _log_refresh(self) -> None:
-        refresh, self._last_refresh = self._last_refresh, None
-        if refresh is not None:
-            self._log.refresh(refresh)
-
     def _evaluate_if_owed(self, bar: Any) -> None:
         """Evaluate, if that is due and nobody wants to stop; else it is left to the next start."""
         if not self._evaluation_owed or self._stop:
             return
         bar.set_description("evaluating")
-        targets = sum(batch.targets for batch in self._evaluation)
-        total = self._engine.evaluate(self._losses(self._until_asked(self._evaluation)))
-        if self._stop:
+        numbers = self._evaluate()
+        if numbers is None:
             return
         self._evaluation_owed = False
-        loss, tokens = self._ranks.sum(total, float(targets))
-        loss /= max(tokens, 1)
-        perplexity = math.exp(loss) if loss < 700 else math.inf
-        self.perplexities.append(perplexity)
-        record = {
-            "step": self.progress.step,
-            "loss": loss,
-            "perplexity": perplexity,
-            "tokens": int(tokens),
-        }
-        self._log.line(EVAL, record)
+        self._log.line(EVAL, {"step": self.progress.step, **numbers})
         bar.set_description("training")
-        self._log.say(f"update {self.progress.step}: validation perplexity {perplexity:.2f}")
+        name = self._task.shown
+        self.shown.append(numbers[name])
+        self._log.say(f"update {self.progress.step}: validation {name} {numbers[name]:.2f}")
+
+    def _evaluate(self) -> dict[str, float] | None:
+        """The evaluation's numbers, the same on every rank; None where a request to stop came between."""
+        targets = sum(batch.targets for batch in self._evaluation)
+        with self._companion.evaluating():
+            calls = self._calls(self._model.measure, self._until_asked(self._evaluation))
+            mine = self._engine.evaluate(calls)
+        if self._stop:
+            return None
+        *sums, number = self._ranks.sum(*mine.flatten(), float(targets))
+        return self._model.numbers(sums, number)
 
     def _until_asked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Batches until a rank is asked to stop; every rank has as many, and leaves off at the same one."""
@@ -276,9 +312,12 @@ class Trainer:
                     return
             yield batch
 
-    def _losses(self, batches: Iterable[Batch]) -> Iterator[Callable[[nn.Module], Tensor]]:
+    def _calls(
+        self, function: Callable[[nn.Module, Any], Tensor], batches: Iterable[Batch]
+    ) -> Iterator[Callable[[nn.Module], Tensor]]:
+        """A task's function of model and batch, as a function of the model for each batch."""
         for batch in batches:
-            yield functools.partial(_loss, batch=batch.to(self._engine.device))
+            yield functools.partial(_called, function, batch.to(self._engine.device))
 
     def _save_once(self) -> None:
         """Save, unless this update's checkpoint is there; and hear who was asked to stop meanwhile.
@@ -307,8 +346,8 @@ class Trainer:
         for states in self._ranks.gather(self._data.state()):
             lanes.update(states)
         return {
-            "config": dataclasses.asdict(self._config),
-            "tokens": self.progress.tokens,
+            "config": as_dict(self._config),
+            "tokens": self.progress.targets,  # of any task: the first one had tokens
             "lanes": lanes,
             "evaluation_owed": self._evaluation_owed,
             "bad_updates": self._bad.state(),
@@ -317,7 +356,7 @@ class Trainer:
         }
 
     def _progress_bar(self) -> Any:
-        """Loss, tokens/s and time left on rank 0; a line every 10 s at most where no terminal reads it."""
+        """Loss, speed and time left on rank 0; a line every 10 s at most where no terminal reads it."""
         return tqdm(
             total=self._config.train.steps,
             initial=self.progress.step,
@@ -329,8 +368,8 @@ class Trainer:
         )
 
 
-def _loss(model: nn.Module, batch: Batch) -> Tensor:
-    return model(batch.input_ids, batch.labels)
+def _called(function: Callable[[nn.Module, Any], Tensor], batch: Batch, model: nn.Module) -> Tensor:
+    return function(model, batch)
 
 
 def _due(step: int, every: int) -> bool:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:  # a command line is read without torch
 
 # Kinds of files that may have changed since a run was begun.
 MODEL, TOKENIZER, DATA, DEEPSPEED = KINDS = ("model", "tokenizer", "data", "deepspeed")
-# What a site may keep under another name on each node.
-OF_A_NODE = ("data.source", "data.validation", "data.prepared", "tokenizer.model", "model.name")
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def require_same_options(options: Options, checked: ResolvedRun, ranks: Ranks) -
         "resume": options.resume,
         "overwrite": options.overwrite,
         "dry_run": options.dry_run,
-        **{key: value for key, value in flat(checked.config) if key not in OF_A_NODE},
+        **{key: value for key, value in flat(checked.config) if key not in checked.task.paths},
     }
     first, *others = ranks.gather(given)
     for rank, other in enumerate(others, 1):

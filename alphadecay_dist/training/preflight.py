@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch import nn
 
 from alphadecay_dist.engines.registry import DEEPSPEED, DEFAULT, ENGINES
 from alphadecay_dist.engines.settings import RunSettings
@@ -17,15 +17,13 @@ from alphadecay_dist.engines.training import settings_for
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.coverage import require_weights
 from alphadecay_dist.params.inventory import tuned_weights
+from alphadecay_dist.training.batch_size import micro_batch
 from alphadecay_dist.training.config import load_config
-from alphadecay_dist.training.data.batches import micro_batch
-from alphadecay_dist.training.data.prepared import check_tokenizer, read_manifest
-from alphadecay_dist.training.data.sources import find_files
 from alphadecay_dist.training.options import Options
 from alphadecay_dist.training.process.environment import environment
 from alphadecay_dist.training.recipe import Config
-from alphadecay_dist.training.tasks.language import model as models
-from alphadecay_dist.training.tasks.language.pretrained import values_from
+from alphadecay_dist.training.tasks.registry import task_named
+from alphadecay_dist.training.tasks.task import Model, Task
 
 
 @dataclass(frozen=True)
@@ -33,22 +31,27 @@ class ResolvedRun:
     """What can be known before any rank meets another."""
 
     config: Config
-    model_config: LlamaConfig
-    shapes: LlamaForCausalLM
+    task: Task
+    model: Model
     engine_config: Any  # the engine's own settings, a dict or a dataclass
     folder: Path
+
+    @property
+    def shapes(self) -> nn.Module:
+        """The model without storage."""
+        return self.model.shapes
 
 
 def resolve(options: Options) -> ResolvedRun:
     """Check options, recipe, model and DeepSpeed JSON: the same result, or error, on every rank."""
     config = _with_engine(with_dtype(load_config(options.recipe, options.overrides)), options)
     engine_config = _engine_config(config, options.deepspeed)
-    model_config = models.read_model_config(config.model.name, config.train.seq_len)
-    shapes = models.build_on_meta(model_config)
-    require_weights(tuned_weights(shapes), shapes)
-    _check_data(config, model_config.vocab_size)
+    task = task_named(config.model.task)
+    model = task.model(config)
+    require_weights(tuned_weights(model.shapes), model.shapes)
+    task.check_data(config, model)
     if options.init_from is not None:
-        values_from(options.init_from, shapes, config.checkpoint.trust)
+        model.initial_values(options.init_from)
     name = Path(options.recipe).stem
     folder = Path(options.output_dir or Path("runs") / name)
     if os.path.exists(folder) and not os.path.isdir(folder):
@@ -58,18 +61,12 @@ def resolve(options: Options) -> ResolvedRun:
         raise UserError(
             f"--output_dir {folder}: cannot be made, {above} is no directory to write to; choose another"
         )
-    return ResolvedRun(config, model_config, shapes, engine_config, folder)
+    return ResolvedRun(config, task, model, engine_config, folder)
 
 
-def _check_data(config: Config, vocabulary: int) -> None:
-    """What can be known of the data without reading them."""
-    if config.data.prepared is not None:
-        folder = Path(config.data.prepared)
-        check_tokenizer(read_manifest(folder), folder, config.tokenizer, vocabulary)
-        return
-    for source in (config.data.source, config.data.validation):
-        if source not in ("demo", "c4", None):
-            find_files(source)
+def parameter_count(shapes: nn.Module) -> int:
+    """Number of weights, tied ones once."""
+    return sum(parameter.numel() for parameter in shapes.parameters())
 
 
 def with_dtype(config: Config) -> Config:

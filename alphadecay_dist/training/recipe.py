@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 from alphadecay_dist.decay.settings import CHOICES as DECAY_CHOICES
 from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.engines.registry import ENGINES
 from alphadecay_dist.params.choices import UNTUNED_DECAYS
 from alphadecay_dist.training.bad_updates import POLICIES, STOP
+from alphadecay_dist.training.tasks.registry import DEFAULT, NoOptions
 
 AUTO, NONE, NFKC = "auto", "none", "nmt_nfkc"  # of the text that a tokenizer is trained on
 
@@ -20,9 +22,11 @@ class ModelConfig:
 
     Attributes:
         name: one of recipes/models, or the path of a LLaMA config JSON, which holds the model's sizes.
+        task: what the model learns: ``language``, of text.
     """
 
     name: str = "llama_demo"
+    task: str = DEFAULT
 
 
 @dataclass(frozen=True)
@@ -210,7 +214,12 @@ class LoggingConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole recipe, resolved."""
+    """A whole recipe, resolved.
+
+    ``data``, ``tokenizer``, ``train.seq_len`` and ``eval.tokens`` are the language task's; other tasks read
+    of ``data`` what they need. ``task`` is the section of a task's own fields: a dataclass that the registry
+    has for ``model.task``.
+    """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -222,6 +231,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    task: Any = field(default_factory=NoOptions)
 
 
 CHOICES: dict[str, Collection[str]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,40 +20,16 @@ from alphadecay_dist.training.outputs.run_files import DECAY, EVAL, METRICS, SEQ
 from alphadecay_dist.training.process.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.state import SavedRun, saved_run
+from alphadecay_dist.training.tasks.registry import task_named
 
-# What a resume may not change: the rest of the run would not follow from its first part. Where a field names
-# files (COMPARED) and the checkpoint keeps their fingerprints, their content is compared instead: changes.py.
+# What a resume may not change, besides what the task says: the rest of the run would not follow from its
+# first part.
 FIXED = (
-    "model.name",
-    "data.source",
-    "data.validation",
-    "data.holdout",
-    "data.text_field",
-    "data.pack",
-    "data.lanes",
-    "data.shuffle",
-    "data.prepared",
-    "tokenizer.model",
     "train.global_batch",
-    "train.seq_len",
     "train.dtype",
     "train.seed",
     "optimizer.name",
     "decay.apply",  # the layout of the param groups
-)
-COMPARED = ("model.name", "data.source", "data.validation", "data.prepared", "tokenizer.model")
-# The files of a run, to be cleared in this order. The status goes last: while it is there, a start that finds
-# no checkpoint clears the rest.
-OWN_FILES = (
-    "config.yaml",
-    METRICS,
-    EVAL,
-    DECAY,
-    SEQUENCES,
-    "tokenizer.model",
-    INPUTS,
-    "wandb_id",
-    STATUS,
 )
 
 
@@ -125,10 +101,13 @@ def decide_start(
     return RunStart(clear=(folder / STATUS).is_file(), skipped=skipped)
 
 
-def clear(folder: Path) -> None:
-    """Remove a run's own files; other files in the directory stay."""
+def clear(folder: Path, files: Iterable[str]) -> None:
+    """Remove a run's own files, its task's ``files`` among them; other files in the directory stay.
+
+    The status goes last: while it is there, a start that finds no checkpoint clears the rest.
+    """
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    for name in OWN_FILES:
+    for name in ("config.yaml", METRICS, EVAL, DECAY, SEQUENCES, *files, INPUTS, "wandb_id", STATUS):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -179,10 +158,12 @@ def _named(folder: Path, resume: str, damaged: Mapping[Path, str]) -> Checkpoint
 
 def _require_same_recipe(saved: SavedRun, config: Config) -> None:
     before, now = dict(flat(saved.state.config)), dict(flat(config))
-    fixed = FIXED if saved.state.inputs is None else tuple(key for key in FIXED if key not in COMPARED)
+    task = task_named(config.model.task)
+    # Where a field names files and the checkpoint keeps their fingerprints, changes.py compares those.
+    named = task.paths if saved.state.inputs is None else ()
     # With one group for all tuned weights, one policy keeps the decay in it and the other elsewhere.
     policy = () if now["decay.apply"] == GROUPS else ("decay.policy",)
-    for key in fixed + policy:
+    for key in ("model.task", *named, *task.fixed, *FIXED, *policy):
         if _place_free(before[key]) != _place_free(now[key]):
             raise UserError(
                 f"{key}: found {now[key]!r}, the run in {saved.checkpoint.folder} was begun with "

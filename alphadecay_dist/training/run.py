@@ -4,32 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from alphadecay_dist.checkpoint import restore
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS, name_latest
-from alphadecay_dist.control.protocol import DecayController
 from alphadecay_dist.engines.training import TrainEngine, training_for
 from alphadecay_dist.errors import RunError, UserError, warn
 from alphadecay_dist.training import resume
-from alphadecay_dist.training.build import (
-    TOKENIZER,
-    build,
-    evaluation_data,
-    tokenizer_of,
-    training_data,
-    utilization_of,
-)
-from alphadecay_dist.training.config import seconds_of, to_yaml
-from alphadecay_dist.training.data.batches import (
-    EvaluationData,
-    TrainingData,
-    micro_batch,
-    open_data,
-)
+from alphadecay_dist.training.batch_size import micro_batch
+from alphadecay_dist.training.build import build
+from alphadecay_dist.training.config import as_dict, seconds_of, to_yaml
 from alphadecay_dist.training.data.prefetch import Prefetched
-from alphadecay_dist.training.data.tokenizer import Tokenizer
 from alphadecay_dist.training.dry_run import describe
 from alphadecay_dist.training.inputs import INPUTS, Inputs
 from alphadecay_dist.training.kept import keep, settled
@@ -43,7 +29,6 @@ from alphadecay_dist.training.process.exit_codes import PREEMPTED, Preempted, co
 from alphadecay_dist.training.process.lock import FolderLock
 from alphadecay_dist.training.process.preemption import StopRequests, noop
 from alphadecay_dist.training.process.ranks import Ranks
-from alphadecay_dist.training.recipe import TrainConfig
 
 
 def run(options: Options, requests: StopRequests) -> None:
@@ -87,7 +72,7 @@ def _run_joined(
     """The run, once all ranks are in one process group."""
     engine.check_config()
     require_same_options(options, checked, ranks)
-    _say_sizes(checked.config.train, ranks)
+    _say_sizes(checked, ranks)
     if not options.dry_run:
         ranks.from_main(lock.before_reading)
     start = resume.choose_start(checked.folder, checked.config, options.resume, options.overwrite, ranks)
@@ -102,34 +87,39 @@ def _run_joined(
     checked = settled(checked, options, start, ranks)
     _raise_if_stopped(ranks, requests)
     with ranks.raise_on_all_ranks():
-        source, validation = open_data(checked.config.data)
-    kept = keep(checked, options, source, validation, start, ranks)
+        opened = checked.task.open(checked.config, checked.model)
+    kept = keep(checked, options, opened, start, ranks)
     if start.checkpoint is not None:
         shapes = {name: tuple(parameter.shape) for name, parameter in checked.shapes.named_parameters()}
         restore.require_model(start.checkpoint, shapes)
-    tokenizer = tokenizer_of(checked, ranks, source, start, kept.changed("tokenizer.model"))
-    inputs = kept.with_tokenizer(tokenizer)
+    loaders = opened.loaders(ranks, kept.previous)
     _raise_if_stopped(ranks, requests)
-    lanes = None if start.saved is None or kept.restart_data else start.saved.state.lanes
+    position = None if start.saved is None or kept.restart_data else start.saved.state.lanes
     with ranks.raise_on_all_ranks():
-        data = training_data(checked.config, source, tokenizer, ranks, lanes)
+        data = loaders.training(ranks.rank, ranks.world_size, position)
     if options.dry_run:
-        ranks.say(describe(checked, engine, ranks, data, tokenizer))
+        ranks.say(describe(checked, engine, ranks, loaders, data))
         return
-    evaluation = evaluation_data(checked.config, validation, tokenizer, ranks)
-    decay = build(checked, options, engine, ranks)
+    evaluation = loaders.evaluation(ranks)
+    built = build(checked, options, engine, ranks)
     _raise_if_stopped(ranks, requests)
-    ranks.from_main(lambda: _written(checked, start, tokenizer, inputs, lock))
-    _train(checked, engine, ranks, start, decay, data, evaluation, inputs, requests)
+    inputs = kept.with_loaders(loaders)
+    ranks.from_main(lambda: _written(checked, start, loaders.files, inputs, lock))
+    log = _log(checked, start, ranks, requests)
+    ahead = Prefetched(data, pin=engine.device.type == "cuda")
+    trainer = Trainer(checked, inputs, ranks, engine, built, ahead, evaluation, log, requests)
+    _train(checked, trainer, start, ranks, log, requests)
 
 
-def _say_sizes(train: TrainConfig, ranks: Ranks) -> None:
+def _say_sizes(checked: ResolvedRun, ranks: Ranks) -> None:
     """Say where a micro-batch is smaller than the recipe's."""
+    train = checked.config.train
     size = micro_batch(train, ranks.world_size)
     if size < train.micro_batch:
         ranks.say(
-            f"micro-batches of {size} sequences: train.micro_batch is {train.micro_batch}, and {size} is the "
-            f"largest divisor below it of a rank's {train.global_batch // ranks.world_size} an update"
+            f"micro-batches of {size} {checked.task.samples}: train.micro_batch is {train.micro_batch}, and "
+            f"{size} is the largest divisor below it of a rank's {train.global_batch // ranks.world_size} an "
+            "update"
         )
 
 
@@ -141,11 +131,15 @@ def _raise_if_stopped(ranks: Ranks, requests: StopRequests) -> None:
 
 
 def _written(
-    checked: ResolvedRun, start: resume.RunStart, tokenizer: Tokenizer, inputs: Inputs, lock: FolderLock
+    checked: ResolvedRun,
+    start: resume.RunStart,
+    own: Mapping[str, bytes],
+    inputs: Inputs,
+    lock: FolderLock,
 ) -> None:
     """Write the run's beginning; a file system that refuses it is the user's to mend."""
     try:
-        _prepare_folder(checked, start, tokenizer, inputs, lock)
+        _prepare_folder(checked, start, own, inputs, lock)
     except OSError as error:
         raise UserError(
             f"{checked.folder}: cannot be written: {error.strerror}; mend that and start again, or choose "
@@ -154,55 +148,47 @@ def _written(
 
 
 def _prepare_folder(
-    checked: ResolvedRun, start: resume.RunStart, tokenizer: Tokenizer, inputs: Inputs, lock: FolderLock
+    checked: ResolvedRun,
+    start: resume.RunStart,
+    own: Mapping[str, bytes],
+    inputs: Inputs,
+    lock: FolderLock,
 ) -> None:
-    """Make the output directory fit the run's beginning, and this run's own."""
+    """Make the output directory fit the run's beginning, and this run's own; with the task's files in it."""
     lock.before_writing()
     if start.clear:
-        resume.clear(checked.folder)
+        resume.clear(checked.folder, checked.task.files)
     files = RunFiles(checked.folder)
     files.text("config.yaml", to_yaml(checked.config))
     files.text(INPUTS, json.dumps(dataclasses.asdict(inputs), indent=1))
-    kept = checked.folder / TOKENIZER
-    if not kept.is_file() or kept.read_bytes() != tokenizer.proto:  # on a full disk nothing is lost
-        kept.write_bytes(tokenizer.proto)
+    for name, content in own.items():
+        path = checked.folder / name
+        if not path.is_file() or path.read_bytes() != content:  # on a full disk nothing is lost
+            path.write_bytes(content)
     files.keep_until(start.step, start.evaluated)
     if start.checkpoint is not None and start.checkpoint.folder.parent == checked.folder / CHECKPOINTS:
         name_latest(start.checkpoint.folder)  # of several, the one that the run goes on from
     files.status("running", start.step)
 
 
+def _log(checked: ResolvedRun, start: resume.RunStart, ranks: Ranks, requests: StopRequests) -> RunLog:
+    """What rank 0 writes of the run. Collective: where wandb does not start, all ranks hear of it."""
+    tracker: Tracker | None = None
+    with ranks.raise_on_all_ranks():
+        if ranks.is_main:
+            tracker = _tracker(checked, start)
+    return RunLog(RunFiles(checked.folder) if ranks.is_main else None, tracker, requests)
+
+
 def _train(
     checked: ResolvedRun,
-    engine: TrainEngine,
-    ranks: Ranks,
+    trainer: Trainer,
     start: resume.RunStart,
-    decay: DecayController,
-    data: TrainingData,
-    evaluation: EvaluationData,
-    inputs: Inputs,
+    ranks: Ranks,
+    log: RunLog,
     requests: StopRequests,
 ) -> None:
     """Train, and on rank 0 keep files, wandb and status."""
-    trackers: list[Tracker] = []
-    ranks.from_main(lambda: trackers.append(_tracker(checked, start)))
-    files = RunFiles(checked.folder) if ranks.is_main else None
-    log = RunLog(files, trackers[0] if trackers else None, requests)
-    ahead = Prefetched(data, pin=engine.device.type == "cuda")
-    utilization = utilization_of(checked, engine, ranks)
-    trainer = Trainer(
-        checked.config,
-        inputs,
-        checked.folder,
-        ranks,
-        engine,
-        decay,
-        ahead,
-        evaluation,
-        log,
-        utilization,
-        requests,
-    )
     with _watched(trainer, log, requests):
         if start.saved is not None:
             trainer.resume(start.saved)
@@ -223,7 +209,7 @@ def _trained(trainer: Trainer) -> bool:
 
 
 def _tracker(checked: ResolvedRun, start: resume.RunStart) -> Tracker:
-    config = dataclasses.asdict(checked.config)
+    config = as_dict(checked.config)
     return Tracker(checked.config.logging.wandb, checked.folder, config, resumed=start.step > 0)
 
 
@@ -249,8 +235,8 @@ def _watched(trainer: Trainer, log: RunLog, requests: StopRequests) -> Iterator[
 
 def _closing_line(checked: ResolvedRun, trainer: Trainer, finished: bool) -> str:
     """Where everything is."""
-    perplexities = [f"{perplexity:.2f}" for perplexity in trainer.perplexities]
-    change = f", validation perplexity {' -> '.join(perplexities)}" if perplexities else ""
+    shown = " -> ".join(f"{number:.2f}" for number in trainer.shown)
+    change = f", validation {checked.task.shown} {shown}" if shown else ""
     state = "finished" if finished else "stopped, to be continued by the same command"
     return (
         f"{state}: {trainer.progress.step} updates{change}; metrics.jsonl, eval.jsonl, decay.jsonl, "

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from alphadecay_dist.checkpoint import writer
 from alphadecay_dist.checkpoint.background import BackgroundSave
-from alphadecay_dist.engines.training import TrainEngine
+from alphadecay_dist.engines.state import EngineState
 from alphadecay_dist.training.process.ranks import Ranks
 from alphadecay_dist.training.recipe import CheckpointConfig
 
@@ -18,17 +19,26 @@ class Saver:
     Args:
         config: whether in the background, and how many checkpoints to keep.
         root: the directory of checkpoints.
-        engine: holds weights and optimizer.
+        layout: engine and sharding, as a checkpoint names them.
+        tensors: gives weights, optimizer state and what the task keeps beside them.
         ranks: this rank among the others.
 
     Attributes:
         saved_at: the update whose checkpoint was the last to be saved, started or loaded.
     """
 
-    def __init__(self, config: CheckpointConfig, root: Path, engine: TrainEngine, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        root: Path,
+        layout: str,
+        tensors: Callable[[], EngineState],
+        ranks: Ranks,
+    ) -> None:
         self._config = config
         self._root = root
-        self._engine = engine
+        self._layout = layout
+        self._tensors = tensors
         self._ranks = ranks
         self._pending: BackgroundSave | None = None
         self.saved_at: int | None = None
@@ -40,7 +50,7 @@ class Saver:
             RunError: it, or the one before it, cannot be written.
         """
         self.finish()
-        engine_state, layout = self._engine.state(), self._engine.name
+        engine_state, layout = self._tensors(), self._layout
         if self._config.background:
             self._pending = BackgroundSave(
                 self._root, step, engine_state=engine_state, layout=layout, state=state, ranks=self._ranks

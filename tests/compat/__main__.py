@@ -28,7 +28,7 @@ FAST = (
     "tests/checkpoint",
     "tests/commands/test_spectrum_models.py",
     "tests/training/test_config.py",
-    "tests/commands/test_hf_tokenizer.py",
+    "tests/training/tasks/language/test_hf_tokenizer.py",
     "tests/training/tasks/language/test_pretrained.py",
     "tests/training/data/test_tokenizer.py",
 )

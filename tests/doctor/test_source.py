@@ -6,16 +6,20 @@ import time
 
 import pytest
 
-from alphadecay_dist.doctor import source
 from alphadecay_dist.doctor.source import fault_of_data
-from alphadecay_dist.training.recipe import DataConfig
+from alphadecay_dist.training.recipe import Config, DataConfig
+from alphadecay_dist.training.tasks.language.data import Text
 from tests.doctor.ranks import doctor
 from tests.training.runs import launch
 
 
+def fault_of_text(config, seconds=60):
+    return fault_of_data(config, lambda: Text(Config(data=config), 32_000), seconds)
+
+
 def test_documents_that_can_be_read_are_no_fault(prepared):
-    assert fault_of_data(DataConfig(), 60) is None
-    assert fault_of_data(DataConfig(prepared=str(prepared)), 60) is None
+    assert fault_of_text(DataConfig()) is None
+    assert fault_of_text(DataConfig(prepared=str(prepared))) is None
 
 
 @pytest.mark.parametrize(
@@ -24,22 +28,21 @@ def test_documents_that_can_be_read_are_no_fault(prepared):
 def test_files_without_a_readable_document_are_named(tmp_path, name, text):
     path = tmp_path / name
     path.write_text(text)
-    assert str(path) in fault_of_data(DataConfig(str(path), str(path)), 60)
+    assert str(path) in fault_of_text(DataConfig(str(path), str(path)))
 
 
-def test_a_source_that_does_not_answer_is_reported_in_time(monkeypatch):
-    monkeypatch.setattr(source, "open_data", lambda _: time.sleep(30))
+def test_a_source_that_does_not_answer_is_reported_in_time():
     begin = time.monotonic()
-    assert fault_of_data(DataConfig("c4"), 0.2) == "data.source c4: no document within 0.2 s"
+    found = fault_of_data(DataConfig("c4"), lambda: time.sleep(30), 0.2)
+    assert found == "data.source c4: no document within 0.2 s"
     assert time.monotonic() - begin < 10
 
 
-def test_what_breaks_the_reading_is_the_fault(monkeypatch):
-    def broken(_):
+def test_what_breaks_the_reading_is_the_fault():
+    def broken():
         raise MemoryError("too\nlarge")
 
-    monkeypatch.setattr(source, "open_data", broken)
-    assert fault_of_data(DataConfig(), 60) == "data: demo: MemoryError: too large"
+    assert fault_of_data(DataConfig(), broken, 60) == "data: demo: MemoryError: too large"
 
 
 @pytest.mark.ranks

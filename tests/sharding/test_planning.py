@@ -15,7 +15,6 @@ from alphadecay_dist.sharding.ownership import TRIDIAGONAL, assign_owners, cost
 from alphadecay_dist.sharding.planning import analysed, plan_exchange, schedule_for
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.dry_run import owners
-from alphadecay_dist.training.preflight import ResolvedRun
 from tests.engines.tiny import TUNABLE, Uneven
 from tests.sharding.shapes import on_meta
 
@@ -46,7 +45,7 @@ def test_windows_that_do_not_fit_are_refused_by_name():
 def test_a_dry_run_has_the_owners_of_the_rule():
     config = load_config("llama_60m", ("decay.preset=reference", "decay.farms_rows=128"))
     model = on_meta("llama_60m")
-    found = owners(ResolvedRun(config, model.config, model, {}, None), 8, "cpu")
+    found = owners(config, model, 8, "cpu")
     assert len(found) == 55
     counts = [sum(rank == owner for _, owner in found) for rank in range(8)]
     assert sorted(counts) == [6, 7, 7, 7, 7, 7, 7, 7], "windows of one size cost the same"

@@ -12,8 +12,8 @@ import alphadecay_dist
 import train
 from alphadecay_dist import cli
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.arguments import VALUES, normalized
-from alphadecay_dist.training.config import load_config
+from alphadecay_dist.training.arguments import normalized
+from alphadecay_dist.training.config import defaults, load_config
 from alphadecay_dist.training.field_help import described
 from tests.training.runs import ROOT
 
@@ -123,7 +123,7 @@ def test_help_lists_every_field_with_its_default_and_meaning(capsys):
     assert left.value.code == 0
     shown = capsys.readouterr().out
     fields = list(described())
-    assert [key for key, *_ in fields] == list(VALUES)
+    assert [key for key, *_ in fields] == list(defaults())
     for key, _, text in fields:
         assert text, f"{key}: its docstring says nothing"
         assert f"  --{key}=" in shown

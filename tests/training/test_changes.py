@@ -9,11 +9,12 @@ import shutil
 import pytest
 
 from alphadecay_dist import UserError
-from alphadecay_dist.training.changes import changes_of, refuse, tokenizer_change
+from alphadecay_dist.training.changes import deepspeed_changes, refuse
 from alphadecay_dist.training.data.corpus import find_files
 from alphadecay_dist.training.fingerprint import SAMPLE, FileMark, marks_of
 from alphadecay_dist.training.inputs import Inputs
 from alphadecay_dist.training.recipe import Config, DataConfig, TokenizerConfig
+from alphadecay_dist.training.tasks.language.changes import changes_of, tokenizer_change
 from alphadecay_dist.training.tasks.language.model import config_of, read_model_config, values_of
 
 KEPT = Inputs(
@@ -27,7 +28,11 @@ KEPT = Inputs(
 
 
 def texts(now, kept=KEPT, config=None, before=None):
-    return [change.text for change in changes_of(now, kept, config or Config(), before or Config())]
+    changes = [
+        *changes_of(now, kept, config or Config(), before or Config()),
+        *deepspeed_changes(now, kept),
+    ]
+    return [change.text for change in changes]
 
 
 def with_settings(**settings):
@@ -158,9 +163,8 @@ def test_a_tokenizer_is_compared_by_content_or_else_by_name():
 
 
 def test_what_was_accepted_is_not_refused(tmp_path):
-    changes = changes_of(
-        with_settings(prescale_gradients=True, bf16={"enabled": True}), KEPT, Config(), Config()
-    )
+    now = with_settings(prescale_gradients=True, bf16={"enabled": True})
+    changes = list(deepspeed_changes(now, KEPT))
     refuse(changes, frozenset({"deepspeed"}), tmp_path)
     with pytest.raises(UserError, match=r"--accept_changes=data,deepspeed$"):
         refuse(changes, frozenset({"data"}), tmp_path)

@@ -21,13 +21,9 @@ from alphadecay_dist.training.config import (
     seconds_of,
     to_yaml,
 )
+from alphadecay_dist.training.preflight import parameter_count
 from alphadecay_dist.training.recipe import AT_LEAST, CHOICES, Config
-from alphadecay_dist.training.tasks.language.model import (
-    build_on_meta,
-    model_names,
-    parameter_count,
-    read_model_config,
-)
+from alphadecay_dist.training.tasks.language.model import build_on_meta, model_names, read_model_config
 
 # hidden, intermediate, layers, heads, updates, seed, base decay
 PUBLISHED = {

@@ -17,6 +17,7 @@ from alphadecay_dist.training.data.corpus import open_corpora
 from alphadecay_dist.training.data.tokenizer import train_tokenizer
 from alphadecay_dist.training.recipe import NFKC, DataConfig
 from alphadecay_dist.training.state import saved_state
+from alphadecay_dist.training.tasks.language.export import model_config
 from tests.checkpoint.layouts import with_state
 from tests.multirank import run_ranks
 from tests.training.corpora import write_lines
@@ -266,7 +267,8 @@ def test_export_has_the_model_that_was_trained(moved, capsys):
     assert cli.main([*argv, str(moved / "other"), "--model", str(moved / "tiny.json")]) == 2
     assert "hidden_act: found 'gelu', the run was begun with 'silu'" in capsys.readouterr().err
     go_on(moved, "--accept_changes=model")  # it is another model from here on, and says so
-    kept = formats._model_config(formats.trained(moved / "run"), None)
+    found = formats.trained(moved / "run").checkpoint
+    kept = model_config(found, saved_state(found), None)
     assert (kept.hidden_act, kept.rope_parameters["rope_theta"]) == ("gelu", 5e5)
 
 

@@ -39,11 +39,11 @@ def test_what_a_killed_start_left_of_a_run_to_be_cleared_is_cleared_by_the_next(
 
     monkeypatch.setattr(Path, "unlink", killed)
     with pytest.raises(KeyboardInterrupt):
-        resume.clear(tmp_path)
+        resume.clear(tmp_path, ["tokenizer.model"])
     monkeypatch.undo()
     start = resume.decide_start(tmp_path, load_config("demo", []), "auto", False, {})
     assert start.clear
-    resume.clear(tmp_path)
+    resume.clear(tmp_path, ["tokenizer.model"])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -121,12 +121,12 @@ class TorchTraining(ABC):
 
     @torch.no_grad()
     def evaluate(self, losses: Iterator[Callable[[nn.Module], Tensor]]) -> Tensor:
-        """The sum of this rank's losses, without gradients."""
+        """The sum of what this rank's losses return, scalars or vectors, without gradients; fp64."""
         self._module.eval()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         with self._computing():
             for loss_of in losses:
-                total += self._loss(loss_of)
+                total = total + self._loss(loss_of).double()
         return total
 
     @property

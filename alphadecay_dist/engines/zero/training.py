@@ -144,11 +144,11 @@ class ZeroTraining:
 
     @torch.no_grad()
     def evaluate(self, losses: Iterator[Callable[[nn.Module], Tensor]]) -> Tensor:
-        """The sum of this rank's losses, without gradients."""
+        """The sum of what this rank's losses return, scalars or vectors, without gradients; fp64."""
         self._engine.eval()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for loss_of in losses:
-            total += loss_of(self._engine)
+            total = total + loss_of(self._engine).double()
         return total
 
     @property

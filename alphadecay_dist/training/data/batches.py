@@ -19,6 +19,7 @@ from torch import Tensor
 
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.json_fields import counted, get
+from alphadecay_dist.training.batch_size import micro_batch
 from alphadecay_dist.training.data.corpus import Corpus, DocumentLane, open_corpora
 from alphadecay_dist.training.data.prepared import PreparedLane, PreparedSequences, Shards, open_prepared
 from alphadecay_dist.training.data.tokenizer import Tokenizer
@@ -49,6 +50,13 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
         return Batch(self.input_ids.to(device, non_blocking=True), self.labels.to(device, non_blocking=True))
+
+    def digests(self) -> list[str]:
+        """A digest of 16 hex digits of each sequence's token ids, in order: it identifies the sequence."""
+        return [
+            hashlib.blake2b(ids[labels != IGNORE].numpy().tobytes(), digest_size=8).hexdigest()
+            for ids, labels in zip(self.input_ids, self.labels, strict=True)
+        ]
 
 
 class Lane(Protocol):
@@ -323,22 +331,6 @@ class EvaluationData:
             yield make_batch(part or [torch.empty(0)], self._seq_len, self._pad)
 
 
-def micro_batch(train: TrainConfig, world_size: int) -> int:
-    """The largest divisor of a rank's share of the global batch that does not exceed ``train.micro_batch``.
-
-    Raises:
-        UserError: the ranks do not divide the global batch.
-    """
-    if train.global_batch % world_size:
-        raise UserError(
-            f"train.global_batch: found {train.global_batch}, not divisible by {world_size} ranks; "
-            "expected a multiple of the number of ranks"
-        )
-    share = train.global_batch // world_size
-    small = [size for size in range(1, math.isqrt(share) + 1) if share % size == 0]
-    return max(size for size in (*small, *(share // size for size in small)) if size <= train.micro_batch)
-
-
 def make_batch(sequences: Sequence[list[int] | Tensor], seq_len: int, pad: int) -> Batch:
     """Pad sequences at the right to (b, seq_len)."""
     input_ids = torch.full((len(sequences), seq_len), pad)
@@ -347,12 +339,3 @@ def make_batch(sequences: Sequence[list[int] | Tensor], seq_len: int, pad: int) 
         input_ids[row, : len(ids)] = torch.as_tensor(ids, dtype=torch.int64)
         labels[row, : len(ids)] = input_ids[row, : len(ids)]
     return Batch(input_ids, labels)
-
-
-def digests(batches: Sequence[Batch]) -> list[str]:
-    """A digest of sixteen hex digits of each sequence's token ids, in order: it identifies the sequence."""
-    return [
-        hashlib.blake2b(ids[labels != IGNORE].numpy().tobytes(), digest_size=8).hexdigest()
-        for batch in batches
-        for ids, labels in zip(batch.input_ids, batch.labels, strict=True)
-    ]

@@ -1,14 +1,14 @@
-"""Reading, tokenizing and packing the next update in the background of the current one."""
+"""Reading the next update in the background of the current one, for any task."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 
-from alphadecay_dist.training.data.batches import Batch, TrainingData
+from alphadecay_dist.training.tasks.data import Batch, TrainingData
 
 
 class Prefetched:
@@ -24,9 +24,9 @@ class Prefetched:
         self._pin = pin
         self._state = data.state()
         self._pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
-        self._ahead: Future[tuple[list[Batch], dict[str, Any]]] | None = None
+        self._ahead: Future[tuple[Sequence[Batch], dict[str, Any]]] | None = None
 
-    def next_update(self) -> list[Batch]:
+    def next_update(self) -> Sequence[Batch]:
         """This rank's micro-batches of the next update, on the CPU.
 
         Raises:
@@ -39,18 +39,18 @@ class Prefetched:
         return batches
 
     def state(self) -> dict[str, Any]:
-        """The state after the last update handed out; see :meth:`.batches.TrainingData.state`."""
+        """The state after the last update handed out; see :meth:`.TrainingData.state`."""
         return self._state
 
     def load(self, states: Mapping[str, Any]) -> None:
-        """Continue from the states of all lanes."""
+        """Continue from the parts of all ranks."""
         if self._ahead is not None:
             self._ahead.exception()  # waits; what was read ahead is discarded
             self._ahead = None
         self._data.load(states)
         self._state = self._data.state()
 
-    def _read(self) -> tuple[list[Batch], dict[str, Any]]:
+    def _read(self) -> tuple[Sequence[Batch], dict[str, Any]]:
         batches = self._data.next_update()
         if self._pin:
             batches = [batch.pinned() for batch in batches]

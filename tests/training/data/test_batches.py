@@ -14,7 +14,6 @@ from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.data.batches import (
     IGNORE,
     EvaluationData,
-    digests,
     make_batch,
     micro_batch,
     validation_sequences,
@@ -221,10 +220,10 @@ def test_a_failure_in_the_middle_of_a_block_loses_nothing_when_asked_again(folde
 
 def test_digests_tell_sequences_apart_and_not_batches():
     sequences = [[5, 6], [5, 6, 0], [0], [6, 5]]
-    whole = digests([make_batch(sequences, 3, pad=0)])
+    whole = make_batch(sequences, 3, pad=0).digests()
     assert len(set(whole)) == 4
     assert {len(digest) for digest in whole} == {16}
-    assert whole == digests([make_batch([ids], 8, pad=7) for ids in sequences])
+    assert whole == [digest for ids in sequences for digest in make_batch([ids], 8, pad=7).digests()]
 
 
 def evaluation_of(folder, rank=0, world_size=1, tokens=10**6, pack=False, seed=3):

@@ -1,38 +1,9 @@
-"""What a model costs, and how much of a device it uses."""
+"""What a LLaMA costs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import nn
 from transformers import LlamaConfig
-
-# Dense bf16 FLOP/s by a part of the device's name, from the makers' data sheets; the first that fits.
-PEAKS = {
-    "B200": 2.25e15,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-}
-
-
-@dataclass(frozen=True)
-class Utilization:
-    """What an update costs, against what the devices could do.
-
-    Attributes:
-        flops: of one update, over all ranks.
-        peak: FLOP/s of all ranks' devices; None where it is not known.
-    """
-
-    flops: float
-    peak: float | None
-
-    def of(self, seconds: float) -> float | None:
-        """Model FLOPs utilization (MFU) of an update of so many seconds, in [0, 1]."""
-        return None if self.peak is None else self.flops / seconds / self.peak
 
 
 def flops_per_token(shapes: nn.Module, config: LlamaConfig, seq_len: int) -> float:
@@ -51,10 +22,3 @@ def flops_per_token(shapes: nn.Module, config: LlamaConfig, seq_len: int) -> flo
     weights = sum(parameter.numel() for parameter in shapes.parameters()) - (0 if tied else embedding)
     width = config.num_attention_heads * config.head_dim
     return 6 * weights + 12 * config.num_hidden_layers * width * seq_len
-
-
-def peak_flops(device_name: str | None, dtype: str) -> float | None:
-    """FLOP/s of a device at its best in a type of compute; None where it is not known."""
-    if device_name is None or dtype != "bfloat16":
-        return None
-    return next((peak for part, peak in PEAKS.items() if part in device_name), None)

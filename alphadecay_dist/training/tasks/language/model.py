@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from alphadecay_dist.engines.versions import require
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.training.config import nearest
 from alphadecay_dist.training.recipe import TrainConfig
+from alphadecay_dist.training.tasks.initial import generator_for
 from alphadecay_dist.training.tasks.language.hf_config import require_llama
 from alphadecay_dist.training.tasks.language.loss import LossHead
 
@@ -44,9 +44,6 @@ TAKEN = (
     "rope_theta",
     "pad_token_id",
 )
-
-# Gives a parameter its whole value, however the engine holds it.
-Assign = Callable[[nn.Parameter, Tensor], None]
 
 
 def model_names() -> list[str]:
@@ -190,22 +187,6 @@ def build_on_meta(config: LlamaConfig) -> Llama:
     return model
 
 
-def fill(model: nn.Module, value_of: Callable[[str], Tensor], dtype: torch.dtype, assign: Assign) -> None:
-    """Give every parameter its initial value, rounded to the type of compute.
-
-    The rounding makes all engines start from the same weights: some keep fp32 masters made from them.
-
-    Args:
-        model: the model to fill; its parameters may be sharded.
-        value_of: the whole value of a parameter by name.
-        dtype: ``train.dtype``.
-        assign: how the engine takes a value.
-    """
-    for name, parameter in model.named_parameters():
-        assign(parameter, value_of(name).to(dtype))
-    fill_tables(model)
-
-
 def fill_tables(model: nn.Module) -> None:
     """Give the rotary embeddings their fp32 tables, which late storage lacks.
 
@@ -233,11 +214,4 @@ def initial_value(name: str, shape: tuple[int, ...], std: float, seed: int) -> T
     """The fp32 initial value of one parameter, on the CPU."""
     if len(shape) == 1:
         return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    return torch.empty(shape).normal_(0.0, std, generator=generator)
-
-
-def parameter_count(shapes: nn.Module) -> int:
-    """Number of weights, tied ones once."""
-    return sum(parameter.numel() for parameter in shapes.parameters())
+    return torch.empty(shape).normal_(0.0, std, generator=generator_for(name, seed))

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from alphadecay_dist.training.recipe import TrainConfig
 from alphadecay_dist.training.tasks.language import model as models
-from alphadecay_dist.training.tasks.language.flops import Utilization, flops_per_token, peak_flops
+from alphadecay_dist.training.tasks.language.flops import flops_per_token
 
 
 def test_flops_are_those_that_torch_counts():
@@ -24,13 +24,3 @@ def test_a_tied_embedding_multiplies_in_the_head():
     free = flops_per_token(models.build_on_meta(config), config, 128)
     config.tie_word_embeddings = True
     assert flops_per_token(models.build_on_meta(config), config, 128) == free
-
-
-def test_utilization_of_known_devices_alone():
-    assert peak_flops("NVIDIA H200", "bfloat16") == 989e12
-    assert peak_flops("NVIDIA A100-SXM4-80GB", "bfloat16") == 312e12
-    assert peak_flops("NVIDIA H200", "float32") is None
-    assert peak_flops("NVIDIA GeForce RTX 3060", "bfloat16") is None
-    assert peak_flops(None, "bfloat16") is None
-    assert Utilization(4e12, 1e12).of(8.0) == 0.5
-    assert Utilization(4e12, None).of(8.0) is None

@@ -11,6 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from alphadecay_dist.engines.training import training_for
 from alphadecay_dist.engines.zero import config as zero_config
 from alphadecay_dist.params.groups import param_groups
+from alphadecay_dist.training.build import fill
 from alphadecay_dist.training.recipe import TrainConfig
 from alphadecay_dist.training.tasks.language import model as models
 from tests.multirank import run_ranks
@@ -27,7 +28,8 @@ def check_tables(path, stage):
     model_config = models.read_model_config(path, 64)
     model = engine.construct(lambda: models.build_model(model_config, TrainConfig()))
     values = models.random_values(models.build_on_meta(model_config), 0)
-    models.fill(model, values, torch.bfloat16, engine.assign)
+    fill(model, values, torch.bfloat16, engine.assign)
+    models.fill_tables(model)
     engine.initialize(model, torch.optim.AdamW(param_groups(model, weight_decay=0.1)))
     expected = dict(LlamaRotaryEmbedding(model_config).named_buffers())
     found = dict(model.model.rotary_emb.named_buffers())

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from alphadecay_dist import UserError
-from alphadecay_dist.commands.hf_tokenizer import hf_tokenizer, hf_tokenizer_config
 from alphadecay_dist.training.data.corpus import open_corpora
 from alphadecay_dist.training.data.tokenizer import Tokenizer, train_tokenizer
 from alphadecay_dist.training.recipe import NFKC, DataConfig
+from alphadecay_dist.training.tasks.language.hf_tokenizer import hf_tokenizer, hf_tokenizer_config
 
 TEXTS = [text for _, text in open_corpora(DataConfig())[0].rows(0, 0)]
 # "</s>" so often that its parts are pieces.

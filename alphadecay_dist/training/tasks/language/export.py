@@ -1,0 +1,141 @@
+"""A checkpoint -> the directory that transformers loads: weights, config and tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import sentencepiece
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import LlamaConfig
+
+from alphadecay_dist.checkpoint.reader import Checkpoint
+from alphadecay_dist.checkpoint.restore import StoredWhole, stored_weights
+from alphadecay_dist.errors import UserError
+from alphadecay_dist.training.changes import differing
+from alphadecay_dist.training.state import SavedState
+from alphadecay_dist.training.tasks.language.data import TOKENIZER
+from alphadecay_dist.training.tasks.language.hf_tokenizer import (
+    hf_tokenizer,
+    hf_tokenizer_config,
+    special_ids,
+)
+from alphadecay_dist.training.tasks.language.model import (
+    build_on_meta,
+    config_of,
+    read_model_config,
+    values_of,
+)
+
+SHARD_BYTES = 4_000_000_000  # of a safetensors file, which is held in memory while it is written
+
+
+def hf_writer(
+    checkpoint: Checkpoint, state: SavedState, dtype: torch.dtype, model: str | None
+) -> Callable[[Path], None]:
+    """What fills a directory that ``AutoModelForCausalLM`` and ``AutoTokenizer`` load.
+
+    Args:
+        checkpoint: what to export.
+        state: the trainer's, in it.
+        dtype: of the weights on disk.
+        model: the model's config JSON, for a checkpoint that does not keep it.
+
+    Raises:
+        UserError: model or tokenizer are not found.
+    """
+    config = model_config(checkpoint, state, model)
+    weights = stored_weights(checkpoint)
+    _same_shapes(config, weights, checkpoint.folder)
+    proto = _tokenizer(checkpoint)
+    tokenizer = hf_tokenizer(proto)
+    ids = special_ids(sentencepiece.SentencePieceProcessor(model_proto=proto))
+
+    def write(folder: Path) -> None:
+        _write_weights(folder, weights, dtype)
+        special = {f"{name}_token_id": ids.get(name) for name in ("bos", "eos", "pad")}
+        settings = {**config.to_diff_dict(), **special, "pad_token_id": None, "use_cache": True}
+        settings |= {"architectures": ["LlamaForCausalLM"], "dtype": str(dtype).removeprefix("torch.")}
+        _write_json(folder / "config.json", settings)
+        _write_json(folder / "generation_config.json", special)
+        (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+        _write_json(
+            folder / "tokenizer_config.json", hf_tokenizer_config(proto, config.max_position_embeddings)
+        )
+        (folder / TOKENIZER).write_bytes(proto)
+
+    return write
+
+
+def model_config(checkpoint: Checkpoint, state: SavedState, given: str | None) -> LlamaConfig:
+    """The model's config as the run keeps it; checkpoints of before it was kept name its file alone.
+
+    Raises:
+        UserError: there is none, or another one was given.
+    """
+    seq_len, kept = state.config.train.seq_len, state.inputs
+    if kept is None:
+        return read_model_config(given or state.config.model.name, seq_len)
+    own = config_of(f"of {checkpoint.folder}", kept.model, seq_len)
+    if given is not None:
+        for difference in differing(values_of(read_model_config(given, seq_len)), values_of(own)):
+            raise UserError(f"--model {given}: {difference}; leave --model out: the run keeps its own")
+    return own
+
+
+def _tokenizer(checkpoint: Checkpoint) -> bytes:
+    path = checkpoint.folder.resolve().parents[1] / TOKENIZER
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}; export the run, or a checkpoint that is in one"
+        ) from None
+
+
+def _same_shapes(config: LlamaConfig, weights: dict[str, StoredWhole], folder: Path) -> None:
+    expected = {name: tuple(parameter.shape) for name, parameter in build_on_meta(config).named_parameters()}
+    found = {name: tuple(weight.shape) for name, weight in weights.items()}
+    odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if odd:
+        raise UserError(
+            f"{folder}: {odd[0]} has shape {found.get(odd[0])}, the model's config says "
+            f"{expected.get(odd[0])}; give the config.json that it was trained with as --model"
+        )
+
+
+def _write_weights(folder: Path, weights: dict[str, StoredWhole], dtype: torch.dtype) -> None:
+    """The weights as safetensors, a file of a few gigabytes at a time, and an index of several files."""
+    files = _files({name: weight.shape.numel() * dtype.itemsize for name, weight in weights.items()})
+    names: dict[str, str] = {}
+    for number, members in enumerate(files, 1):
+        whole = (
+            "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        )
+        tensors: dict[str, Tensor] = {name: weights[name].read().to(dtype) for name in members}
+        save_file(tensors, folder / whole, metadata={"format": "pt"})
+        names |= dict.fromkeys(members, whole)
+    if len(files) > 1:
+        total = sum(weight.shape.numel() * dtype.itemsize for weight in weights.values())
+        index = {"metadata": {"total_size": total}, "weight_map": names}
+        _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _files(sizes: dict[str, int]) -> list[list[str]]:
+    """Names dealt to files in their order; a file ends before it would grow beyond the limit."""
+    files: list[list[str]] = []
+    filled = SHARD_BYTES
+    for name, size in sizes.items():
+        if filled + size > SHARD_BYTES or not files:
+            files.append([])
+            filled = 0
+        files[-1].append(name)
+        filled += size
+    return files
+
+
+def _write_json(path: Path, data: object) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

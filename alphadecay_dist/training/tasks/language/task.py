@@ -1,0 +1,194 @@
+"""Language modelling: a LLaMA learns the next token of text."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig
+
+from alphadecay_dist.checkpoint.reader import Checkpoint
+from alphadecay_dist.errors import warn
+from alphadecay_dist.training.changes import Change
+from alphadecay_dist.training.data.batches import Batch
+from alphadecay_dist.training.data.prepared import check_tokenizer, read_manifest, sha256
+from alphadecay_dist.training.data.sources import find_files
+from alphadecay_dist.training.data.tokenizer import TRAIN, tokenizer_in
+from alphadecay_dist.training.inputs import Inputs
+from alphadecay_dist.training.recipe import AUTO, NFKC, Config, DataConfig, TokenizerConfig
+from alphadecay_dist.training.state import SavedState
+from alphadecay_dist.training.tasks.data import Data
+from alphadecay_dist.training.tasks.language import changes, export
+from alphadecay_dist.training.tasks.language.data import TOKENIZER, Text
+from alphadecay_dist.training.tasks.language.flops import flops_per_token
+from alphadecay_dist.training.tasks.language.model import (
+    Llama,
+    build_model,
+    build_on_meta,
+    fill_tables,
+    random_values,
+    read_model_config,
+    values_of,
+)
+from alphadecay_dist.training.tasks.language.pretrained import values_from
+from alphadecay_dist.training.tasks.task import Model, Task
+
+
+class LanguageModel(Model):
+    """A LLaMA.
+
+    Args:
+        config: the recipe.
+        llama: the model's config.
+    """
+
+    def __init__(self, config: Config, llama: LlamaConfig) -> None:
+        self._config = config
+        self.llama = llama
+        self._shapes = build_on_meta(llama)
+
+    @property
+    def shapes(self) -> Llama:
+        """The LLaMA without storage."""
+        return self._shapes
+
+    def values(self) -> dict[str, Any]:
+        """The values of a config JSON that gives the model back."""
+        return values_of(self.llama)
+
+    def build(self) -> nn.Module:
+        """The LLaMA, with what saves memory or time as the recipe says."""
+        return build_model(self.llama, self._config.train)
+
+    def initial_values(self, init_from: str | None) -> Callable[[str], Tensor]:
+        """Random values, or those of a HF checkpoint."""
+        if init_from is None:
+            return random_values(self._shapes, self._config.train.seed)
+        return values_from(init_from, self._shapes, self._config.checkpoint.trust)
+
+    def set_buffers(self, model: nn.Module) -> None:
+        """The rotary embeddings' tables."""
+        fill_tables(model)
+
+    def flops(self) -> float:
+        """Of one update, over all ranks."""
+        train = self._config.train
+        tokens = train.global_batch * train.seq_len
+        return tokens * flops_per_token(self._shapes, self.llama, train.seq_len)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Sum of the fp32 next-token losses, a scalar."""
+        return model(batch.input_ids, batch.labels)
+
+    def numbers(self, sums: Sequence[float], targets: float) -> dict[str, float]:
+        """Mean loss over all tokens, and its exponential."""
+        loss = sums[0] / max(targets, 1)
+        perplexity = math.exp(loss) if loss < 700 else math.inf
+        return {"loss": loss, "perplexity": perplexity, "tokens": int(targets)}
+
+
+class Language(Task):
+    """Language modelling."""
+
+    samples = "sequences"
+    targets = "tokens"
+    shown = "perplexity"
+    paths = ("model.name", "data.source", "data.validation", "data.prepared", "tokenizer.model")
+    fixed = ("data.holdout", "data.text_field", "data.pack", "data.lanes", "data.shuffle", "train.seq_len")
+    files = (TOKENIZER,)
+
+    def model(self, config: Config) -> LanguageModel:
+        """The LLaMA that ``model.name`` names."""
+        return LanguageModel(config, read_model_config(config.model.name, config.train.seq_len))
+
+    def check_data(self, config: Config, model: Model) -> None:
+        """That prepared data have this tokenizer, or that there are files."""
+        if config.data.prepared is not None:
+            _check_prepared(config, config.tokenizer, model)
+            return
+        for source in (config.data.source, config.data.validation):
+            if source not in ("demo", "c4", None):
+                find_files(source)
+
+    def settle(
+        self, config: Config, model: Model, init_from: str | None, before: SavedState | None
+    ) -> dict[str, Any]:
+        """Whose tokenizer, and which commit of C4.
+
+        Raises:
+            UserError: --init_from has a tokenizer that cannot be read here, or not that of the prepared data.
+        """
+        data, tokenizer = config.data, config.tokenizer
+        if before is None:
+            if init_from is not None and tokenizer.model == TRAIN:
+                tokenizer = _of_weights(Path(init_from), tokenizer)
+        else:
+            data, tokenizer = _as_begun(data, tokenizer, before)
+        if data.prepared is not None:
+            _check_prepared(config, tokenizer, model)
+        return {"data": data, "tokenizer": tokenizer}
+
+    def open(self, config: Config, model: Model) -> Text:
+        """The text, or prepared shards of it."""
+        return Text(config, _vocabulary(model))
+
+    def changes(self, now: Inputs, kept: Inputs, config: Config, before: Config, data: Data) -> list[Change]:
+        """Differences of model, text and tokenizer."""
+        assert isinstance(data, Text)
+        path = Path(config.tokenizer.model)
+        asked = data.own_tokenizer or (path.read_bytes() if path.is_file() else None)
+        own = changes.tokenizer_change(None if asked is None else sha256(asked), kept, config, before)
+        return [*changes.changes_of(now, kept, config, before), *([] if own is None else [own])]
+
+    def loses_position(self, fields: Collection[str], config: Config, before: Config) -> bool:
+        """Whether the position is one in other sequences."""
+        return changes.loses_position(fields, config, before)
+
+    def export_hf(
+        self, checkpoint: Checkpoint, state: SavedState, dtype: torch.dtype, model: str | None
+    ) -> Callable[[Path], None]:
+        """For ``AutoModelForCausalLM`` and ``AutoTokenizer``."""
+        return export.hf_writer(checkpoint, state, dtype, model)
+
+
+def _check_prepared(config: Config, tokenizer: TokenizerConfig, model: Model) -> None:
+    """Refuse prepared data that were made with another tokenizer than is asked for."""
+    folder = Path(str(config.data.prepared))
+    check_tokenizer(read_manifest(folder), folder, tokenizer, _vocabulary(model))
+
+
+def _vocabulary(model: Model) -> int:
+    assert isinstance(model, LanguageModel)
+    return model.llama.vocab_size
+
+
+def _as_begun(
+    data: DataConfig, tokenizer: TokenizerConfig, state: SavedState
+) -> tuple[DataConfig, TokenizerConfig]:
+    """With what the run decided when it began."""
+    if state.inputs is None:
+        if tokenizer.normalization == AUTO:  # the versions that did not keep inputs had no other
+            tokenizer = dataclasses.replace(tokenizer, normalization=NFKC)
+        return data, tokenizer
+    if tokenizer.model == TRAIN and state.inputs.init_from is not None:
+        tokenizer = dataclasses.replace(tokenizer, model=state.config.tokenizer.model)
+    if data.revision is None:
+        data = dataclasses.replace(data, revision=state.inputs.revision)
+    return data, tokenizer
+
+
+def _of_weights(folder: Path, tokenizer: TokenizerConfig) -> TokenizerConfig:
+    """With the tokenizer that lies beside some weights: they were trained with its ids."""
+    found = tokenizer_in(folder)
+    if found is not None:
+        return dataclasses.replace(tokenizer, model=str(found))
+    warn(
+        f"--init_from {folder}: has no tokenizer: one is trained, whose ids are not those that the "
+        "weights were trained with; give theirs as --tokenizer.model=PATH"
+    )
+    return tokenizer

@@ -1,0 +1,52 @@
+"""The tasks by the names that recipes have for them in ``model.task``; here alone one is registered."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alphadecay_dist.training.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a task is found, to be loaded when a recipe names it.
+
+    Attributes:
+        task: ``module:Class`` of its :class:`alphadecay_dist.training.tasks.task.Task`.
+        options: ``module:Class`` of a frozen dataclass, which a recipe's section ``task`` is read into. Every
+            command line loads its module, for the help: it is to import nothing heavy. None: the task has no
+            fields of its own.
+    """
+
+    task: str
+    options: str | None = None
+
+
+DEFAULT = "language"  # the task of a recipe that names none, and of all runs from before there were others
+TASKS = {
+    DEFAULT: Entry("alphadecay_dist.training.tasks.language.task:Language"),
+}
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The section of a task that has no fields of its own."""
+
+
+def task_named(name: str) -> Task:
+    """The task of that name, loaded."""
+    return _loaded(TASKS[name].task)()
+
+
+def options_of(name: str) -> type:
+    """The dataclass of a task's own section in a recipe."""
+    where = TASKS[name].options
+    return NoOptions if where is None else _loaded(where)
+
+
+def _loaded(where: str) -> Any:
+    module, _, name = where.partition(":")
+    return getattr(importlib.import_module(module), name)
