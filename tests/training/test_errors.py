@@ -258,7 +258,11 @@ def test_a_mistake_on_1_or_3_ranks_is_one_line_too(tmp_path, world_size):
 
 @pytest.mark.launcher
 @pytest.mark.parametrize(
-    "name", ["unknown recipe", pytest.param("heads do not divide", marks=pytest.mark.long), "too short"]
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("unknown recipe", "heads do not divide")),
+        "too short",
+    ],
 )
 def test_the_deepspeed_launcher_hands_on_line_and_code(tmp_path, name):
     argv, words = argv_of(name, tmp_path)
