@@ -19,21 +19,12 @@ import alphadecay_dist.openmp  # noqa: F401  (before torch is loaded)
 
 # isort: split
 
-from alphadecay_dist.errors import VersionError
-from alphadecay_dist.training.process.exit_codes import exit_code_of, say_error
-
-try:
-    from alphadecay_dist.engines.rank_variables import settle_rank
-    from alphadecay_dist.training.arguments import Parser, normalized
-    from alphadecay_dist.training.field_help import listing
-    from alphadecay_dist.training.options import add_options, options_of
-    from alphadecay_dist.training.preflight import Options
-    from alphadecay_dist.training.process.launcher import end_with_launcher
-    from alphadecay_dist.training.process.preemption import StopRequests
-    from alphadecay_dist.training.process.ranks import limit_threads
-    from alphadecay_dist.training.run import run
-except VersionError as error:
-    sys.exit(say_error("train.py", error))
+from alphadecay_dist.training.arguments import Parser, normalized
+from alphadecay_dist.training.field_help import listing
+from alphadecay_dist.training.options import Options, add_options, options_of
+from alphadecay_dist.training.process.exit_codes import exit_code_of
+from alphadecay_dist.training.process.launcher import end_with_launcher
+from alphadecay_dist.training.process.preemption import StopRequests
 
 
 def parse(argv: list[str]) -> Options:
@@ -52,10 +43,16 @@ def parse(argv: list[str]) -> Options:
 
 def start(argv: list[str], requests: StopRequests) -> None:
     """Find out which rank this is, and run what the command line asks for."""
+    from alphadecay_dist.engines.rank_variables import settle_rank  # noqa: PLC0415  (checks torch's version)
+
     settle_rank()
     end_with_launcher()
+    options = parse(argv)
+    from alphadecay_dist.training.process.environment import limit_threads  # noqa: PLC0415  (loads torch)
+    from alphadecay_dist.training.run import run  # noqa: PLC0415
+
     limit_threads()
-    run(parse(argv), requests)
+    run(options, requests)
 
 
 def main(argv: list[str]) -> int:

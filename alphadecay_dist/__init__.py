@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from alphadecay_dist.lazy import lazy_names
+
 __version__ = "0.1.0"  # setup.cfg reads it here
 
 if TYPE_CHECKING:
@@ -27,17 +29,14 @@ else:
         "log_refresh": "control.refresh",
         "param_groups": "params.groups",
     }
+    _load = lazy_names(__name__, _HOMES)
 
     def __getattr__(name: str) -> object:
         if name == "spectral":
             return importlib.import_module(f"{__name__}.spectral")
-        if name not in _HOMES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        if name != "UserError":
+        if name in _HOMES and name != "UserError":
             importlib.import_module(f"{__name__}.engines")  # before all that an old torch would not load
-        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-        globals()[name] = value
-        return value
+        return _load(name)
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

@@ -32,12 +32,12 @@ from ranks import deepspeed_engine, joined, outcome
 from refresh import SIZES, machine
 from torch import nn
 
+from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.engines.native.host import PlainHost
 from alphadecay_dist.params.groups import param_groups
 from alphadecay_dist.params.inventory import tuned_weights
 from alphadecay_dist.sharding.exchange import Exchange
-from alphadecay_dist.sharding.work import plan_for
-from alphadecay_dist.spectral.rates import WEIGHTS
+from alphadecay_dist.sharding.planning import plan_exchange
 
 COLUMNS = ("model", "ranks", "way", "ms", "ours, ms", "ratio", "MB a rank, computed", "ours, MB", "ratio")
 COLUMNS += ("memory, MB", "ours, MB")
@@ -119,7 +119,7 @@ def run_rank(rank: int, ranks: int, folder: str, size: str, way: str, repeats: i
                 seconds = timed(side, work, device)
                 if repeat:
                     side.seconds.append(seconds)
-        total = sum(block.index.numel for block in exchange._blocks.values()) * itemsize
+        total = sum(block.index.numel for block in exchange.schedule.routes.blocks.values()) * itemsize
         theirs.received, ours.received = total - total // ranks, exchange.bytes_received
         torch.save((theirs, ours), Path(folder) / str(rank))
 
@@ -166,13 +166,8 @@ def resident() -> int:
 def ours_over(model: nn.Module, host: Any, dtype: torch.dtype | None = None) -> Exchange:
     """Our exchange over the weights as a host holds them."""
     weights = tuned_weights(model)
-    sources = host.sources(weights, dtype)
-    kind = dtype or sources[0].dtype
-    layouts = {source.name: source.pieces() for source in sources}
-    blocks, plan = plan_for(
-        weights, layouts, dist.get_world_size(), itemsize=kind.itemsize, tridiagonal=WEIGHTS[0]
-    )
-    return Exchange(sources, blocks, plan, kind, host.group)
+    rule = Settings(0.1, 500, 2 / 3, 5.0)
+    return plan_exchange(weights, lambda: host.sources(weights, dtype), rule, group=host.group, dtype=dtype)
 
 
 Sides = tuple[Callable[[], Any], Exchange, int]

@@ -4,7 +4,7 @@
     python benchmarks/nccl_check.py --device cpu --ranks 3
 
 For every line of ``ENGINES`` it compares each gathered matrix bit for bit with the whole weight, the decays
-of all engines with each other, and bytes and peak with what ``alphadecay plan`` foretells; at last one rank
+of all engines with each other, and bytes and peak with the schedule of ``alphadecay plan``; at last one rank
 plans otherwise, which all must refuse. Shapes are uneven and few, so that some ranks send or receive nothing
 in a round, which is where NCCL has been reported to hang. It prints a line an engine and exits with 1 where
 one has a fault, after which the others are checked in new processes; a hang ends after ``--timeout`` seconds.
@@ -131,14 +131,13 @@ def check(rank: int, engine: str, device: str) -> dict[str, float]:
         decay = AlphaDecay(
             model, optimizer, engine=wrapped, weight_decay=0.1, dtype=dtype, memory_budget=budget
         )
-        exchange = decay._exchange
+        exchange, schedule = decay._exchange, decay._exchange.schedule
         for name, matrix in exchange.matrices():
             whole = value(name, tuple(matrix.shape))
             assert torch.equal(matrix.float().cpu(), whole), f"{engine}: {name} is not what it was"
-        foretold = exchange.expected_traffic()
         found = exchange.bytes_received, exchange.bytes_sent, exchange.peak_bytes
-        expected = tuple(int(row[rank]) for row in (foretold.received, foretold.sent, foretold.peak))
-        assert found == expected, f"{engine}: received, sent, peak {found}, foretold {expected}"
+        expected = tuple(int(row[rank]) for row in (schedule.received, schedule.sent, schedule.peak))
+        assert found == expected, f"{engine}: received, sent, peak {found}, scheduled {expected}"
     return {name: module.weight_decay for name, module in decay.refresh().modules.items()}
 
 

@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from alphadecay_dist import cli
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.preflight import Options, resolve
+from alphadecay_dist.training.options import Options
+from alphadecay_dist.training.preflight import resolve
 from tests.training.runs import SIZES
 
 BLOCK = "model.layers.0."

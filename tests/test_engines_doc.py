@@ -19,7 +19,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "engines.md").read_text(encoding="u
 SECTIONS = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 EXAMPLES = {name: code for name, text in SECTIONS.items() for code in CODE.findall(text)}
-TWO_GROUPS = EXAMPLES.pop("Two groups instead of one a matrix")
+TWO_GROUPS = EXAMPLES.pop("Two groups instead of one per matrix")
 del EXAMPLES["Saving and loading"]
 SAVED_BY_DEEPSPEED, SAVED_BY_TORCH = CODE.findall(SECTIONS["Saving and loading"])
 NO_ENGINES = ["Saving and loading", "Accelerate", "A file of refreshes", "The end of a process"]
@@ -57,7 +57,7 @@ def test_every_engine_has_a_section_of_about_ten_lines():
         "DeepSpeed ZeRO-3",
         "FSDP2",
         "FSDP1",
-        "Two groups instead of one a matrix",
+        "Two groups instead of one per matrix",
         *NO_ENGINES,
     ]
     assert all(len(text.splitlines()) <= 24 for name, text in SECTIONS.items() if name not in NO_ENGINES)

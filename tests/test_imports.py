@@ -11,7 +11,7 @@ from tests.sources import PACKAGE, ROOT, TREES, imported_modules
 
 # Each room knows only those before it; what stands in one line does not know its neighbours.
 ROOMS = [
-    {"compat", "errors", "notices", "openmp", "recipes"},
+    {"compat", "errors", "lazy", "notices", "openmp", "recipes"},
     {"json_fields"},
     {"spectral"},
     {"decay"},
@@ -28,12 +28,11 @@ ROOMS = [
 ]
 PLACE = {room: place for place, rooms in enumerate(ROOMS) for room in rooms}
 
-# Weights and spectra move in exchange.py alone; collectives.py compares, ranks.py has the trainer's scalars;
-# links.py times messages that hold nothing.
+# Weights and spectra move in exchange.py alone; collectives.py has plain data and sums; links.py times
+# messages that hold nothing.
 COLLECTIVE_HOMES = {
     "sharding/exchange.py",
     "sharding/collectives.py",
-    "training/process/ranks.py",
     "doctor/links.py",
 }
 COLLECTIVE = re.compile(

@@ -16,7 +16,7 @@ FILE = ROOT / "alphadecay_dist" / "openmp.py"
 OURS = "GOMP_SPINCOUNT = '2000'"
 
 STARTS = {
-    "trainer": ["train.py", "--help"],
+    "trainer": ["-c", "import train, torch"],
     "command": ["-c", "import alphadecay_dist.cli, torch"],
     "tests": ["-c", "import tests.conftest"],
 }

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from alphadecay_dist import cli
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.config import load_config
-from alphadecay_dist.training.preflight import Options, resolve
+from alphadecay_dist.training.options import Options
+from alphadecay_dist.training.preflight import resolve
 from alphadecay_dist.training.tasks.language.model import build_on_meta, read_model_config
 from alphadecay_dist.training.tasks.language.pretrained import values_from
 from tests.sources import ROOT, TREES, imported_modules

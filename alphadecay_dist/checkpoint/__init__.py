@@ -1,1 +1,1 @@
-"""Checkpoints on disk: a directory a step, whole once its manifest is there."""
+"""Checkpoints on disk: one directory per step, whole once its manifest is there."""

@@ -1,4 +1,4 @@
-"""Save a checkpoint beside training: a copy in host memory, which a thread brings to the disk."""
+"""Save a checkpoint in the background: a thread writes a copy in host memory while training goes on."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from alphadecay_dist.checkpoint import writer
 from alphadecay_dist.checkpoint.random_state import random_state
 from alphadecay_dist.checkpoint.shards import Shard
 from alphadecay_dist.engines.state import EngineState, Part
+from alphadecay_dist.sharding.collectives import Collectives
 
 
 class BackgroundSave:
-    """A checkpoint that is written beside training, and made whole by :meth:`complete`.
+    """A checkpoint that is written in the background, and made whole by :meth:`complete`.
 
     Training waits while the copy is made, in as much host memory as this rank's file has bytes. The thread
     takes part in no collective.
@@ -38,9 +39,10 @@ class BackgroundSave:
         engine_state: EngineState,
         layout: str,
         state: dict[str, Any],
-        ranks: writer.Ranks,
+        ranks: Collectives,
     ) -> None:
-        parts = ranks.raise_on_all_ranks(lambda: _copies(engine_state.parts()))
+        with ranks.raise_on_all_ranks():
+            parts = _copies(engine_state.parts())
         states = random_state()
         self._saving = writer.begin(
             root, step, engine_state=engine_state, layout=layout, state=state, ranks=ranks
@@ -51,7 +53,7 @@ class BackgroundSave:
 
     @property
     def written(self) -> bool:
-        """Whether this rank's file is on disk, or has failed to get there."""
+        """Whether this rank's file is on disk, or could not be written."""
         return self._shard.done()
 
     def complete(self, keep: int) -> None:
@@ -61,12 +63,12 @@ class BackgroundSave:
     def _write(self, parts: list[Part], states: dict[str, Any]) -> None:
         try:
             self._shard.set_result(self._saving.write(parts, states))
-        except BaseException as error:  # raised where the result is asked for
+        except BaseException as error:  # complete() raises it
             self._shard.set_exception(error)
 
 
 def _copies(parts: Iterable[Part]) -> list[Part]:
-    """Copies of what this rank saves; by one thread: many took seconds where other work had the cores."""
+    """Copies of what this rank saves, made by one thread: with many it took seconds on busy cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

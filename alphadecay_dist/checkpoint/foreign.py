@@ -1,4 +1,4 @@
-"""Weights that others wrote: safetensors, or pickles of a trusted maker, of which tensors alone are read.
+"""Weights that other programs wrote: safetensors, or trusted pickles, of which only tensors are read.
 
 Which files are read: see :mod:`alphadecay_dist.checkpoint.foreign_files`. What is quantised is refused.
 """
@@ -21,13 +21,13 @@ from alphadecay_dist.checkpoint.foreign_files import WeightFiles, weight_files
 from alphadecay_dist.checkpoint.quantised import require_plain
 from alphadecay_dist.errors import UserError, shown
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")  # what torch.save wrote, as files are named
-HOLDERS = ("state_dict", "model")  # keys under which others keep the weights in it
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")  # files that torch.save wrote
+HOLDERS = ("state_dict", "model")  # keys under which other trainers keep the weights in it
 CONFIG = "config.json"
 
 
 class ForeignTensor(Protocol):
-    """A tensor of such a file: its name and its shape are known before it is read."""
+    """A tensor of such a file: its name and shape are known before it is read."""
 
     @property
     def file(self) -> Path:
@@ -49,7 +49,7 @@ class ForeignTensor(Protocol):
         """All of it, on the CPU."""
 
     def units(self) -> Iterator[tuple[str, Tensor]]:
-        """The tensor by its name, or of a stack (three dimensions) each matrix by name and number."""
+        """The tensor by its name; of a stack (three dimensions) each matrix by name and number."""
 
 
 def foreign_tensors(path: Path, trust: bool, option: str) -> list[ForeignTensor]:
@@ -59,14 +59,14 @@ def foreign_tensors(path: Path, trust: bool, option: str) -> list[ForeignTensor]
         path: a safetensors file, a pickle by torch.save, or a directory with ``*.safetensors`` or
             ``pytorch_model*.bin``.
         trust: whether pickles may be opened.
-        option: by which the user says so.
+        option: the command-line option that says so.
 
     Returns:
         At least one.
 
     Raises:
-        UserError: there are none, or not all of them; a pickle without trust, or one that holds more than
-            tensors; a file that cannot be read; a name in two files; quantised weights.
+        UserError: there are no weights, or not all of them; a pickle without trust, or one that holds more
+            than tensors; a file that cannot be read; a name in two files; quantised weights.
     """
     chosen = weight_files(path)
     found: list[ForeignTensor] = []
@@ -89,7 +89,7 @@ def foreign_tensors(path: Path, trust: bool, option: str) -> list[ForeignTensor]
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
-    """The config.json of a HF checkpoint; None where there is none.
+    """The config.json of a HF checkpoint; None without one.
 
     Raises:
         UserError: it is not a JSON object, or cannot be read.
@@ -200,9 +200,9 @@ def _in_pickle(file: Path) -> Iterator[_InPickle]:
 
 
 def _unpickled(file: Path) -> Any:
-    """What torch.save wrote; torch builds nothing but tensors and plain containers of it."""
+    """What torch.save wrote; torch builds only tensors and plain containers from it."""
     try:
-        # Files of before torch 1.6 are no zip archives, and cannot be mapped.
+        # Files written before torch 1.6 are not zip archives, and cannot be mapped.
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except UnpicklingError as error:
         raise UserError(
@@ -223,7 +223,7 @@ def _require_own(file: Path, name: str, tensor: Tensor) -> None:
     """Refuse a tensor that the file does not hold element by element."""
     plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
     if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():
-        raise UserError(f"{file}: {name!r:.80} is no plain tensor; save it dense")
+        raise UserError(f"{file}: {name!r:.80} is not a plain tensor; save it dense")
 
 
 def _line(error: Exception) -> str:

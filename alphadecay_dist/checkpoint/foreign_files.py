@@ -21,10 +21,10 @@ from alphadecay_dist.checkpoint.other_formats import (
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.json_fields import items
 
-# How files of weights are named, and the file of a model in one; safetensors are taken before pickles.
+# How files of weights are named, and a model in one file; safetensors are preferred to pickles.
 KINDS = tuple(zip(WEIGHTS, ("model.safetensors", "pytorch_model.bin"), strict=True))
 NUMBERED = re.compile(r"(?P<set>.+)[-_.](?P<number>\d+)-of-(?P<count>\d+)\.\w+")
-CONSOLIDATED = "consolidated"  # how Mistral and Meta name a second set, of the same weights by other names
+CONSOLIDATED = "consolidated"  # how Mistral and Meta name a second set of the same weights
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,22 @@
-"""What makes a checkpoint whole: a JSON that names every file and every tensor's pieces, written last."""
+"""The manifest of a checkpoint: a JSON that names every file and every tensor's pieces, written last."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import zlib
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from alphadecay_dist.errors import UserError, shown
+from alphadecay_dist.files import is_inner_path, leads_out, size_of
 from alphadecay_dist.json_fields import count, counted, get, items
 from alphadecay_dist.sharding.layout import Flat, Grid
 
 MANIFEST = "manifest.json"
-FORMAT = 2  # 1 were files of DeepSpeed's and torch's own
+FORMAT = 2  # format 1 held files of DeepSpeed and torch
 
 
 class OtherFormatError(UserError):
@@ -50,7 +49,7 @@ class TensorEntry:
         kind: ``weight``, ``exp_avg`` and what else the optimizer keeps of each element.
         shape: of the whole.
         dtype: as safetensors names it, such as ``F32``.
-        pieces: which cover it once.
+        pieces: together they cover it once.
     """
 
     name: str
@@ -67,8 +66,8 @@ class Manifest:
     Attributes:
         step: optimizer updates finished.
         world_size: ranks that wrote it.
-        engine: engine that wrote it, with its ZeRO stage.
-        versions: of what wrote it, by package.
+        engine: the engine that wrote it, with its ZeRO stage.
+        versions: of the packages that wrote it.
         files: by path, relative to the checkpoint.
         scalars: the optimizer's numbers, such as the step counter, by its key and by parameter.
         tensors: weights and optimizer state.
@@ -87,22 +86,21 @@ class Manifest:
 
 def to_text(manifest: Manifest) -> str:
     """The manifest as JSON, with a checksum of its own."""
-    data = asdict(manifest)
-    data["tensors"] = [
-        {
-            **{key: getattr(tensor, key) for key in ("name", "kind", "shape", "dtype")},
-            "pieces": [
-                {"file": piece.file, "key": piece.key, **_index_data(piece.index)} for piece in tensor.pieces
-            ],
-        }
-        for tensor in manifest.tensors
-    ]
-    data = json.loads(json.dumps(data))  # tuples as lists, as a reader finds them
+    data = {
+        "step": manifest.step,
+        "world_size": manifest.world_size,
+        "engine": manifest.engine,
+        "versions": manifest.versions,
+        "files": {name: asdict(stored) for name, stored in manifest.files.items()},
+        "scalars": manifest.scalars,
+        "tensors": [_tensor_data(tensor) for tensor in manifest.tensors],
+        "format": manifest.format,
+    }
     return json.dumps({"crc32": _checksum(data), **data})
 
 
 def from_text(text: str) -> Manifest:
-    """The manifest in a JSON.
+    """The manifest in a JSON text.
 
     Raises:
         OtherFormatError: another version wrote it.
@@ -111,7 +109,7 @@ def from_text(text: str) -> Manifest:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"is no JSON: {error}") from None
+        raise ValueError(f"is not JSON: {error}") from None
     if not isinstance(data, dict):
         raise ValueError(f"is a {type(data).__name__}, expected an object")
     checksum, version = data.pop("crc32", None), data.get("format")
@@ -122,7 +120,7 @@ def from_text(text: str) -> Manifest:
     if version != FORMAT:
         raise OtherFormatError(
             f"format {version}, expected {FORMAT}: another version of alphadecay_dist wrote it; go on with "
-            "that version, or start anew with --resume none and another --output_dir"
+            "that version, or start a new run with --resume none and another --output_dir"
         )
     return _manifest(data)
 
@@ -151,16 +149,6 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def leads_out(folder: Path, name: str) -> bool:
-    """Whether a path in a directory is outside of it, links followed."""
-    return not Path(os.path.realpath(folder / name)).is_relative_to(os.path.realpath(folder))
-
-
-def size_of(path: Path) -> int | None:
-    """A file's size in bytes; None where there is none, whatever is in its place."""
-    return os.path.getsize(path) if os.path.isfile(path) else None
-
-
 def stored_file(path: Path) -> StoredFile:
     """Size and checksum of a file as it is."""
     size, checksum = 0, 0
@@ -170,31 +158,20 @@ def stored_file(path: Path) -> StoredFile:
     return StoredFile(size, checksum)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by new text: a reader sees the old or the new whole, also after a crash."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        flush(partial)
-        os.replace(partial, path)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()  # a full disk has better use for its place
-        raise
-    flush(path.parent)
-
-
-def flush(path: Path) -> None:
-    """Let a file's content, or a directory's entries, reach the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _checksum(data: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(data, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _tensor_data(tensor: TensorEntry) -> dict[str, Any]:
+    return {
+        "name": tensor.name,
+        "kind": tensor.kind,
+        "shape": tensor.shape,
+        "dtype": tensor.dtype,
+        "pieces": [
+            {"file": piece.file, "key": piece.key, **_index_data(piece.index)} for piece in tensor.pieces
+        ],
+    }
 
 
 def _index_data(index: Flat | Grid) -> dict[str, Any]:
@@ -204,10 +181,7 @@ def _index_data(index: Flat | Grid) -> dict[str, Any]:
 
 
 def _manifest(data: Mapping[str, Any]) -> Manifest:
-    files = {
-        _inner_path(name): StoredFile(count(stored, "bytes"), count(stored, "crc32"))
-        for name, stored in get(data, "files", dict).items()
-    }
+    files = dict(_stored_file(name, stored) for name, stored in get(data, "files", dict).items())
     numbers = get(data, "scalars", dict)
     return Manifest(
         step=count(data, "step"),
@@ -218,6 +192,12 @@ def _manifest(data: Mapping[str, Any]) -> Manifest:
         scalars={key: dict(items(numbers, key, float)) for key in numbers},
         tensors=tuple(_tensor(entry, files) for entry in get(data, "tensors", list)),
     )
+
+
+def _stored_file(name: str, data: Any) -> tuple[str, StoredFile]:
+    if not is_inner_path(name):
+        raise ValueError(f"names the file {shown(name)}, which is not in the checkpoint")
+    return name, StoredFile(count(data, "bytes"), count(data, "crc32"))
 
 
 def _tensor(data: Any, files: Mapping[str, StoredFile]) -> TensorEntry:
@@ -255,11 +235,3 @@ def _range(data: Any, size: int, name: str) -> Flat:
     if not start < stop <= size:
         raise ValueError(f"{name}: a piece has [{start}, {stop}), expected a part of [0, {size})")
     return Flat(start, stop)
-
-
-def _inner_path(name: str) -> str:
-    """A relative path that does not lead out of the directory that it is relative to."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
-        raise ValueError(f"names the file {shown(name)}, which is not in the checkpoint")
-    return name

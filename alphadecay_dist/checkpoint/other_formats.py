@@ -1,4 +1,4 @@
-"""What a path holds that is not read as it is, and how to make weights of it that are."""
+"""Formats of weights that are not read: how a path is recognised, and how to convert it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DCP = ("*.distcp", ".metadata")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # those of a directory that are read
 ADAPTERS = ("adapter_model*", "adapter_config.json")
 MEGATRON = ("is a Megatron checkpoint", "convert it to Hugging Face's format with Megatron's own tools")
-# Files that tell by their names what they, or the directory that they are in, are.
+# Files whose names say what they, or their directory, are.
 FILES = {
     "*.gguf": ("is in the format GGUF", "give the safetensors that it was made from"),
     "*.h5": ("is in Keras' format", "give the safetensors of the same model"),
@@ -40,7 +40,7 @@ class Other(NamedTuple):
 
 
 def recognised(path: Path) -> Other | None:
-    """What a path is, where it holds weights in a form that is not read, or is not there; else None."""
+    """What a path is, where its weights are in a format that is not read, or it is missing; else None."""
     if not os.path.exists(path):
         return Other("no such file or directory", "give one that is there")
     if not os.path.isdir(path):
@@ -54,7 +54,7 @@ def recognised(path: Path) -> Other | None:
 
 
 def own(path: Path) -> Other | None:
-    """A run or a checkpoint of this trainer; None where there is neither."""
+    """A run or a checkpoint of this trainer; None for anything else."""
     if not any(os.path.exists(path / name) for name in (CHECKPOINTS, LATEST, STATE)):
         return None
     command = f"alphadecay export {path} --to hf --output OUT"
@@ -78,7 +78,7 @@ def holds_weights(path: Path) -> bool:
 
 
 def folders_in(path: Path) -> list[Path]:
-    """The directories in a directory, in their order; none where it cannot be read."""
+    """The directories in a directory, sorted; empty where it cannot be read."""
     try:
         return sorted(Path(entry) for entry in os.scandir(path) if entry.is_dir())
     except OSError:
@@ -86,7 +86,7 @@ def folders_in(path: Path) -> list[Path]:
 
 
 def _of_file(path: Path) -> Other | None:
-    """What one file is; a part of something larger is named as the whole."""
+    """What one file is; for a part of a checkpoint, what the checkpoint is."""
     if _fits(path, DEEPSPEED):
         return _deepspeed(path.parent)
     if _fits(path, DCP):

@@ -13,7 +13,7 @@ from alphadecay_dist.errors import UserError, shown
 # Types on disk, as safetensors and torch name them.
 ALWAYS = re.compile(r"(f|float)(4|6|8)_.*|qu?int.*", re.IGNORECASE)
 INTEGERS = re.compile(r"[IU](4|8|16|32)|u?int(4|8|16|32)")
-# How names beside a quantised weight end, and whose they are; of several that fit the first counts.
+# How names beside a quantised weight end, and which scheme writes them; the first that fits counts.
 SIDECARS = tuple(
     (re.compile(rf"(?P<stem>.+?)({ending})"), scheme)
     for ending, scheme in (
@@ -55,11 +55,11 @@ class Described(Protocol):
 
 
 def require_plain(tensors: Sequence[Described], config: Mapping[str, Any], config_file: Path) -> None:
-    """Refuse weights of which some are quantised, or whose config says so.
+    """Refuse weights if one of them is quantised, or their config says so.
 
     Args:
         tensors: all of them.
-        config: the config.json beside them; empty where there is none.
+        config: the config.json beside them; empty without one.
         config_file: its path.
 
     Raises:
@@ -96,7 +96,7 @@ def quantisation_of(config: Mapping[str, Any]) -> str | None:
 
 
 def _schemes(tensors: Sequence[Described]) -> dict[str, str]:
-    """The quantised weights by their names without an ending, and how they are quantised."""
+    """The quantised weights by their names without ending, and how they are quantised."""
     names = {tensor.name for tensor in tensors}
     found = dict(_by_type(tensors))
     beside: dict[str, int] = {}
@@ -111,7 +111,7 @@ def _schemes(tensors: Sequence[Described]) -> dict[str, str]:
 
 
 def _by_type(tensors: Sequence[Described]) -> Iterator[tuple[str, str]]:
-    """Those whose type alone tells it."""
+    """Weights whose type alone shows that they are quantised, and how."""
     for tensor in tensors:
         parts = tensor.name.split(".")
         in_block = any(part.isdigit() for part in parts) and len(tensor.shape) > 1
@@ -129,7 +129,7 @@ def _sidecar(name: str) -> int | None:
 
 
 def _stem(name: str) -> str:
-    """A weight's name without the ending that tells it from what lies beside it."""
+    """A weight's name without the ending that distinguishes it from the tensors beside it."""
     place = _sidecar(name)
     if place is not None:
         match = SIDECARS[place][0].fullmatch(name)

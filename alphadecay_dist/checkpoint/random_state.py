@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch import Tensor
 
-PREFIX = "random/"  # how their keys in a rank's file begin
+PREFIX = "random/"  # of their keys in a rank's file
 
 
 def random_state() -> dict[str, Tensor]:

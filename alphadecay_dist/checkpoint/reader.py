@@ -1,18 +1,20 @@
-"""Find the checkpoint to go on from."""
+"""Find a whole checkpoint: by a path, or the newest of a run."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from alphadecay_dist.checkpoint.manifest import Manifest, OtherFormatError, read_manifest, stored_file
 from alphadecay_dist.checkpoint.other_formats import holds_weights, is_deepspeed, recognised
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS, LATEST, STATE, STEPS
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.sharding.collectives import Collectives
 
 LAST_OF_RUN = "it as --output_dir, without --resume, for its newest, or checkpoints/step-..."
 ALTERED = "does not have the content that was written (CRC-32)"
@@ -30,7 +32,7 @@ class Checkpoint:
         return json.loads((self.folder / STATE).read_text(encoding="utf-8"))
 
     def faults(self, rank: int = 0, world_size: int = 1) -> list[str]:
-        """What is not as it was written, of the files that this rank looks at: every world_size-th."""
+        """What differs from what was written, in the files that this rank reads: every world_size-th."""
         found = []
         for name, stored in list(self.manifest.files.items())[rank::world_size]:
             try:
@@ -44,18 +46,65 @@ class Checkpoint:
 
 
 class SearchResult(NamedTuple):
-    """The newest whole checkpoint, if there is one, and why newer ones were passed over."""
+    """The newest checkpoint whose files are there, if there is one, and why newer ones were passed over."""
 
     checkpoint: Checkpoint | None
     skipped: tuple[str, ...]
 
 
+class Choice(Protocol):
+    """What names a checkpoint, or none."""
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The chosen one; None ends the search."""
+
+
+ChoiceT = TypeVar("ChoiceT", bound=Choice)
+
+
+def first_whole(choose: Callable[[Mapping[Path, str]], ChoiceT], ranks: Collectives) -> ChoiceT:
+    """Choose a checkpoint, again and again until the content of its files is what was written; collective.
+
+    The ranks share the work: each reads some of the files and compares their checksums.
+
+    Args:
+        choose: makes a choice on rank 0, given the checkpoints that are damaged, and how.
+        ranks: all of them see the same files.
+
+    Returns:
+        The first choice whose checkpoint is whole, or that names none; the same on every rank.
+    """
+    damaged: dict[Path, str] = {}
+    while True:
+        choice = ranks.from_main(lambda: choose(damaged))
+        checkpoint = choice.checkpoint
+        if checkpoint is None:
+            return choice
+        faults = ranks.gather(checkpoint.faults(ranks.rank, ranks.world_size))
+        first = next((fault for own in faults for fault in own), None)
+        if first is None:
+            return choice
+        damaged[checkpoint.folder] = first
+
+
+def newest(root: Path, ranks: Collectives | None = None) -> Checkpoint | None:
+    """The newest checkpoint in a directory whose files are whole, see :func:`first_whole`; None without one.
+
+    Raises:
+        OtherFormatError: the newest is another version's.
+    """
+    return first_whole(functools.partial(search, root), ranks or Collectives(None)).checkpoint
+
+
 def search(root: Path, damaged: Mapping[Path, str]) -> SearchResult:
     """The checkpoint that ``latest`` names, or where that is not whole the newest whole one.
 
+    Files are looked at by their sizes; the content of state.json alone is read.
+
     Args:
         root: the directory of checkpoints.
-        damaged: what is known to be damaged, and how; contents are not read here.
+        damaged: the checkpoints that are known to be damaged, and how.
 
     Raises:
         OtherFormatError: the newest is another version's.
@@ -77,19 +126,8 @@ def search(root: Path, damaged: Mapping[Path, str]) -> SearchResult:
     return SearchResult(None, tuple(skipped))
 
 
-def newest(root: Path) -> Checkpoint | None:
-    """The newest whole checkpoint, whose files have been read and compared with their checksums; or None."""
-    damaged: dict[Path, str] = {}
-    while True:
-        checkpoint = search(root, damaged).checkpoint
-        faults = checkpoint.faults() if checkpoint else []
-        if checkpoint is None or not faults:
-            return checkpoint
-        damaged[checkpoint.folder] = faults[0]
-
-
 def read(folder: Path) -> Checkpoint:
-    """The checkpoint in a directory, whose files are there at their full size.
+    """The checkpoint in a directory, whose files are all there at their full size.
 
     Raises:
         UserError: it is not whole.
@@ -109,7 +147,7 @@ def read(folder: Path) -> Checkpoint:
 
 
 def without_checkpoint(path: Path) -> str | None:
-    """What is at a path in place of a run or checkpoint of ours, and its use; None where it is not known."""
+    """Why there is no run or checkpoint of this trainer at a path, and what to do; None where unknown."""
     other = recognised(path)
     if not os.path.exists(path):
         return f"{path}: no such file or directory; give the directory of a run or of a checkpoint"
@@ -157,7 +195,7 @@ def _intact(folder: Path) -> Checkpoint:
 
 
 def _opened(folder: Path) -> Checkpoint:
-    """A checkpoint whose state, which is read before the shards are looked at, is as it was written."""
+    """A checkpoint whose state is as it was written: it is read before the shards are compared."""
     manifest = read_manifest(folder)
     if STATE not in manifest.files or stored_file(folder / STATE) != manifest.files[STATE]:
         raise ValueError(f"{folder}: {STATE} {ALTERED}")

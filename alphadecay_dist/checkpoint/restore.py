@@ -15,25 +15,27 @@ from alphadecay_dist.checkpoint.manifest import StoredPiece, TensorEntry
 from alphadecay_dist.checkpoint.random_state import PREFIX, set_random_state
 from alphadecay_dist.checkpoint.reader import Checkpoint
 from alphadecay_dist.checkpoint.shards import file_of
-from alphadecay_dist.checkpoint.writer import Ranks
 from alphadecay_dist.engines.state import WEIGHT, EngineState, Part
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.sharding.collectives import Collectives
 from alphadecay_dist.sharding.layout import Flat
 from alphadecay_dist.sharding.regions import common, read, view_of
 
 
-def load(checkpoint: Checkpoint, state: EngineState, ranks: Ranks) -> None:
+def load(checkpoint: Checkpoint, state: EngineState, ranks: Collectives) -> None:
     """Put a checkpoint into an engine; collective. Each rank reads what it needs and nothing else.
 
-    On as many ranks as wrote it each gets its random generators back as well.
+    With as many ranks as wrote it, each rank also gets its random generators back.
 
     Raises:
         UserError: it is another model's, or cannot be read.
     """
-    ranks.raise_on_all_ranks(lambda: _load_parts(checkpoint, state))
+    with ranks.raise_on_all_ranks():
+        _load_parts(checkpoint, state)
     state.publish(checkpoint.manifest.step)
     if checkpoint.manifest.world_size == ranks.world_size:
-        ranks.raise_on_all_ranks(lambda: _load_random(checkpoint.folder / file_of(ranks.rank)))
+        with ranks.raise_on_all_ranks():
+            _load_random(checkpoint.folder / file_of(ranks.rank))
 
 
 def require_model(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -63,7 +65,7 @@ def require_model(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]])
 
 @dataclass(frozen=True)
 class StoredWhole:
-    """A tensor of a checkpoint that is put together when it is asked for."""
+    """A tensor of a checkpoint, put together from its pieces when it is read."""
 
     folder: Path
     entry: TensorEntry
@@ -87,7 +89,7 @@ def stored_weights(checkpoint: Checkpoint) -> dict[str, StoredWhole]:
 
 
 def stored_tensors(checkpoint: Checkpoint) -> dict[str, dict[str, StoredWhole]]:
-    """The weights of a checkpoint and what its optimizer keeps of them: by name, then by kind."""
+    """The weights of a checkpoint and the optimizer's state of them: by name, then by kind."""
     found: dict[str, dict[str, StoredWhole]] = {}
     for entry in checkpoint.manifest.tensors:  # weights first, in the model's order
         found.setdefault(entry.name, {})[entry.kind] = StoredWhole(checkpoint.folder, entry)
@@ -98,8 +100,8 @@ def fill(parts: Iterable[Part], folder: Path, tensors: Mapping[tuple[str, str], 
     """Read parts from a checkpoint's files, each of which is opened once.
 
     Args:
-        parts: whose values are written.
-        folder: the checkpoint's.
+        parts: their values are overwritten.
+        folder: of the checkpoint.
         tensors: what it holds, by kind and name.
 
     Raises:
@@ -126,7 +128,7 @@ def fill(parts: Iterable[Part], folder: Path, tensors: Mapping[tuple[str, str], 
     for (kind, name), numel in missing.items():
         if numel:
             raise UserError(
-                f"{folder}: the pieces of {kind} {name} leave {numel} elements open; it is damaged"
+                f"{folder}: the pieces of {kind} {name} do not cover {numel} elements; it is damaged"
             )
 
 
@@ -166,5 +168,5 @@ def _load_random(path: Path) -> None:
         with safe_open(path, framework="pt") as stored:
             keys = [key for key in stored.keys() if key.startswith(PREFIX)]  # noqa: SIM118  (no dict)
             set_random_state({key: stored.get_tensor(key) for key in keys})
-    except Exception as error:  # the generators refuse a state in a dozen ways
+    except Exception as error:  # generators raise a dozen types of error
         raise UserError(f"{path}: has no states of random generators: {error}") from None

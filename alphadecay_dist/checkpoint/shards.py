@@ -9,8 +9,9 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from alphadecay_dist.checkpoint.manifest import StoredFile, StoredPiece, TensorEntry, flush, stored_file
+from alphadecay_dist.checkpoint.manifest import StoredFile, StoredPiece, TensorEntry, stored_file
 from alphadecay_dist.engines.state import WEIGHT, Part
+from alphadecay_dist.files import flush
 
 SHARDS = "shards"  # the folder of a checkpoint that holds the ranks' files
 DTYPES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16", "torch.float64": "F64"}
@@ -18,7 +19,7 @@ DTYPES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F1
 
 @dataclass(frozen=True)
 class Shard:
-    """What a rank wrote: its file, and what the manifest is to tell of it."""
+    """What a rank wrote: its file, and what the manifest says of it."""
 
     file: str
     stored: StoredFile
@@ -34,10 +35,10 @@ def write_shard(folder: Path, rank: int, parts: Iterable[Part], others: Mapping[
     """Write a rank's file.
 
     Args:
-        folder: the checkpoint's, which has a folder for shards.
+        folder: of the checkpoint; its folder for shards is there.
         rank: this rank.
-        parts: what this rank holds; what another rank saves is left out.
-        others: tensors of this rank alone, by key.
+        parts: what this rank holds; parts that another rank saves are left out.
+        others: further tensors of this rank, by key.
     """
     file = file_of(rank)
     tensors, entries = dict(others), []

@@ -14,17 +14,18 @@ import torch
 from torch import nn
 
 from alphadecay_dist.commands.stored_rule import config_in, on_meta
-from alphadecay_dist.engines.expected_layouts import SHARDINGS, Sharding, layouts
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.engines.expected_layouts import Sharding, layouts
+from alphadecay_dist.engines.registry import SHARDINGS
+from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.params.coverage import Coverage, coverage, require_weights
 from alphadecay_dist.params.inventory import Weight, tuned_weights
-from alphadecay_dist.sharding.ownership import Plan
-from alphadecay_dist.sharding.traffic import Traffic, traffic
-from alphadecay_dist.sharding.work import analysed, costs_of, plan_for
+from alphadecay_dist.sharding.ownership import TRIDIAGONAL
+from alphadecay_dist.sharding.planning import analysed, costs_of, schedule_for
+from alphadecay_dist.sharding.schedule import Schedule
 from alphadecay_dist.spectral import Rates, Windows, measured_rates
-from alphadecay_dist.training.config import load_config
-from alphadecay_dist.training.outputs.run_files import modules_by_type
+from alphadecay_dist.training.outputs.module_types import modules_by_type
 from alphadecay_dist.training.preflight import with_dtype
+from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.tasks.language.model import build_on_meta, read_model_config
 from alphadecay_dist.training.units import bytes_per_second
 
@@ -36,13 +37,16 @@ class Machine:
     """What a rank of the job can do.
 
     Attributes:
-        rates: of the Gram product and of tridiagonalisation, of one rank with all its threads.
+        rates: of the Gram product and of tridiagonalisation, of one rank with all its threads; for
+            times alone.
+        device: type of its device, a key of ``TRIDIAGONAL``, by which a run deals owners.
         bandwidth: bytes a second that a rank takes in; None where it is not known.
         update_seconds: of one optimizer update; None where it is not known.
         origin: where the rates are from, for people.
     """
 
     rates: Rates
+    device: str
     bandwidth: float | None = None
     update_seconds: float | None = None
     origin: str = "given"
@@ -89,9 +93,8 @@ class Forecast:
         sharding: how the ranks hold the weights.
         machine: what a rank was taken to do.
         interval: updates between refreshes.
-        plan: owners and rounds.
+        schedule: owners and rounds, and bytes by rank.
         loads: seconds of spectra by rank.
-        traffic: bytes by rank.
         seconds: of the whole refresh: the longest queue of spectra and, one after the other, the largest
             intake; None where there is one and the bandwidth is not known.
         covered: how much of the model is tuned.
@@ -102,12 +105,16 @@ class Forecast:
     sharding: Sharding
     machine: Machine
     interval: int
-    plan: Plan
+    schedule: Schedule
     loads: list[float]
-    traffic: Traffic
     covered: Coverage
     seconds: float | None
     share: float | None
+
+    @property
+    def owners(self) -> Mapping[str, int]:
+        """Rank by matrix."""
+        return self.schedule.plan.owners
 
     @property
     def imbalance(self) -> float:
@@ -119,38 +126,38 @@ class Forecast:
         return {
             "world_size": self.sharding.world_size,
             "sharding": self.sharding.name,
-            "matrices": len(self.plan.owners),
-            "rounds": len(self.plan.rounds),
+            "matrices": len(self.owners),
+            "rounds": len(self.schedule.rounds),
             "imbalance": self.imbalance,
             "seconds": self.seconds,
             "share_of_training": self.share,
-            "owners": dict(self.plan.owners),
+            "owners": dict(self.owners),
             "load_seconds": self.loads,
-            "bytes_received": self.traffic.received.tolist(),
-            "bytes_sent": self.traffic.sent.tolist(),
-            "peak_bytes": self.traffic.peak.tolist(),
+            "bytes_received": self.schedule.received.tolist(),
+            "bytes_sent": self.schedule.sent.tolist(),
+            "peak_bytes": self.schedule.peak.tolist(),
             "assumed": {**asdict(self.machine), "interval": self.interval},
         }
 
     def text(self) -> str:
         """A few lines for people."""
-        owners = len(set(self.plan.owners.values()))
+        owners = len(set(self.owners.values()))
         known = f"{self.seconds:.3g} s" if self.seconds is not None else "give --bandwidth to estimate"
         share = f", {100 * self.share:.3g} % of training" if self.share is not None else ""
         lines = [
-            f"{len(self.plan.owners)} matrices on {owners} of {self.sharding.world_size} ranks, "
+            f"{len(self.owners)} matrices on {owners} of {self.sharding.world_size} ranks, "
             f"{self.sharding.name}",
-            f"rounds: {len(self.plan.rounds)}",
+            f"rounds: {len(self.schedule.rounds)}",
             f"refresh: {known}{share}",
             f"imbalance of the spectra, max / mean: {self.imbalance:.3f}",
             self.covered.line(),
             *_assumptions(self.machine, self.interval),
-            *_owners(self.plan.owners, self.loads),
+            *_owners(self.owners, self.loads),
             f"{'a rank':<18}{'least':>12}{'mean':>12}{'most':>12}",
             _line("spectra, s", np.array(self.loads), 1),
-            _line("received, MiB", self.traffic.received, 2**20),
-            _line("sent, MiB", self.traffic.sent, 2**20),
-            _line("peak, MiB", self.traffic.peak, 2**20),
+            _line("received, MiB", self.schedule.received, 2**20),
+            _line("sent, MiB", self.schedule.sent, 2**20),
+            _line("peak, MiB", self.schedule.peak, 2**20),
         ]
         return "\n".join(lines)
 
@@ -176,8 +183,8 @@ def _assumptions(machine: Machine, interval: int) -> list[str]:
     gram, tridiagonal = machine.rates.gram / 1e9, machine.rates.tridiagonal / 1e9
     bandwidth, seconds = machine.bandwidth, machine.update_seconds
     return [
-        f"assumed of a rank: {gram:.3g} Gflop/s in products, {tridiagonal:.3g} Gflop/s in "
-        f"tridiagonalisation, {machine.origin} (--machine FILE gives the job's)",
+        f"assumed of a rank on {machine.device}: {gram:.3g} Gflop/s in products, {tridiagonal:.3g} Gflop/s "
+        f"in tridiagonalisation, {machine.origin} (--machine FILE gives the job's)",
         f"assumed of the network: {bandwidth / 1e9:.3g} GB/s into each rank"
         if bandwidth is not None
         else "assumed of the network: nothing; give --bandwidth, as in 25GB/s",
@@ -188,7 +195,7 @@ def _assumptions(machine: Machine, interval: int) -> list[str]:
 
 
 def forecast(job: Job, sharding: Sharding, machine: Machine) -> Forecast:
-    """Foretell a refresh.
+    """Owners, bytes and times of a refresh.
 
     Args:
         job: what is trained.
@@ -198,60 +205,60 @@ def forecast(job: Job, sharding: Sharding, machine: Machine) -> Forecast:
     Raises:
         UserError: a weight whose layout is not known.
     """
-    world_size, itemsize = sharding.world_size, job.dtype.itemsize
-    pieces = layouts(job.model, job.weights, sharding)
     # torch's engines keep fp32 weights, whatever type they compute in: a smaller one is a copy.
     cast = sharding.keeps_fp32 and job.dtype != torch.float32
     copied = [weight.name for weight in job.weights] if cast else []
-    blocks, planned = plan_for(
+    schedule = schedule_for(
         job.weights,
-        pieces,
-        world_size,
-        itemsize=itemsize,
-        tridiagonal=machine.rates.tridiagonal_weight,
+        layouts(job.model, job.weights, sharding),
+        sharding.world_size,
+        itemsize=job.dtype.itemsize,
+        device=machine.device,
         windows=job.windows,
         budget=job.budget,
         copied=copied,
     )
-    shapes = {weight.name: weight.shape for weight in job.weights}
-    moved = traffic(pieces, shapes, blocks, planned, world_size, itemsize, copied)
-    loads = [0.0] * world_size
-    # Dealt by the rounded ratio, and timed by the measured one.
+    loads = [0.0] * sharding.world_size
+    # Dealt by the constant of the device, and timed by the machine's own ratio.
     slower = machine.rates.gram / machine.rates.tridiagonal
     for name, cost in costs_of(job.weights, slower, job.windows).items():
-        loads[planned.owners[name]] += cost / machine.rates.gram
-    seconds = max(loads) + _seconds_moving(moved, machine)
+        loads[schedule.plan.owners[name]] += cost / machine.rates.gram
+    seconds = max(loads) + _seconds_moving(schedule, machine)
     window = job.interval * machine.update_seconds if machine.update_seconds is not None else math.nan
     known = [None if math.isnan(value) else value for value in (seconds, seconds / window)]
     covered = coverage(job.model, job.weights)
-    return Forecast(sharding, machine, job.interval, planned, loads, moved, covered, *known)
+    return Forecast(sharding, machine, job.interval, schedule, loads, covered, *known)
 
 
-def _seconds_moving(moved: Traffic, machine: Machine) -> float:
+def _seconds_moving(schedule: Schedule, machine: Machine) -> float:
     """Of the largest intake; NaN where the bandwidth is not known."""
-    most = float(moved.received.max())
+    most = float(schedule.received.max())
     if machine.bandwidth is None:
         return math.nan if most else 0.0
     return most / machine.bandwidth
 
 
-def job_of(recipe: str | None, config: Path | None) -> Job:
-    """What a recipe trains and with which settings, or a HF config with the published ones; without storage.
+def job_of_hf(config: Path) -> Job:
+    """A HF model with the published settings; without storage.
 
     Raises:
-        UserError: neither or both are given, the config cannot be read, or there is nothing to tune.
+        UserError: the config cannot be read, or there is nothing to tune.
     """
-    if (recipe is None) == (config is None):
-        raise UserError("plan: expected either --recipe NAME or --config PATH")
-    if config is not None:
-        model = _from_hf(config)
-        weights = tuned_weights(model)
-        require_weights(weights, model)
-        return Job(model, weights)
-    assert recipe is not None
-    loaded = with_dtype(load_config(recipe))
+    model = _from_hf(config)
+    weights = tuned_weights(model)
+    require_weights(weights, model)
+    return Job(model, weights)
+
+
+def job_of_recipe(recipe: Config) -> Job:
+    """What a recipe trains and with which settings; without storage.
+
+    Raises:
+        UserError: there is no such model, or nothing to tune.
+    """
+    loaded = with_dtype(recipe)
     model = build_on_meta(read_model_config(loaded.model.name, loaded.train.seq_len))
-    settings, engine = loaded.decay.settings(), loaded.engine
+    settings, engine = loaded.decay, loaded.engine
     return Job(
         model,
         analysed(tuned_weights(model), model, settings),
@@ -268,31 +275,34 @@ def this_machine() -> Machine:
     """A rank that has this machine to itself: its GPU, or all threads of its CPU."""
     if torch.cuda.is_available():
         rates = measured_rates(torch.device("cuda", torch.cuda.current_device()))
-        return Machine(rates, origin=f"measured here, on {torch.cuda.get_device_name()}")
+        return Machine(rates, "cuda", origin=f"measured here, on {torch.cuda.get_device_name()}")
     threads, rates = torch.get_num_threads(), measured_rates(torch.device("cpu"))
     threaded = Rates(threads * rates.gram, threads * rates.tridiagonal)
-    return Machine(
-        threaded, origin=f"measured here, on this CPU ({threads} {'thread' if threads == 1 else 'threads'})"
-    )
+    origin = f"measured here, on this CPU ({threads} {'thread' if threads == 1 else 'threads'})"
+    return Machine(threaded, "cpu", origin=origin)
 
 
 def read_machine(path: Path) -> Machine:
     """A machine profile: a JSON with ``gram`` and ``tridiagonal`` in operations a second and rank.
 
-    ``bandwidth`` (bytes a second and rank, or a text such as ``25GB/s``) and ``update_seconds`` may be in it
-    too.
+    ``device`` (``cuda``, the default, or ``cpu``), ``bandwidth`` (bytes a second and rank, or a text such as
+    ``25GB/s``) and ``update_seconds`` may be in it too.
 
     Raises:
-        UserError: it cannot be read, or a number is missing, unknown or not above 0.
+        UserError: it cannot be read, a number is missing or not above 0, or something in it is unknown.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         rates = Rates(float(found.pop("gram")), float(found.pop("tridiagonal")))
         bandwidth, seconds = found.pop("bandwidth", None), found.pop("update_seconds", None)
+        device = found.pop("device", "cuda")
         if found:
             raise ValueError(f"unknown {', '.join(found)}")
+        if device not in TRIDIAGONAL:
+            raise ValueError(f"device {shown(device)}, expected {' or '.join(TRIDIAGONAL)}")
         machine = Machine(
             rates,
+            device,
             None if bandwidth is None else bytes_per_second(str(bandwidth), "bandwidth"),
             None if seconds is None else float(seconds),
             f"given in {path}",
@@ -300,7 +310,7 @@ def read_machine(path: Path) -> Machine:
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(
             f"{path}: no machine profile ({type(error).__name__}: {error}); expected JSON with gram, "
-            "tridiagonal and perhaps bandwidth, update_seconds"
+            "tridiagonal and perhaps device, bandwidth, update_seconds"
         ) from None
     numbers = {
         "gram": rates.gram,

@@ -9,7 +9,8 @@ from typing import Any
 
 from alphadecay_dist.commands.spectrum_rows import Row
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.outputs.run_files import DECAY, EVAL, METRICS, modules_by_type, read_lines
+from alphadecay_dist.training.outputs.module_types import modules_by_type
+from alphadecay_dist.training.outputs.run_files import DECAY, EVAL, METRICS, read_lines
 
 
 def plot_run(folder: Path, picture: Path) -> None:
@@ -107,8 +108,8 @@ def plot_spectrum(rows: Sequence[Row], picture: Path) -> None:
 def _figure(panels: int) -> tuple[Any, Any]:
     """An empty figure for so many pictures in a row, and its colours; matplotlib is loaded with the first."""
     try:
-        import matplotlib as mpl  # noqa: PLC0415  (an extra)
-        from matplotlib.figure import Figure  # noqa: PLC0415
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
     except ImportError:
         raise UserError("matplotlib: not installed; pip install 'alphadecay-dist[plot]'") from None
     return Figure(figsize=(4 * panels, 3.6), layout="constrained"), mpl.color_sequences["tab10"]

@@ -15,8 +15,9 @@ from tqdm import tqdm
 from alphadecay_dist.commands.stored_rule import tuned_tensors
 from alphadecay_dist.commands.weight_files import StoredWeights
 from alphadecay_dist.decay import weight_decay_of
-from alphadecay_dist.decay.settings import REFERENCE, Settings
+from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.params.tuned_rule import released_ends
 from alphadecay_dist.spectral import MIN_EIGENVALUES, Analysis, analyze
 
 
@@ -36,7 +37,7 @@ class Row:
         return {**sizes, **asdict(self.analysis), "weight_decay": self.weight_decay}
 
 
-def spectrum(weights: StoredWeights, settings: Settings) -> list[Row]:
+def rows_of(weights: StoredWeights, settings: Settings) -> list[Row]:
     """Analyse the matrices of a model on disk, one in memory at a time, with a progress bar.
 
     What is a matrix, and which share a decay, is what a training run of the model would tune, see
@@ -53,27 +54,29 @@ def spectrum(weights: StoredWeights, settings: Settings) -> list[Row]:
     Raises:
         UserError: no matrix is there, or one is smaller than a FARMS window.
     """
-    chosen = tuned_tensors(weights, uncut=settings.preset == REFERENCE)
-    if not chosen:
+    model = tuned_tensors(weights)
+    choices = settings.choices
+    tuned = model.tuned if choices.cuts_fused else [own.whole() for own in model.tuned]
+    at_base = set[str]() if choices.tunes_ends else released_ends(model.linears)
+    if not tuned:
         raise UserError(
             f"{weights.path}: found no weight matrix inside a numbered block, of {MIN_EIGENVALUES} rows and "
             "columns or more; give the weights of a transformer"
         )
     rows: list[tuple[str, Row]] = []
-    for own in tqdm(chosen, desc="spectra", unit="weight"):
-        for name, matrix in own.parts():
+    for own in tqdm(tuned, desc="spectra", unit="weight"):
+        for name, matrix in own.matrices():
             found = _analyzed(name, matrix, settings)
-            rows.append((own.weight, Row(name, tuple(matrix.shape), found, settings.weight_decay)))
+            rows.append((own.name, Row(name, tuple(matrix.shape), found, settings.weight_decay)))
     parts: dict[str, list[Row]] = {}
     for weight, row in rows:
-        parts.setdefault(weight, []).append(row)
-    # The released code leaves the first nn.Linear at the base decay.
-    assigned = list(parts)[1:] if settings.preset == REFERENCE else list(parts)
-    decays = _decays({weight: parts[weight] for weight in assigned}, settings)
+        if weight not in at_base:
+            parts.setdefault(weight, []).append(row)
+    decays = _decays(parts, settings)
     return [replace(row, weight_decay=decays[weight]) if weight in decays else row for weight, row in rows]
 
 
-def table(rows: Sequence[Row]) -> str:
+def as_text(rows: Sequence[Row]) -> str:
     """The rows as aligned text."""
     lines = [f"{'matrix':<48} {'shape':>13} {'alpha':>7} {'KS':>6} {'stable rank':>11} {'decay':>10}  status"]
     for row in rows:

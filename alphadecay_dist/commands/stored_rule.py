@@ -1,4 +1,4 @@
-"""Which stored tensors a training run would tune: by the model that their config.json names, else by name."""
+"""The weights of a model on disk as the rule of what is tuned knows them: by their config.json or names."""
 
 from __future__ import annotations
 
@@ -14,9 +14,23 @@ from torch import Tensor, nn
 
 from alphadecay_dist.commands.weight_files import StoredTensor, StoredWeights
 from alphadecay_dist.notices import notice
+from alphadecay_dist.params.entries import linears
 from alphadecay_dist.params.fused import Cut
 from alphadecay_dist.params.inventory import Weight, tuned_weights
-from alphadecay_dist.params.tuned_rule import cut_of, is_stack, large_enough, reason_by_name
+from alphadecay_dist.params.tuned_rule import (
+    CONV1D,
+    CONV2D,
+    CONVOLUTION,
+    EMBEDDING,
+    LINEAR,
+    Described,
+    Tuned,
+    cut_of,
+    large_enough,
+    not_by_default,
+    unfit,
+)
+from alphadecay_dist.params.wrappers import named_modules
 
 # What torch's Linear, Conv2d and MultiheadAttention name their matrices, under weight norm too.
 MATRICES = (
@@ -28,77 +42,90 @@ MATRICES = (
     ".k_proj_weight",
     ".v_proj_weight",
 )
-EMBEDDING = re.compile(r"(.*_)?(wte|wpe|emb|embed|embeds|embedding|embeddings|embed_tokens|embed_positions)")
+EMBEDDING_NAME = re.compile(
+    r"(.*_)?(wte|wpe|emb|embed|embeds|embedding|embeddings|embed_tokens|embed_positions)"
+)
 
 
 @dataclass(frozen=True)
-class StoredMatrix:
-    """A stored tensor that is tuned, alone or with others that training joins.
+class StoredWeight(Tuned):
+    """A stored tensor that is tuned, alone or with others that training joins to the weight of that name.
 
     Attributes:
-        stored: the tensor.
-        weight: name of the weight that it is in training, which has one decay.
-        cut: how its matrices are cut into parts.
+        stored: the tensor, whose shape it has.
     """
 
     stored: StoredTensor
-    weight: str
-    cut: Cut | None
 
-    def parts(self) -> Iterator[tuple[str, Tensor]]:
+    def matrices(self) -> Iterator[tuple[str, Tensor]]:
         """Its matrices by name, one in memory at a time."""
         for name, unit in self.stored.units():
-            if self.cut is None:
-                yield name, unit
-            else:
-                yield from ((f"{name}.{part}", matrix) for part, matrix in self.cut.parts(unit))
+            yield from self.cut_up(name, unit)
 
 
-def tuned_tensors(weights: StoredWeights, *, uncut: bool) -> list[StoredMatrix]:
-    """The tensors that training would tune, in the files' order.
+@dataclass(frozen=True)
+class StoredModel:
+    """What is tuned of a model on disk.
 
-    Args:
-        weights: of a model. Where transformers knows the model of the config.json beside them, and they are
-            that model's, it decides; without it names and shapes do.
-        uncut: keep fused ones whole, as the released code does.
+    Attributes:
+        tuned: the tensors that training would tune by default, in the files' order.
+        linears: see :func:`alphadecay_dist.params.tuned_rule.released_ends`.
+    """
+
+    tuned: list[StoredWeight]
+    linears: list[str]
+
+
+def tuned_tensors(weights: StoredWeights) -> StoredModel:
+    """What training would tune of a model on disk.
+
+    Where transformers knows the model of the config.json beside the weights, and they are that model's, its
+    modules say what holds each weight; without it names and shapes do.
     """
     found = _by_model(weights)
-    if found is None:
-        found = _by_name(weights)
-        if weights.config is not None:
-            notice(
-                f"{weights.path}: not the weights of its config.json's model as transformers builds it; "
-                "names and shapes tell what is tuned, which training may cut otherwise"
-            )
-    return [replace(own, cut=None) for own in found] if uncut else found
+    if found is not None:
+        return found
+    if weights.config is not None:
+        notice(
+            f"{weights.path}: not the weights of its config.json's model as transformers builds it; "
+            "names and shapes tell what is tuned, which training may cut otherwise"
+        )
+    return _by_name(weights)
 
 
-def _by_name(weights: StoredWeights) -> list[StoredMatrix]:
-    shapes = {_weight_name(tensor.name): tensor.shape for tensor in weights.tensors}
-    found = []
-    for tensor in filter(_named_as_tuned, weights.tensors):
-        name, shape = _weight_name(tensor.name), tensor.shape
-        # A file does not tell whether a matrix is (out, in) or (in, out).
-        transposed = len(shape) == 2 and shape[1] == 3 * shape[0]
-        cut = cut_of(name, shape, weights.heads, shapes, transposed=transposed)
-        own = StoredMatrix(tensor, name, cut)
-        if large_enough(_part_shapes(own)):
-            found.append(own)
-    return found
+def _by_name(weights: StoredWeights) -> StoredModel:
+    pairs = [(tensor, _described(tensor)) for tensor in weights.tensors]
+    shapes = {own.name: own.shape for _, own in pairs}
+    found = [
+        StoredWeight(own.name, own.shape, cut_of(own, weights.heads, shapes), tensor)
+        for tensor, own in pairs
+        if _by_default(own)
+    ]
+    linear = [own.name for _, own in pairs if own.kind in (LINEAR, CONV2D)]
+    return StoredModel([weight for weight in found if large_enough(weight)], linear)
 
 
-def _named_as_tuned(tensor: StoredTensor) -> bool:
-    """Whether names and dimensions are those of a weight that training tunes, large or small."""
-    name = _weight_name(tensor.name)
-    if reason_by_name(name) is not None:
-        return False
-    is_matrix = tensor.name.endswith(MATRICES) and len(tensor.shape) in (2, 4)
-    embeds = EMBEDDING.fullmatch(name.rsplit(".", 1)[-1]) is not None
-    return is_stack(name, tensor.shape) or (is_matrix and not embeds)
+def _by_default(own: Described) -> bool:
+    """Whether it is tuned by default, large or small."""
+    return unfit(own) is None and not_by_default(own) is None
 
 
-def _by_model(weights: StoredWeights) -> list[StoredMatrix] | None:
-    """By the model of the config.json; None without one, or where these are not its weights."""
+def _described(tensor: StoredTensor) -> Described:
+    """A tensor as far as its name and shape tell what holds it."""
+    name, shape = _weight_name(tensor.name), tensor.shape
+    if len(shape) not in (2, 4) or not tensor.name.endswith(MATRICES):
+        kind = "not named like a matrix"
+    elif EMBEDDING_NAME.fullmatch(name.rsplit(".", 1)[-1]):
+        kind = EMBEDDING
+    elif len(shape) == 4:
+        kind = CONV2D if tensor.name.endswith(".weight") else CONVOLUTION
+    else:  # a file does not tell whether a matrix is (out, in) or (in, out)
+        kind = CONV1D if shape[1] == 3 * shape[0] else LINEAR
+    return Described(name, shape, kind, experts=0)
+
+
+def _by_model(weights: StoredWeights) -> StoredModel | None:
+    """By the model of the config.json; None without one, or if these are not its weights."""
     model = _model_of(weights.config, len(weights.tensors)) if weights.config is not None else None
     if model is None:
         return None
@@ -110,16 +137,16 @@ def _by_model(weights: StoredWeights) -> list[StoredMatrix] | None:
     for tensor in weights.tensors:
         target = targets[tensor.name]
         if target not in known:
-            if _named_as_tuned(tensor) and not _ignored(model, target):
+            if _by_default(_described(tensor)) and not _ignored(model, target):
                 return None
             continue
         name = _weight_name(target)
         if name in tuned:
             sizes[name] += math.prod(tensor.shape)
-            found.append(StoredMatrix(tensor, name, _cut_in_file(tuned[name], tensor.shape)))
+            found.append(StoredWeight(name, tensor.shape, _cut_in_file(tuned[name], tensor.shape), tensor))
     if not found or any(sizes[name] > math.prod(tuned[name].shape) for name in tuned):
         return None
-    return found
+    return StoredModel(found, linears(named_modules(model)))
 
 
 def _cut_in_file(weight: Weight, shape: Sequence[int]) -> Cut | None:
@@ -137,7 +164,7 @@ def config_in(path: Path) -> Any:
     Raises:
         OSError, ValueError, KeyError, ImportError: transformers cannot read it.
     """
-    from transformers import AutoConfig  # noqa: PLC0415  (slow to load, and not needed without a config)
+    from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
 
@@ -148,7 +175,7 @@ def on_meta(config: Any) -> nn.Module:
     Raises:
         OSError, ValueError, KeyError, ImportError: transformers cannot build it.
     """
-    import transformers  # noqa: PLC0415
+    import transformers
 
     named = getattr(transformers, (config.architectures or [""])[0], None)
     with torch.device("meta"):  # a kernel that the config names would be fetched, and is not needed
@@ -178,8 +205,8 @@ def _model_of(path: Path, tensors: int) -> nn.Module | None:
 def _targets(model: Any, names: Sequence[str]) -> dict[str, str]:
     """Names in the model by names in its files, as transformers loads them: experts joined, parts renamed."""
     try:
-        from transformers.conversion_mapping import get_model_conversion_mapping  # noqa: PLC0415
-        from transformers.core_model_loading import (  # noqa: PLC0415
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import (
             WeightConverter,
             WeightRenaming,
             rename_source_key,
@@ -199,12 +226,6 @@ def _targets(model: Any, names: Sequence[str]) -> dict[str, str]:
 def _ignored(model: Any, name: str) -> bool:
     """Whether transformers expects a tensor that the model does not have, and passes it over."""
     return any(re.search(pattern, name) for pattern in model._keys_to_ignore_on_load_unexpected or ())
-
-
-def _part_shapes(own: StoredMatrix) -> list[tuple[int, ...]]:
-    shape = own.stored.shape
-    unit = shape[1:] if len(shape) == 3 else shape
-    return [unit] if own.cut is None else [*own.cut.shapes(unit)]
 
 
 def _weight_name(parameter: str) -> str:

@@ -100,4 +100,4 @@ def _from_checkpoint(checkpoint: Checkpoint) -> StoredWeights:
         _InCheckpoint(name, tuple(weight.shape), weight, dtype)
         for name, weight in stored_weights(checkpoint).items()
     ]
-    return StoredWeights(checkpoint.folder, tensors, settings=config.decay.settings())
+    return StoredWeights(checkpoint.folder, tensors, settings=config.decay)

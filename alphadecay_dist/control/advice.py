@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.distributed as dist
 
-from alphadecay_dist.decay.settings import REFERENCE, Settings
-from alphadecay_dist.engines import Host
+from alphadecay_dist.decay.settings import GROUPS, Settings
+from alphadecay_dist.engines.host import Host
 from alphadecay_dist.errors import warn
 from alphadecay_dist.notices import notice
 from alphadecay_dist.params.coverage import Coverage
 from alphadecay_dist.params.group_snapshot import ALWAYS
-from alphadecay_dist.params.groups import GROUP_KEY, GROUPS, UNTUNED, layout_of, names_in
+from alphadecay_dist.params.groups import GROUP_KEY, UNTUNED, layout_of, names_in
 
 ADAPTIVE = (
     torch.optim.Adam,
@@ -27,13 +27,13 @@ ADAPTIVE = (
 )  # they divide an L2 decay by the gradients' size, unless it is decoupled
 
 
-def doubts(host: Host, weight_decay: float, *, released: bool) -> Iterator[str]:
+def doubts(host: Host, weight_decay: float, *, coupled: bool) -> Iterator[str]:
     """What to say of a controller that is being constructed, one line each.
 
     Args:
         host: the engine.
         weight_decay: the base decay.
-        released: whether it repeats the released code, which runs Adam with L2 decay.
+        coupled: whether the decay is meant to be added to the gradient (L2), as in the released code.
     """
     if weight_decay == 0:
         yield (
@@ -41,7 +41,7 @@ def doubts(host: Host, weight_decay: float, *, released: bool) -> Iterator[str]:
             "param_groups() and AlphaDecay the base decay"
         )
     yield from _other_base(host, weight_decay)
-    if not released:
+    if not coupled:
         inner = getattr(host.optimizer, "optim", host.optimizer)  # ZeroRedundancyOptimizer's own
         yield from _not_decoupled(inner)
     yield from _rounded_away(host)
@@ -109,7 +109,7 @@ class Advice:
         self._first = host.updates()  # before any call of step()
         self._unsaid: str | None = coverage.line()
         self._notice(f"{tuned} are tuned; {coverage.too_small()}")
-        for doubt in doubts(host, settings.weight_decay, released=settings.preset == REFERENCE):
+        for doubt in doubts(host, settings.weight_decay, coupled=settings.choices.coupled):
             self._say(doubt)
 
     def at_step(self, boundary: bool) -> None:

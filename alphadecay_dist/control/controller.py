@@ -1,38 +1,39 @@
 """AlphaDecay: when to refresh, and what a refresh does.
 
-gather -> spectrum -> share -> assign -> write: each owner rank analyses its matrices, one all-gather shares
-the alphas, and every rank writes the same decays where its optimizer applies them, found by module name.
-With a lag the spectra are computed beside training, see :mod:`alphadecay_dist.control.lagged`.
+measure -> map -> write, by a row of the table of policies: the measure gives a number for each matrix (a
+spectrum is computed by its owner rank, and one all-gather shares what was found), a pure map turns these into
+decays, and every rank writes the same decays where its optimizer applies them, found by module name. With a
+lag the spectra are computed in the background, see :mod:`alphadecay_dist.control.lagged`.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from alphadecay_dist.control.advice import Advice
-from alphadecay_dist.control.lagged import LaggedRefresher, PendingRefresh, device_of
+from alphadecay_dist.control.lagged import PendingRefresh
+from alphadecay_dist.control.measures import Measured, measure_for
 from alphadecay_dist.control.module_table import ModuleTable
-from alphadecay_dist.control.refresh import Measurement, Refresh, TunedModule, encode
+from alphadecay_dist.control.options import dtype_of, require_parts
+from alphadecay_dist.control.refresh import Measurement, Refresh, TunedModule
 from alphadecay_dist.control.state import DecayState
 from alphadecay_dist.control.writers import writer_for
-from alphadecay_dist.decay.settings import Settings
-from alphadecay_dist.engines import Host, host_for
+from alphadecay_dist.decay.settings import Settings, settings_from
 from alphadecay_dist.engines.given import unwrapped
+from alphadecay_dist.engines.host import Host, host_for
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.coverage import coverage
 from alphadecay_dist.params.group_snapshot import GroupSnapshot
-from alphadecay_dist.params.groups import GROUPS, weights_in
-from alphadecay_dist.sharding.collectives import drain_on_error, raise_on_all_ranks, require_equal
-from alphadecay_dist.sharding.planning import dtype_of, plan_exchange, require_options
-from alphadecay_dist.sharding.work import analysed
-from alphadecay_dist.spectral import FAILED, Analysis, Windows, analyze_each
+from alphadecay_dist.params.groups import weights_in
+from alphadecay_dist.sharding.collectives import Collectives
+from alphadecay_dist.sharding.planning import analysed
 
 STATE_KEY = "alphadecay"  # the one key of state_dict(): its value is a JSON string, safe in any checkpoint
 
@@ -47,113 +48,56 @@ class AlphaDecay:
         model: the model whose :func:`alphadecay_dist.param_groups` the optimizer was made of; or the
             ``DeepSpeedEngine`` that trains it, which is then ``engine`` too.
         optimizer: the torch optimizer given to the engine, or used alone; accelerate's wrapper of it too.
+        settings: an object of :class:`alphadecay_dist.decay.settings.Settings`, such as a recipe's ``decay``.
         engine: the ``DeepSpeedEngine``, where there is one.
         process_group: ranks that share the work, without an engine; the default group if there is one. They
             must hold the same weights: those of a mesh of one dimension, which may be given itself.
-        weight_decay: the base decay.
-        interval: optimizer updates between refreshes.
-        min_ratio: smallest decay, in base decays; with the linear map that of the smallest alpha (heaviest
-            tail).
-        max_ratio: largest decay, in base decays; with the linear map that of the largest alpha.
-        assign: the map from alpha to decay: ``linear`` (as published), ``sqrt``, ``log2`` or ``sigmoid``.
-        normalize: ``mean`` scales the decays so that their mean over all weights is the base decay;
-            ``none`` (as published) does not.
-        metric: what is mapped: ``alpha`` (as published) or another of ``alphadecay_dist.spectral.METRICS``.
-        fit: the estimator of alpha: ``hill`` at the median (as published), ``goodness_of_fit`` or
-            ``fix_finger``.
-        xmin_pos: for ``hill``: the tail begins at eigenvalue floor(N / xmin_pos).
-        farms: the windows whose pooled eigenvalues stand for a matrix (FARMS); None is the whole matrix.
-        preset: ``reference`` repeats the released code: the first and the last nn.Linear of the model keep
-            the base decay, fused weights stay whole, refreshes come one update earlier, its own fix-finger,
-            norms squared, no bounds but for the linear map. Its biases and batch norms share their weight's
-            decay: ``param_groups(..., follow=["bias", "batchnorm"])``.
         parts: sizes of fused weights by glob pattern, where names do not tell: ``{"*.qkv": (64, 64, 64)}``.
         dtype: the type that weights travel and are analysed in, or its name. By default their own;
             torch.bfloat16 halves the traffic of fp32 ones, torch.float32 takes DeepSpeed's fp32 masters.
-        memory_budget: bytes that the gathering may hold at once on a rank, buffers and all. By default two of
-            the largest matrices, which is the least that it can do with, or 256 MiB where that is more. As
-            many gathered matrices are analysed at once as fit; the spectra's own workspace comes on top.
-        lag: updates between a refresh's snapshot of the weights and the writing of its decays, below
-            ``interval``; meanwhile a host thread analyses the snapshot, all matrices that this rank owns. 0
-            lets training wait instead. Needs exact products: see Raises.
-        device: where spectra are computed: ``cuda`` (this rank's current GPU), ``cpu`` (its host threads;
-            matrices leave the GPU as they arrive, so that a snapshot too stays within ``memory_budget``
-            there), or ``auto``: where the matrices arrive.
-        apply: how decays reach the weights, as in :func:`alphadecay_dist.param_groups`: ``groups`` (any
-            optimizer), ``premultiply`` (AdamW alone; the same weights in two groups, which is faster), or
-            ``auto`` for the one that the groups were built for.
+        **given: any attribute of ``Settings``, in place of that object's or of its defaults:
+            ``weight_decay`` (needed without ``settings``), ``interval``, ``min_ratio``, ``max_ratio``,
+            ``assign``, ``normalize``, ``metric``, ``fit``, ``xmin_pos``, ``preset``, ``policy``,
+            ``memory_budget``, ``lag``, ``device``, ``apply``; and ``farms``, the
+            :class:`alphadecay_dist.spectral.Windows` whose pooled eigenvalues stand for a matrix (FARMS).
 
     Raises:
         UserError: a setting out of its range, groups that param_groups() did not make, or an engine that
             cannot be served; a lag where TF32 or bf16 products of fp32 matrices are switched on, for the
-            spectra beside training would be computed with them. All ranks must construct it together.
+            spectra in the background would be computed with them. All ranks must construct it together.
+        TypeError: an unknown keyword argument.
     """
 
     def __init__(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
+        settings: Settings | None = None,
         *,
         engine: Any | None = None,
         process_group: dist.ProcessGroup | None = None,
-        weight_decay: float,
-        interval: int = 500,
-        min_ratio: float = 2 / 3,
-        max_ratio: float = 5.0,
-        assign: str = "linear",
-        normalize: str = "none",
-        metric: str = "alpha",
-        fit: str = "hill",
-        xmin_pos: float = 2.0,
-        farms: Windows | None = None,
-        preset: str | None = None,
         parts: Mapping[str, Sequence[int]] | None = None,
         dtype: torch.dtype | str | None = None,
-        memory_budget: int | None = None,
-        lag: int = 0,
-        device: str = "auto",
-        apply: str = GROUPS,
+        **given: Any,
     ) -> None:
-        given = unwrapped(model, optimizer, engine, process_group)
-        self._host: Host = host_for(*given)
-        with raise_on_all_ranks(self._host.group):
-            self.settings = Settings(
-                weight_decay,
-                interval,
-                min_ratio,
-                max_ratio,
-                assign=assign,
-                normalize=normalize,
-                metric=metric,
-                fit=fit,
-                xmin_pos=xmin_pos,
-                farms=farms,
-                preset=preset,
-                lag=lag,
-            )
-            self._device = device_of(device)
+        trained = unwrapped(model, optimizer, engine, process_group)
+        self._host: Host = host_for(*trained)
+        self._ranks = Collectives(self._host.group)
+        with self._ranks.raise_on_all_ranks():
+            self.settings = settings_from(settings, given)
             read_as = dtype_of(dtype)
-            require_options(memory_budget, parts)
-            named = weights_in(self._host.param_groups(), given.model, parts or {})
-            weights = analysed(named, given.model, self.settings)
-        self._weights = {unit: weight for weight in weights for unit in weight.units()}
-        self._exchange, self._owners = plan_exchange(
-            weights,
-            lambda: self._host.sources(weights, read_as),
-            self.settings,
-            group=self._host.group,
-            dtype=read_as,
-            budget=memory_budget,
-        )
-        self._table = ModuleTable(weights, weight_decay)
+            require_parts(parts)
+            named = weights_in(self._host.param_groups(), trained.model, parts or {})
+            weights = analysed(named, trained.model, self.settings)
+        self._measure = measure_for(Measured(self._host, weights, self.settings, read_as))
+        self._table = ModuleTable(weights, self.settings.weight_decay)
         self._updates = 0
         self._refreshed_at: int | None = None
         self._pending: PendingRefresh | None = None
-        with raise_on_all_ranks(self._host.group):
-            self._lagged = LaggedRefresher(self._exchange, self._weights, self.settings, self._device)
-            self._writer = writer_for(apply, self._host, named, weight_decay)
+        with self._ranks.raise_on_all_ranks():
+            self._writer = writer_for(self.settings, self._host, named)
         self._groups = GroupSnapshot(self._host.param_groups())
-        self._advice = Advice(self._host, self.settings, str(self._table), coverage(given.model, weights))
+        self._advice = Advice(self._host, self.settings, str(self._table), coverage(trained.model, weights))
 
     @property
     def modules(self) -> dict[str, TunedModule]:
@@ -194,7 +138,7 @@ class AlphaDecay:
         due = self.settings.due(self._updates) and self._refreshed_at != self._updates
         if due and self.settings.lag:
             self._cancel_pending()
-            self._pending = self._lagged.begin(self._updates)
+            self._pending = self._measure.begin(self._updates)
             self._refreshed_at = self._updates
         elif due:
             refresh = self.refresh()
@@ -209,9 +153,9 @@ class AlphaDecay:
         """
         begin = time.perf_counter()
         self._cancel_pending()
-        found = self._share(self._analyses())
+        found = self._measure.measure()
         self._refreshed_at = self._updates
-        return self._apply(self._updates, found, self._exchange.received_by_rank(), begin)
+        return self._apply(self._updates, found, self._measure.received_by_rank(), begin)
 
     def _finish(self) -> Refresh | None:
         """Write the pending refresh if now is its time."""
@@ -220,16 +164,8 @@ class AlphaDecay:
             return None
         begin = time.perf_counter() - pending.seconds
         self._pending = None
-        found = self._settle(pending)
+        found = self._measure.settle(pending)
         return self._apply(pending.step, found, pending.bytes_received, begin)
-
-    def _settle(self, pending: PendingRefresh) -> dict[str, Measurement]:
-        """What all owners found for a pending refresh: waited for and shared once. Collective, that once."""
-        if pending.found is None:
-            assert pending.running is not None
-            pending.found = self._share(pending.running.analyses())
-            pending.running = None
-        return pending.found
 
     def _cancel_pending(self) -> None:
         """Forget a pending refresh, and end its thread."""
@@ -256,35 +192,9 @@ class AlphaDecay:
         modules = self._table.reports(shared, assigned, self.settings.metric)
         return Refresh(step, self._updates, time.perf_counter() - begin, received, modules)
 
-    def _analyses(self) -> dict[str, Analysis]:
-        """Analyses of this rank's parts, but for those that failed."""
-        analyses: dict[str, Analysis] = {}
-        with drain_on_error(self._exchange.matrices()) as matrices:
-            analyses = analyze_each(self._cut(matrices), self.settings.estimator(), self._exchange.room)
-        return analyses
-
-    def _cut(self, matrices: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """Matrices where they are analysed, fused ones cut into their parts."""
-        for unit, tensor in matrices:
-            yield from self._weights[unit].cut_up(unit, tensor.to(self._device))
-            del tensor  # not while the next one is gathered
-
-    def _share(self, analyses: Mapping[str, Analysis]) -> dict[str, Measurement]:
-        """What all owners found, by part; what an owner has not analysed has failed there."""
-        rank = dist.get_rank(self._host.group) if self._host.group else 0
-        lost = Analysis(status=FAILED)
-        parts = {unit: weight.parts(unit) for unit, weight in self._weights.items()}
-        mine = {
-            unit: [n for part in names for n in encode(analyses.get(part, lost), self.settings)]
-            for unit, names in parts.items()
-            if self._owners[unit] == rank
-        }
-        shared = self._exchange.share(mine, {unit: 3 * len(names) for unit, names in parts.items()})
-        return {
-            part: Measurement.decode(shared[unit][3 * place : 3 * place + 3], self._owners[unit])
-            for unit, names in parts.items()
-            for place, part in enumerate(names)
-        }
+    def log(self) -> dict[str, float]:
+        """See :class:`alphadecay_dist.control.protocol.DecayController`: a refresh tells all there is."""
+        return {}
 
     def state_dict(self) -> dict[str, str]:
         """What a resume needs, by module name: one JSON string under one fixed key.
@@ -295,7 +205,7 @@ class AlphaDecay:
         """
         pending = self._pending
         if pending is not None:
-            self._settle(pending)
+            self._measure.settle(pending)
         state = DecayState(
             self._updates,
             self._refreshed_at,
@@ -320,7 +230,7 @@ class AlphaDecay:
             UserError: the state is another model's, or none, or ranks were given different ones; the
                 optimizer was loaded from groups in another order.
         """
-        with raise_on_all_ranks(self._host.group):
+        with self._ranks.raise_on_all_ranks():
             if not isinstance(state, Mapping) or STATE_KEY not in state:
                 raise UserError(f"AlphaDecay state: has no {STATE_KEY!r}; give what state_dict() returned")
             try:
@@ -333,10 +243,9 @@ class AlphaDecay:
                     f"AlphaDecay state: {len(loaded.alphas)} modules saved, {len(self._table.alphas)} tuned "
                     f"here; {odd[0]!r} is in one alone: load the state of the same model"
                 )
-        require_equal(
+        self._ranks.require_equal(
             "AlphaDecay state: the ranks were given different ones",
             json.dumps(loaded.as_dict(), indent=0).splitlines(),
-            self._host.group,
             "load the same state on every rank",
             kind=UserError,
         )
@@ -352,7 +261,7 @@ class AlphaDecay:
 
     def _write(self) -> None:
         """Hand each module's decay to what applies it, in groups that have their names. Collective."""
-        with raise_on_all_ranks(self._host.group):
+        with self._ranks.raise_on_all_ranks():
             restored = self._groups.restore(self._host.param_groups())
         self._advice.restored(restored)
         self._writer.write(self._table.module_decays())

@@ -8,7 +8,7 @@ kernel, which rounds w - lr * decay * w instead.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from alphadecay_dist.control.advice import low_precision
-from alphadecay_dist.engines import Host
+from alphadecay_dist.decay.policies import MATRIX_DECAY
+from alphadecay_dist.decay.settings import AUTO, GROUPS, PREMULTIPLY, Settings
+from alphadecay_dist.engines.host import Host
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.params.groups import GROUP_KEY, GROUPS, NAMES_KEY, PREMULTIPLY, layout_of, names_in
+from alphadecay_dist.params.groups import GROUP_KEY, NAMES_KEY, layout_of, names_in
 from alphadecay_dist.params.inventory import Weight
-
-AUTO = "auto"
-APPLY = (GROUPS, PREMULTIPLY, AUTO)
 
 
 class Writer(Protocol):
@@ -33,22 +32,30 @@ class Writer(Protocol):
         ...
 
 
-def writer_for(apply: str, host: Host, weights: Sequence[Weight], weight_decay: float) -> Writer:
-    """The writer that fits the groups.
+def writer_for(settings: Settings, host: Host, weights: Sequence[Weight]) -> Writer:
+    """The writer of what the settings' policy moves.
 
     Args:
-        apply: what was asked for; ``auto`` follows the groups.
-        host: the engine that holds them.
+        settings: of the policy.
+        host: the engine that holds the groups.
         weights: all that the groups name.
-        weight_decay: the base decay.
+
+    Raises:
+        UserError: see the writers.
+    """
+    return (
+        NullWriter() if settings.row.moves is None else WRITERS[settings.row.moves](settings, host, weights)
+    )
+
+
+def matrix_decay_writer(settings: Settings, host: Host, weights: Sequence[Weight]) -> Writer:
+    """The writer of a decay per matrix that fits the groups; ``apply`` auto follows them.
 
     Raises:
         UserError: the groups were built for the other writer, or the optimizer or the engine does not allow
             this one.
     """
-    if apply not in APPLY:
-        raise UserError(f"apply: found {apply!r}, expected one of {', '.join(APPLY)}")
-    groups = host.param_groups()
+    apply, groups = settings.apply, host.param_groups()
     layout = layout_of(groups)
     if apply not in (AUTO, layout):
         raise UserError(
@@ -59,7 +66,7 @@ def writer_for(apply: str, host: Host, weights: Sequence[Weight], weight_decay: 
         return GroupWriter(host)
     if sum(bool(names_in(group)) for group in groups) != 1:
         raise UserError(f"optimizer: expected all tuned weights in one group with apply={PREMULTIPLY!r}")
-    return Premultiplier(host, weights, weight_decay)
+    return Premultiplier(host, weights, settings.weight_decay)
 
 
 def choose_apply(optimizer: str, refusal: str | None) -> tuple[str, str]:
@@ -77,6 +84,13 @@ def choose_apply(optimizer: str, refusal: str | None) -> tuple[str, str]:
     if refusal is not None:
         return GROUPS, refusal
     return PREMULTIPLY, "AdamW on this engine allows it, and two param groups update faster than many"
+
+
+class NullWriter:
+    """Writes nothing, for policies that only measure."""
+
+    def write(self, decays: Mapping[str, float]) -> None:
+        """See :class:`Writer`."""
 
 
 class GroupWriter:
@@ -195,3 +209,6 @@ def _check_decoupled(optimizer: torch.optim.Optimizer) -> None:
             f"apply: found {PREMULTIPLY!r} with {type(optimizer).__name__}, expected torch.optim.AdamW, "
             f"whose decay is such a product; use apply={GROUPS!r}"
         )
+
+
+WRITERS: dict[str, Callable[[Settings, Host, Sequence[Weight]], Writer]] = {MATRIX_DECAY: matrix_decay_writer}

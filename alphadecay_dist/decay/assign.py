@@ -1,4 +1,4 @@
-"""Metric values -> weight decays: pure functions, equal on every rank that gets equal values."""
+"""Metric values -> weight decays: pure functions, so ranks with equal values get equal decays."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-ASSIGNED = "assigned"  # mapped from the module's own alpha
-EQUAL = "all_equal"  # every defined alpha is the same: the base decay
-KEPT = "kept"  # alpha undefined: the last decay
+ASSIGNED = "assigned"  # mapped from the module's own value
+EQUAL = "all_equal"  # all defined values are equal: the base decay
+KEPT = "kept"  # the value is undefined: the last decay
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """A module's decay and which case of the map gave it (ASSIGNED, EQUAL or KEPT)."""
+    """A module's decay, and which case gave it (ASSIGNED, EQUAL or KEPT)."""
 
     weight_decay: float
     case: str
@@ -23,7 +23,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Bounds:
-    """The base decay, and the smallest and largest decay in base decays."""
+    """The base decay, and the smallest and largest decay as multiples of it."""
 
     weight_decay: float
     min_ratio: float
@@ -36,14 +36,15 @@ def assign(
     """Map metric values to decays.
 
     Args:
-        values: alpha by module; None where undefined, which leaves that module out of every mean and range.
-        bounds: the base decay and how far from it decays may be.
+        values: alpha, or another metric, by module; None if undefined. Such a module does not count in any
+            mean or range.
+        bounds: the base decay and the range of decays.
         shape: a name of ``SHAPES``.
-        last: the decay that each module has now, kept where its value is undefined.
+        last: the current decay of each module, which it keeps if its value is undefined.
 
     Returns:
-        An assignment for every module, in the order of ``values``; the base decay for all with a value where
-        all values are equal.
+        An assignment for every module, in the order of ``values``. If all defined values are equal, their
+        modules get the base decay.
     """
     defined = {name: value for name, value in values.items() if value is not None}
     equal = len(set(defined.values())) < 2
@@ -60,7 +61,8 @@ def assign(
 def linear(values: Mapping[str, float], bounds: Bounds) -> dict[str, float]:
     """Linear map of AlphaDecay (arXiv 2506.14562, section 3): a higher alpha gets a stronger decay.
 
-    [min alpha, max alpha] over all modules goes to [min_ratio, max_ratio] base decays.
+    [min alpha, max alpha] over all modules is mapped to [min_ratio, max_ratio]. Like all maps here it returns
+    ratios, which are multiples of the base decay.
     """
     low, high = min(values.values()), max(values.values())
     width = bounds.max_ratio - bounds.min_ratio
@@ -68,20 +70,20 @@ def linear(values: Mapping[str, float], bounds: Bounds) -> dict[str, float]:
 
 
 def sqrt(values: Mapping[str, float], bounds: Bounds) -> dict[str, float]:
-    """As the square root of alpha; the base decay is their mean, before the bounds are kept."""
+    """Proportional to the square root of alpha, with mean ratio 1 before the bounds are applied."""
     return _proportional({name: math.sqrt(value) for name, value in values.items()}, bounds)
 
 
 def log2(values: Mapping[str, float], bounds: Bounds) -> dict[str, float]:
-    """As the binary logarithm of alpha; the base decay is their mean, before the bounds are kept."""
+    """Proportional to the binary logarithm of alpha, with mean ratio 1 before the bounds are applied."""
     return _proportional({name: math.log2(value) for name, value in values.items()}, bounds)
 
 
 def sigmoid(values: Mapping[str, float], bounds: Bounds) -> dict[str, float]:
-    """2 / (1 + exp(-4 z)) base decays, z the z-score of alpha within the module's own layer.
+    """The ratio 2 / (1 + exp(-4 z)), where z is the z-score of alpha within the module's own layer.
 
-    A layer is what shares a name up to its innermost ``layers.3``, ``blocks.3``, ``layer.3`` or ``h.3``, or
-    without these up to its first number. Where a layer's alphas are equal, z is 0.
+    Modules of one layer share the name up to the innermost ``layers.3``, ``blocks.3``, ``layer.3`` or
+    ``h.3``; without these, up to the first number. If the alphas of a layer are equal, z is 0.
     """
     layers: dict[str, list[float]] = {}
     for name, value in values.items():
@@ -91,7 +93,7 @@ def sigmoid(values: Mapping[str, float], bounds: Bounds) -> dict[str, float]:
     for name, value in values.items():
         mean, deviation = centres[_layer(name)]
         score = (value - mean) / deviation if deviation > 0 else 0.0
-        ratios[name] = 1.0 + math.tanh(2.0 * score)  # the same, and it never overflows
+        ratios[name] = 1.0 + math.tanh(2.0 * score)  # the same ratio, and it never overflows
     return _bounded(ratios, bounds)
 
 
@@ -106,21 +108,21 @@ SHAPES: dict[str, Callable[[Mapping[str, float], Bounds], dict[str, float]]] = {
 def normalize_mean(
     assigned: Mapping[str, Assignment], weight_decay: float, sizes: Mapping[str, int]
 ) -> dict[str, Assignment]:
-    """Scale the decays that were assigned so that their mean is the base decay.
+    """Scale the assigned decays so that their mean over all weights is the base decay.
 
-    Without it AlphaDecay also decays more than Uniform in total. Modules that kept their last decay stay as
-    they are and count in no mean.
+    Without this, AlphaDecay also decays more than Uniform in total. Modules with the case KEPT or EQUAL stay
+    as they are and do not count in the mean.
 
     Args:
-        assigned: what :func:`assign` gave.
+        assigned: the result of :func:`assign`.
         weight_decay: the base decay.
-        sizes: number of weights by module, which weigh the mean.
+        sizes: number of weights by module, the weights of the mean.
     """
     moved = {name: a for name, a in assigned.items() if a.case == ASSIGNED}
     total = math.fsum(sizes[name] * a.weight_decay for name, a in moved.items())
     factor = weight_decay * sum(sizes[name] for name in moved) / total if total > 0 else math.inf
     if not all(math.isfinite(a.weight_decay * factor) for a in moved.values()):
-        return dict(assigned)  # decays of zero, or so small that no factor brings them to the base decay
+        return dict(assigned)  # decays are zero, or too small to be scaled to the base decay
     return {
         name: Assignment(a.weight_decay * factor, a.case) if name in moved else a
         for name, a in assigned.items()
@@ -128,7 +130,7 @@ def normalize_mean(
 
 
 def weight_decay_of(parts: Sequence[float]) -> float:
-    """The one decay of a weight from those of the matrices that it is made of: their mean."""
+    """The decay of a weight: the mean of the decays of its matrices."""
     return parts[0] if len(parts) == 1 else math.fsum(parts) / len(parts)
 
 

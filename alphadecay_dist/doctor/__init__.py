@@ -1,1 +1,1 @@
-"""The health check before training: ranks say who they are, measure, and judge all findings alike."""
+"""The health check before training: ranks report who they are, measure, and judge all findings alike."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from alphadecay_dist.training.process.ranks import Ranks
+from alphadecay_dist.sharding.collectives import Collectives
 
 ROUNDS = 7
 
@@ -15,23 +15,23 @@ def now() -> float:
     return time.time()
 
 
-def measured_offsets(ranks: Ranks) -> list[tuple[float, float]]:
+def measured_offsets(ranks: Collectives) -> list[tuple[float, float]]:
     """See :func:`offsets`. Collective."""
     return offsets([ranks.gather(now()) for _ in range(ROUNDS)])
 
 
 def offsets(stamps: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
-    """Offsets from rounds of an all-gather of clocks, each read on entering a round.
+    """Clock offsets from rounds of an all-gather, in which each rank reads its clock on entering a round.
 
-    A rank enters a round after rank 0 has entered the one before, whose values it waited for, and before
-    rank 0 enters the next: so each round is a ping to all ranks at once.
+    A rank enters a round after rank 0 has entered the previous one, because it waited for its values. It
+    enters before rank 0 enters the next one. So each round is a ping to all ranks at once.
 
     Args:
-        stamps: clocks by rank, a sequence a round; three rounds or more.
+        stamps: one sequence per round with the clocks by rank; at least three rounds.
 
     Returns:
-        By rank, the seconds by which its clock is before rank 0's, and half the time in which that was found;
-        of the fastest round.
+        By rank, the seconds by which its clock is ahead of rank 0's, and half the duration of that
+        measurement. Both are from the fastest round.
     """
     rounds = range(1, len(stamps) - 1)
     fastest = min(rounds, key=lambda number: stamps[number + 1][0] - stamps[number - 1][0])

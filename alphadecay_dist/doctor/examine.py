@@ -1,4 +1,4 @@
-"""The health check from start to end: meet, join, measure, judge, report."""
+"""The health check from start to end: roll call, join, measure, judge, report."""
 
 from __future__ import annotations
 
@@ -25,23 +25,25 @@ from alphadecay_dist.doctor.source import fault_of_data
 from alphadecay_dist.doctor.watch import Watch
 from alphadecay_dist.engines.process_group import join, local_device, open_store
 from alphadecay_dist.errors import LaunchError, UserError
+from alphadecay_dist.sharding.collectives import Collectives
 from alphadecay_dist.training.config import to_yaml
-from alphadecay_dist.training.preflight import Options, ResolvedRun, resolve
-from alphadecay_dist.training.process.ranks import Ranks, environment
+from alphadecay_dist.training.options import Options
+from alphadecay_dist.training.preflight import ResolvedRun, resolve
+from alphadecay_dist.training.process.environment import environment
 from alphadecay_dist.training.resume import CHECKPOINTS
 from alphadecay_dist.training.tasks.language.model import parameter_count
 
-DATA_SHARE = 0.7  # of the time for all checks: so long a node may try to read a document
-BYTES_A_WEIGHT = 12  # of a checkpoint: fp32 weight and two moments
+DATA_SHARE = 0.7  # part of the time for all checks in which a node may try to read a document
+BYTES_A_WEIGHT = 12  # in a checkpoint: fp32 weight and two moments
 
 
 @dataclass(frozen=True)
 class Examination:
-    """What is asked of the health check.
+    """The options of one health check.
 
     Attributes:
-        options: of the trainer.
-        limits: from where on something is wrong.
+        options: the trainer's.
+        limits: thresholds of warnings and problems.
         timeout: seconds to wait for all ranks, and again for all checks.
         json: where to write all findings; None writes none.
     """
@@ -65,14 +67,14 @@ def examine(asked: Examination) -> bool:
     checked = _checked(asked.options)
     store = _store(asked.timeout)
     places = _met(store, _place(device, checked), asked.timeout)
-    assert isinstance(checked, ResolvedRun)  # or else its place would have been refused
+    assert isinstance(checked, ResolvedRun)  # else _met() has refused its place
     hints = report.problem_lines(judge_versions(places))
     watch = Watch(store, places, environment("RANK", 0), asked.timeout, hints)
     found = watch.step("device", lambda: measures.device_of(device))
-    # The watch is to speak before a collective's own time is up: NCCL ends the process by an abort.
+    # The watch must report before a collective's own timeout: NCCL then aborts the process.
     limit = timedelta(seconds=2 * asked.timeout + 60)
     made_group = watch.step("joining the process group", lambda: join(device, store, limit))
-    ranks = Ranks(device)
+    ranks = Collectives(dist.group.WORLD, device)
     watch.step("first collective", ranks.barrier)
     links = watch.step("bandwidth", lambda: _links(ranks, places, device, asked.limits))
     fault = watch.step("data", lambda: _fault_of_data(places[ranks.rank], checked, asked.timeout))
@@ -81,16 +83,16 @@ def examine(asked: Examination) -> bool:
     watch.step("report", lambda: ranks.from_main(lambda: _report(asked, findings, links, problems)))
     watch.step("the end", ranks.barrier)
     watch.stop()
-    ranks.barrier()  # rank 0, who may hold the store, outlives the others' watches
+    ranks.barrier()  # rank 0, which may serve the store, outlives the others' watches
     if made_group:
         dist.destroy_process_group()
     return not bad_nodes(problems)
 
 
 def needed_bytes(checked: ResolvedRun) -> int:
-    """What the run's checkpoints will take beside those that are in its directory already.
+    """Bytes that the run's checkpoints will need in addition to those in its directory now.
 
-    While one is written, as many as are kept are still there.
+    While a checkpoint is written, all that are kept are still there.
     """
     checkpoint, steps = checked.config.checkpoint, checked.config.train.steps
     saves = max(1, steps // checkpoint.every) if checkpoint.every else 1
@@ -100,7 +102,7 @@ def needed_bytes(checked: ResolvedRun) -> int:
 
 
 def _checked(options: Options) -> ResolvedRun | str:
-    """The trainer's own checks; a mistake is told to all ranks, for it may be one node's alone."""
+    """The trainer's own checks; a mistake is reported to all ranks, because only one node may have it."""
     try:
         return resolve(options)
     except UserError as error:
@@ -119,7 +121,7 @@ def _store(seconds: float) -> dist.TCPStore:
 
 
 def _place(device: torch.device, checked: ResolvedRun | str) -> Place:
-    """This rank's place, with what it was given."""
+    """This rank's place, with its versions, or the mistake in its options."""
     if isinstance(checked, str):
         return measures.place_of(device, measures.versions(), checked)
     recipe = hashlib.sha256(to_yaml(checked.config).encode()).hexdigest()[:12]
@@ -127,7 +129,7 @@ def _place(device: torch.device, checked: ResolvedRun | str) -> Place:
 
 
 def _met(store: dist.TCPStore, mine: Place, seconds: float) -> list[Place]:
-    """The places of all ranks, which can be joined."""
+    """The places of all ranks, after checking that they can be joined."""
     world_size = environment("WORLD_SIZE", 1)
     try:
         places = call_roll(store, mine, world_size, seconds)
@@ -143,13 +145,13 @@ def _refusal(places: Sequence[Place]) -> str:
     """Why these ranks cannot be joined."""
     mistakes = {place.mistake for place in places}
     if len(mistakes) == 1 and None not in mistakes:
-        return str(places[0].mistake)  # the same for all: no node's fault
+        return str(places[0].mistake)  # the same on all: not the fault of a node
     problems = judge_places(places)
     return "\n".join([*report.problem_lines(problems), report.closing_line(places, problems)])
 
 
-def _links(ranks: Ranks, places: Sequence[Place], device: torch.device, limits: Limits) -> list[Link]:
-    """All links; where one looks slow all get a second chance, for something else may have run there."""
+def _links(ranks: Collectives, places: Sequence[Place], device: torch.device, limits: Limits) -> list[Link]:
+    """All links; if one looks slow, all are measured again, because other work may have disturbed it."""
     links = measured_links(ranks, rounds(places), device)
     if judge_links(links, places, limits):
         again = measured_links(ranks, rounds(places), device)
@@ -158,19 +160,19 @@ def _links(ranks: Ranks, places: Sequence[Place], device: torch.device, limits: 
 
 
 def _fault_of_data(place: Place, checked: ResolvedRun, timeout: float) -> str | None:
-    """What keeps this node from reading the run's documents; its first rank alone tries."""
+    """Why this node cannot read the run's documents; only its first rank tries."""
     return fault_of_data(checked.config.data, DATA_SHARE * timeout) if place.local_rank == 0 else None
 
 
 def _findings(
     watch: Watch,
-    ranks: Ranks,
+    ranks: Collectives,
     device: Device,
     fault: str | None,
     checked: ResolvedRun,
     places: Sequence[Place],
 ) -> list[Finding]:
-    """What each rank found beside the links, on every rank."""
+    """The findings of all ranks, except links, on every rank."""
     folder = watch.step(
         f"output directory {checked.folder}", lambda: look_at(checked.folder, needed_bytes(checked), ranks)
     )

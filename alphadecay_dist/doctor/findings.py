@@ -1,4 +1,4 @@
-"""What a rank finds, as plain data."""
+"""The findings of a rank, as plain data."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ class Place:
     """Where a rank runs; known before the ranks are joined.
 
     Attributes:
-        rank: in the job.
-        node: its name, SLURM's where there is one.
-        machine: equal for all nodes that are one machine in truth.
-        local_rank: on its node, as the launcher says.
-        local_ranks: on its node, as the launcher says.
+        rank: its number in the job.
+        node: name of its node, SLURM's name if there is one.
+        machine: identifies the machine; nodes that share one machine have the same.
+        local_rank: its number on its node, from the launcher.
+        local_ranks: number of ranks on its node, from the launcher.
         device: ``cuda`` or ``cpu``.
-        gpus: that this rank sees.
+        gpus: number of GPUs that this rank sees.
         versions: by name; all ranks must have the same.
-        mistake: what is wrong with what this rank was given; None where nothing is.
+        mistake: what is wrong with this rank's options; None if nothing is.
     """
 
     rank: int
@@ -41,10 +41,10 @@ class Device:
 
     Attributes:
         name: its model.
-        identity: no other device has it; None for a processor, which ranks share.
+        identity: unique to the device; None for a processor, which ranks share.
         total: bytes of memory.
-        free: bytes of memory.
-        fault: what is wrong with a product of matrices that it made; None where it is right.
+        free: bytes of free memory.
+        fault: what is wrong with a matrix product that it computed; None if it is correct.
     """
 
     name: str
@@ -67,12 +67,12 @@ class Folder:
     """The output directory, as one rank sees it.
 
     Attributes:
-        path: absolute; the nearest one above that exists.
-        fault: why it cannot be written to; None where it can.
-        shared: whether this rank sees rank 0's file in it, and rank 0 this rank's.
-        locked: what is wrong with flock there; None where it keeps others out.
-        free: bytes; None where that is not known.
-        needed: bytes that the run's checkpoints will take beside those that are there.
+        path: absolute; its nearest existing parent if it does not exist.
+        fault: why it is not writable; None if it is.
+        shared: whether this rank sees rank 0's file in it, and rank 0 sees this rank's.
+        locked: what is wrong with flock there; None if it excludes other processes.
+        free: free bytes; None if unknown.
+        needed: bytes that the run's checkpoints will need in addition to the existing ones.
     """
 
     path: str
@@ -89,14 +89,14 @@ class Finding:
 
     Attributes:
         place: where it runs.
-        device: what computes.
-        processor: its cores.
-        kernel: of the operating system; may differ.
-        shared_memory: free bytes in /dev/shm; None where there is none.
+        device: its GPU or processor.
+        processor: its cores and threads.
+        kernel: release of the operating system's kernel; may differ.
+        shared_memory: free bytes in /dev/shm; None if there is no /dev/shm.
         folder: the output directory.
-        clock: seconds by which its clock is before rank 0's, and how exactly that is known.
-        data: why documents cannot be read from its node; None where they can, and on all but a node's first
-            rank, which alone tries.
+        clock: seconds by which its clock is ahead of rank 0's, and the uncertainty of that.
+        data: why its node cannot read documents; None if it can. Only the first rank of each node tries;
+            the others have None.
     """
 
     place: Place
@@ -111,12 +111,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Link:
-    """What two ranks reached when each sent to the other at once.
+    """The rate of two ranks that send to each other at the same time.
 
     Attributes:
         ranks: the lower one first.
         kind: ``WITHIN`` or ``BETWEEN``.
-        rate: bytes a second in each direction.
+        rate: bytes per second in each direction.
     """
 
     ranks: tuple[int, int]
@@ -126,14 +126,14 @@ class Link:
 
 @dataclass(frozen=True)
 class Limits:
-    """From where on something is wrong.
+    """Thresholds of warnings and problems.
 
     Attributes:
-        link_fraction: a link below this part of the median is bad.
-        clock_warn: seconds of offset that are told.
-        clock_bad: seconds of offset that are bad.
+        link_fraction: a link below this fraction of the median is bad.
+        clock_warn: clock offset in seconds above which there is a warning.
+        clock_bad: clock offset in seconds above which the clock is bad.
         shared_memory: bytes in /dev/shm below which there is a warning.
-        memory_taken: part of a GPU's memory that others may hold already without a warning.
+        memory_taken: fraction of a GPU's memory that may be in use without a warning.
     """
 
     link_fraction: float = 0.5
@@ -148,12 +148,12 @@ class Problem:
     """Something that is wrong.
 
     Attributes:
-        bad: whether training must not begin; else it is a warning.
-        nodes: that have it.
-        ranks: that have it.
-        what: was looked at.
-        found: there.
-        expected: in its place.
+        bad: whether training must not begin; otherwise it is a warning.
+        nodes: the nodes that have it.
+        ranks: the ranks that have it.
+        what: what was checked.
+        found: what was found.
+        expected: what was expected.
         advice: what to do.
     """
 

@@ -1,4 +1,4 @@
-"""Whether all ranks see one output directory, may write to it, and keep each other out of it by flock."""
+"""Whether all ranks see one output directory, can write to it, and can lock each other out by flock."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pathlib import Path
 
 from alphadecay_dist.doctor.findings import Folder
 from alphadecay_dist.doctor.measures import free_bytes
-from alphadecay_dist.training.process.ranks import Ranks
+from alphadecay_dist.sharding.collectives import Collectives
 
 PATIENCE = 10.0  # seconds that a network file system may take to show a new file
 TOKEN = ".alphadecay-doctor"
 
 
-def look_at(folder: Path, needed: int, ranks: Ranks) -> Folder:
-    """Write a file a rank, and look for those of others; all are removed again. Collective.
+def look_at(folder: Path, needed: int, ranks: Collectives) -> Folder:
+    """Write one file per rank and look for those of others; all files are removed again. Collective.
 
     Args:
-        folder: the output directory; where rank 0 has none yet, the nearest one above it.
+        folder: the output directory; if rank 0 does not have it yet, its nearest existing parent is used.
         needed: see :class:`alphadecay_dist.doctor.findings.Folder`.
         ranks: all ranks.
     """
@@ -45,7 +45,7 @@ def look_at(folder: Path, needed: int, ranks: Ranks) -> Folder:
 
 
 def _steps_up(folder: Path) -> int:
-    """How far above the directory the first one that exists is."""
+    """How many levels above the directory its nearest existing parent is; 0 if it exists."""
     above = (folder.absolute(), *folder.absolute().parents)
     return next(number for number, path in enumerate(above) if path.is_dir())
 
@@ -64,7 +64,7 @@ def _remove(token: Path) -> None:
 
 
 def _taken(descriptor: int) -> str | None:
-    """Take the lock, to be held until the descriptor is closed; why it cannot be."""
+    """Take the lock, until the descriptor is closed. Returns why that failed, or None."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -73,7 +73,7 @@ def _taken(descriptor: int) -> str | None:
 
 
 def _not_kept_out(token: Path) -> str | None:
-    """Why rank 0's lock does not keep this rank out; None where it does."""
+    """Why rank 0's lock does not exclude this rank; None if it does."""
     try:
         with token.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,15 +84,15 @@ def _not_kept_out(token: Path) -> str | None:
     return "a file that rank 0 holds could be locked"
 
 
-def _seen_by_each_other(here: Path, name: str, writes: list[bool], ranks: Ranks) -> bool:
-    """Whether rank 0 sees this rank's file, and this rank rank 0's; of files that could be written."""
+def _seen_by_each_other(here: Path, name: str, writes: list[bool], ranks: Collectives) -> bool:
+    """Whether rank 0 and this rank see each other's files, if they could be written."""
     wanted = range(ranks.world_size) if ranks.is_main else [0]
     unseen = ranks.gather(_unseen(here, {f"{name}-{rank}": rank for rank in wanted if writes[rank]}))
     return ranks.rank not in unseen[0] and 0 not in unseen[ranks.rank]
 
 
 def _unseen(here: Path, wanted: dict[str, int]) -> Collection[int]:
-    """Whose files do not come into sight."""
+    """The ranks whose files do not become visible in time."""
     until = time.monotonic() + PATIENCE
     while True:
         missing = wanted.keys() - _names(here)

@@ -1,4 +1,4 @@
-"""Findings of all ranks -> what is wrong, and on which nodes. Pure, the same on every rank."""
+"""Findings of all ranks -> what is wrong, and on which nodes. Pure, so equal on every rank."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 def judge_places(places: Sequence[Place]) -> list[Problem]:
-    """What keeps the ranks from joining at all."""
+    """Problems that prevent the ranks from joining."""
     mistakes = {place.rank: place.mistake for place in places if place.mistake is not None}
     problems = _problems(True, places, mistakes, "options", "the same recipe on every node", "mend that")
     kinds = Counter(place.device for place in places)
@@ -30,14 +30,14 @@ def judge_places(places: Sequence[Place]) -> list[Problem]:
 
 
 def judge_versions(places: Sequence[Place]) -> list[Problem]:
-    """What is not the same on all ranks."""
+    """Versions that differ between ranks."""
     names = dict.fromkeys(name for place in places for name in place.versions)
     found = {name: [place.versions.get(name) for place in places] for name in names}
     return [problem for name, own in found.items() for problem in _unlike(True, places, name, own)]
 
 
 def judge(findings: Sequence[Finding], limits: Limits) -> list[Problem]:
-    """What is wrong beside the links; see :func:`alphadecay_dist.doctor.judge_links.judge_links`."""
+    """All problems except links; for these see :func:`alphadecay_dist.doctor.judge_links.judge_links`."""
     places = [finding.place for finding in findings]
     return [
         *_devices(findings, limits),
@@ -52,12 +52,12 @@ def judge(findings: Sequence[Finding], limits: Limits) -> list[Problem]:
 
 
 def bad_nodes(problems: Iterable[Problem]) -> list[str]:
-    """The nodes that must be mended or left out, each once."""
+    """The nodes that must be fixed or left out, each once."""
     return list(dict.fromkeys(node for problem in problems if problem.bad for node in problem.nodes))
 
 
 def most_common(values: Sequence[K]) -> K:
-    """What most ranks have; of equally many, what the lowest rank has."""
+    """The most common value; in a tie, the one that comes first."""
     return Counter(values).most_common(1)[0][0]
 
 
@@ -116,7 +116,7 @@ def _clocks(findings: Sequence[Finding], limits: Limits) -> list[Problem]:
         (True, limits.clock_bad, float("inf")),
         (False, limits.clock_warn, limits.clock_bad),
     ):
-        # What the measuring took is no offset; a node has one clock, told in whole seconds.
+        # The time of the measurement is no offset. A node has one clock; it is reported in whole seconds.
         sure = {finding.place.rank: abs(finding.clock[0]) - finding.clock[1] for finding in findings}
         off = {
             finding.place.rank: f"{finding.clock[0]:+.0f} s from rank 0's"
@@ -176,14 +176,14 @@ def _shared_memory(findings: Sequence[Finding], limits: Limits) -> list[Problem]
 
 
 def gib(size: int) -> str:
-    """Bytes for people."""
+    """Bytes in GiB, as text."""
     return f"{size / 2**30:.3g} GiB"
 
 
 def _problems(
     bad: bool, places: Sequence[Place], found: Mapping[int, str | None], what: str, expected: str, advice: str
 ) -> list[Problem]:
-    """A problem for each thing found, of all ranks that found the same."""
+    """One problem per distinct finding, with all ranks that have it."""
     ranks_of: dict[str, list[int]] = {}
     for rank, thing in sorted(found.items()):
         ranks_of.setdefault(str(thing), []).append(rank)

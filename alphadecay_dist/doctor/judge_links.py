@@ -1,4 +1,4 @@
-"""Rates of links -> which nodes, ranks or single links are slow. Pure, the same on every rank."""
+"""Rates of links -> which nodes, ranks or single links are slow. Pure, so equal on every rank."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ ADVICE = {
     WITHIN: "look at its links (nvidia-smi topo -m), and for what else runs there",
     BETWEEN: "look at its network, or take it out of the job (--exclude)",
 }
-MOSTLY = 0.5  # what has more slow links than this part of all that it has is slow itself
+MOSTLY = 0.5  # a node or rank is slow itself if a larger part of its links is slow
 
 
 def judge_links(links: Sequence[Link], places: Sequence[Place], limits: Limits) -> list[Problem]:
-    """Name what is slow, of each kind of link.
+    """Name what is slow, for each kind of link.
 
-    Links of ranks that share one machine are warned of alone: they share its cores as well.
+    If all ranks are on one machine without GPUs, slow links are only warnings: the ranks share its cores.
     """
     return [problem for kind in (WITHIN, BETWEEN) for problem in _of_kind(kind, links, places, limits)]
 
 
 def usual_rate(links: Sequence[Link]) -> float:
-    """The median over ranks of the best that each reached: slow as it is, a partner counts once.
+    """The median over ranks of each rank's best rate: a slow rank counts once, not with every link.
 
     Args:
-        links: of one kind, one or more.
+        links: one or more links of one kind.
     """
     best: dict[int, float] = {}
     for link in links:
@@ -41,7 +41,7 @@ def usual_rate(links: Sequence[Link]) -> float:
 
 @dataclass(frozen=True)
 class _Blame:
-    """Whose links are slow: ``who`` says it, ``ranks`` are at their ends, ``links`` are the slow ones."""
+    """Whose links are slow: a description ``who``, the ranks at fault, and the slow links."""
 
     who: str
     ranks: Collection[int]
@@ -72,7 +72,7 @@ def _of_kind(kind: str, links: Sequence[Link], places: Sequence[Place], limits: 
 def _blames(
     kind: str, own: Sequence[Link], slow: Sequence[Link], node_of: Mapping[int, str]
 ) -> Iterator[_Blame]:
-    """Whole nodes first, then ranks, then what lies between two."""
+    """Whole nodes first, then ranks, then single links."""
     rest = list(slow)
     if kind == BETWEEN:
         for node, links in _culprits(own, rest, node_of.__getitem__):
@@ -90,9 +90,9 @@ def _blames(
 def _culprits(
     own: Sequence[Link], slow: Sequence[Link], owner: Callable[[int], K]
 ) -> list[tuple[K, list[Link]]]:
-    """Owners of ranks most of whose links are slow, with several others; the worst first, each with these.
+    """The owners (nodes or ranks) most of whose links are slow, to several others; the worst first.
 
-    Links of one that was named are no evidence against their other ends.
+    Each comes with its slow links. These are then no evidence against the owners at their other ends.
     """
     had = Counter(owner(rank) for link in own for rank in link.ranks)
     rest = list(slow)

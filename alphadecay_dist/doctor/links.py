@@ -1,4 +1,4 @@
-"""How fast two ranks exchange data; the messages hold nothing."""
+"""How fast two ranks exchange data; the content of the messages does not matter."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import torch.distributed as dist
 
 from alphadecay_dist.doctor.findings import Link
 from alphadecay_dist.doctor.pairs import Pair
-from alphadecay_dist.training.process.ranks import Ranks
+from alphadecay_dist.sharding.collectives import Collectives
 
 REPEATS = 5
-BYTES = {"cuda": 64 * 2**20, "cpu": 4 * 2**20}  # of a message: some milliseconds on a healthy network
+BYTES = {"cuda": 64 * 2**20, "cpu": 4 * 2**20}  # per message: a few milliseconds on a healthy network
 
 
 def measured_links(
-    ranks: Ranks, rounds: Sequence[tuple[str, list[Pair]]], device: torch.device
+    ranks: Collectives, rounds: Sequence[tuple[str, list[Pair]]], device: torch.device
 ) -> list[Link]:
     """Let the pairs of each round exchange at the same time. Collective.
 
     Args:
         ranks: all ranks.
         rounds: see :func:`alphadecay_dist.doctor.pairs.rounds`.
-        device: where this rank's messages lie.
+        device: the device of this rank's messages.
 
     Returns:
-        All links, the same on every rank: of both ends the slower one's rate, of the median time.
+        All links, equal on every rank. A rate is that of the slower end, from the median time.
     """
     mine = torch.ones(BYTES[device.type], dtype=torch.uint8, device=device)
     theirs = torch.empty_like(mine)
@@ -39,7 +39,7 @@ def measured_links(
         own = {}
         if partner is not None:
             peer = partner[0] + partner[1] - ranks.rank
-            exchange(mine, theirs, peer)  # the first one makes the connection
+            exchange(mine, theirs, peer)  # the first exchange opens the connection
             times = [exchange(mine, theirs, peer) for _ in range(REPEATS)]
             own[partner] = mine.numel() / statistics.median(times)
         rates.append(own)
@@ -54,7 +54,7 @@ def measured_links(
 
 
 def exchange(mine: torch.Tensor, theirs: torch.Tensor, peer: int) -> float:
-    """Send to a rank and receive from it at once; the seconds that took."""
+    """Send to a rank and receive from it at the same time; returns the seconds."""
     began = time.perf_counter()
     both = [dist.P2POp(dist.isend, mine, peer), dist.P2POp(dist.irecv, theirs, peer)]
     for request in dist.batch_isend_irecv(both):

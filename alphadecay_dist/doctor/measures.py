@@ -1,4 +1,4 @@
-"""What a rank finds without the others."""
+"""What a rank measures without the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 import alphadecay_dist
 from alphadecay_dist.doctor.findings import Device, Place, Processor
 from alphadecay_dist.engines.rank_variables import local_size
-from alphadecay_dist.training.process.ranks import environment
+from alphadecay_dist.training.process.environment import environment
 
 SHARED_MEMORY = Path("/dev/shm")
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -25,7 +25,7 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def place_of(device: torch.device, versions: Mapping[str, str | None], mistake: str | None) -> Place:
-    """Where this rank runs, by its launcher's variables; see :class:`Place` for the arguments."""
+    """Where this rank runs, from its launcher's variables; see :class:`Place` for the arguments."""
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     return Place(
         rank=environment("RANK", 0),
@@ -46,12 +46,12 @@ def node() -> str:
 
 
 def machine() -> str:
-    """The boot of this machine's kernel, which containers and nodes of a test cluster share."""
+    """The boot id of this machine's kernel, which containers and nodes of a test cluster share."""
     return _text(BOOT) or socket.gethostname()
 
 
 def device_of(device: torch.device) -> Device:
-    """Memory of the device, and whether it computes what it should."""
+    """The device with its memory, and whether it computes correctly."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         free, total = torch.cuda.mem_get_info(device)
@@ -62,10 +62,10 @@ def device_of(device: torch.device) -> Device:
 
 
 def compute_fault(device: torch.device) -> str | None:
-    """Multiply two matrices whose product is known, exact in every type of compute; what is wrong with it.
+    """Multiply two matrices whose product is exact in every compute type; returns what is wrong, or None.
 
     Raises:
-        RuntimeError: the device cannot.
+        RuntimeError: the device cannot compute.
     """
     rows = torch.arange(256).unsqueeze(1)  # (256, 1)
     a, b = (rows + 3 * rows.T) % 7, (5 * rows + rows.T) % 5  # (256, 256)
@@ -80,7 +80,7 @@ def processor_of() -> Processor:
 
 
 def versions() -> dict[str, str | None]:
-    """Of all that must be the same on every rank; None where it is not there."""
+    """Versions that must be the same on every rank; None if not installed."""
     nccl = torch.cuda.nccl.version() if torch.cuda.is_available() else None
     driver = re.search(r"\s(\d+\.\d[\d.]*)\s", _text(DRIVER))
     return {
@@ -105,17 +105,17 @@ def source_digest(folder: Path) -> str:
 
 
 def kernel() -> str:
-    """The operating system's."""
+    """The release of the operating system's kernel."""
     return platform.release()
 
 
 def shared_memory() -> int | None:
-    """Free bytes in /dev/shm; None where there is none."""
+    """Free bytes in /dev/shm; None if there is no /dev/shm."""
     return free_bytes(SHARED_MEMORY)
 
 
 def free_bytes(folder: Path) -> int | None:
-    """What this user may still write there; None where that is not known."""
+    """Bytes that this user can still write there; None if unknown."""
     try:
         found = os.statvfs(folder)
     except OSError:

@@ -1,4 +1,4 @@
-"""Who exchanges data with whom, so that a slow node can be told from its partners. Pure."""
+"""Which ranks exchange data with which, so that a slow node differs from its partners. Pure."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from alphadecay_dist.doctor.findings import BETWEEN, WITHIN, Place
 
 T = TypeVar("T")
 Pair = tuple[int, int]
-MOST = 3  # rounds of each kind: three partners tell a slow node from a slow link
+MOST = 3  # rounds of each kind: three partners distinguish a slow node from a slow link
 
 
 def rounds(places: Sequence[Place]) -> list[tuple[str, list[Pair]]]:
-    """Rounds of pairs of ranks, which exchange at the same time; nobody is in two pairs of a round.
+    """Rounds of pairs of ranks that exchange at the same time; no rank is in two pairs of a round.
 
-    Within a node each rank meets others of its node. Between nodes whole nodes meet, their ranks one to one,
-    so that the network is loaded as in training.
+    Within a node, each rank is paired with others of its node. Between nodes, whole nodes are paired and
+    their ranks one to one, so that the network is loaded as in training.
 
     Returns:
-        A kind and its pairs for each round.
+        The kind and the pairs of each round.
     """
     nodes = ranks_by_node(places)
     own = [tournament(ranks) for ranks in nodes.values()]
@@ -50,7 +50,7 @@ def ranks_by_node(places: Sequence[Place]) -> dict[str, list[int]]:
 
 
 def tournament(players: Sequence[T]) -> list[list[tuple[T, T]]]:
-    """Rounds in which each meets each other once (circle method); of an odd number one rests in each."""
+    """Rounds in which each meets each other once (circle method); if their number is odd, one pauses."""
     seats: list[T | None] = [*players, *([None] if len(players) % 2 else [])]
     met = []
     for _ in range(len(seats) - 1):

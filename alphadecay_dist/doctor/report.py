@@ -1,4 +1,4 @@
-"""Findings and problems as a table for people, and as JSON."""
+"""Findings and problems as a table, and as JSON."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ HEADER = (
 
 
 def table(findings: Sequence[Finding], links: Sequence[Link], problems: Sequence[Problem]) -> str:
-    """Aligned text, a line for those ranks of a node that are alike.
+    """Aligned text, with one line for all ranks of a node that are alike.
 
-    Of memory, disk and /dev/shm the least, of clocks the most, of links the median: half of the links of a
-    healthy node may lead to bad ones.
+    It shows the minimum of memory, disk and /dev/shm, the largest clock offset, and the median of the links:
+    half of the links of a healthy node may lead to bad ones.
     """
     alike: dict[tuple[object, ...], list[Finding]] = {}
     for finding in findings:
@@ -37,7 +37,7 @@ def table(findings: Sequence[Finding], links: Sequence[Link], problems: Sequence
 
 
 def problem_lines(problems: Sequence[Problem]) -> list[str]:
-    """A line a problem, the bad ones first."""
+    """One line per problem, the bad ones first."""
     return [
         f"{'BAD ' if problem.bad else 'warn'}  {', '.join(problem.nodes)} "
         f"({'rank' if len(problem.ranks) == 1 else 'ranks'} {spans(problem.ranks)}): {problem.what}: "
@@ -61,7 +61,7 @@ def closing_line(places: Sequence[Place], problems: Sequence[Problem]) -> str:
 def write_json(
     path: Path, findings: Sequence[Finding], links: Sequence[Link], problems: Sequence[Problem]
 ) -> None:
-    """Write all of it.
+    """Write everything.
 
     Raises:
         UserError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""Who is there: ranks tell their places in a store before they join, so that the missing can be named."""
+"""The roll call: ranks put their places in a store before they join, so missing ranks can be named."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ import torch.distributed as dist
 from alphadecay_dist.doctor.findings import Place
 from alphadecay_dist.errors import LaunchError, UserError
 
-LINGER = 3.0  # seconds that rank 0 keeps the store open for others to read
+LINGER = 3.0  # seconds for which rank 0 keeps the store open for others
 ROLL = "roll"
 COMPLETE = ""
 TICK = 0.2
 
 
 def call_roll(store: dist.Store, mine: Place, world_size: int, seconds: float) -> list[Place]:
-    """Wait until all ranks have told their places.
+    """Wait until all ranks have reported their places.
 
     Args:
-        store: of all ranks.
-        mine: this rank's.
+        store: shared by all ranks.
+        mine: this rank's place.
         world_size: number of ranks.
         seconds: how long rank 0 waits.
 
@@ -34,7 +34,7 @@ def call_roll(store: dist.Store, mine: Place, world_size: int, seconds: float) -
         All places by rank.
 
     Raises:
-        UserError: which ranks did not come; equal on all that did.
+        UserError: some ranks did not come; the message names them and is equal on all that did.
     """
     keys = [f"here/{rank}" for rank in range(world_size)]
     store.set(keys[mine.rank], json.dumps(asdict(mine)))
@@ -45,7 +45,7 @@ def call_roll(store: dist.Store, mine: Place, world_size: int, seconds: float) -
 
 
 def part(store: dist.Store, rank: int, world_size: int) -> None:
-    """Leave the store for good; rank 0, who may hold it, waits a little for those that still read."""
+    """Leave the store; rank 0, which may serve it, waits a little for ranks that still read."""
     until = time.monotonic() + LINGER
     with contextlib.suppress(dist.DistError):  # rank 0 has left
         left = store.add("left", 1)
@@ -57,14 +57,14 @@ def part(store: dist.Store, rank: int, world_size: int) -> None:
 def missing(
     absent: Sequence[int], places: Sequence[Place], world_size: int, nodes: Sequence[str], seconds: float
 ) -> str:
-    """What to say of ranks that did not come.
+    """The message about ranks that did not come.
 
     Args:
         absent: their numbers.
-        places: of those who came.
+        places: the places of those that came.
         world_size: number of ranks.
-        nodes: all of the job; empty where that is not known.
-        seconds: how long they were waited for.
+        nodes: all nodes of the job; empty if unknown.
+        seconds: how long rank 0 waited for them.
     """
     known = {place.rank // place.local_ranks: place.node for place in places}
     local_ranks = places[0].local_ranks
@@ -80,7 +80,7 @@ def missing(
 
 
 def nodes_of_job() -> list[str]:
-    """The nodes that SLURM gave; empty where there is no SLURM."""
+    """The nodes of the SLURM job; empty without SLURM."""
     given = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST")
     if not given:
         return []
@@ -92,7 +92,7 @@ def nodes_of_job() -> list[str]:
 
 
 def spans(ranks: Sequence[int]) -> str:
-    """Numbers in a few characters: ``0-3, 7``."""
+    """Rank numbers as ranges: ``0-3, 7``."""
     parts: list[list[int]] = []
     for rank in sorted(ranks):
         if parts and rank == parts[-1][-1] + 1:
@@ -103,7 +103,7 @@ def spans(ranks: Sequence[int]) -> str:
 
 
 def _closed(store: dist.Store, keys: Sequence[str], world_size: int, seconds: float) -> str:
-    """Wait as rank 0, and tell all who did not come; empty when all did."""
+    """Wait as rank 0, and tell all ranks which did not come; empty if all came."""
     faults = COMPLETE
     if not _come(store, keys, seconds):
         there = [store.check([key]) for key in keys]
@@ -115,7 +115,7 @@ def _closed(store: dist.Store, keys: Sequence[str], world_size: int, seconds: fl
 
 
 def _heard(store: dist.Store, mine: Place, seconds: float) -> str:
-    """What rank 0 told."""
+    """What rank 0 reported."""
     try:
         if _come(store, [ROLL], seconds + 30):
             return store.get(ROLL).decode()
@@ -125,7 +125,7 @@ def _heard(store: dist.Store, mine: Place, seconds: float) -> str:
 
 
 def _come(store: dist.Store, keys: Sequence[str], seconds: float) -> bool:
-    """Whether all keys come within the time; by asking, for a wait in vain fills the log with traces."""
+    """Whether all keys come in time; polled, because a wait that times out fills the log with traces."""
     until = time.monotonic() + seconds
     while not store.check(list(keys)):
         if time.monotonic() > until:

@@ -15,10 +15,10 @@ def fault_of_data(config: DataConfig, seconds: float) -> str | None:
 
     Args:
         config: where they are: files, the hub, or a prepared corpus.
-        seconds: how long that may take; a hub that does not answer is asked again and again.
+        seconds: time limit; a hub that does not answer is asked repeatedly.
 
     Returns:
-        What is wrong; None where both can be read.
+        What is wrong; None if both can be read.
     """
     found: list[str | None] = []
     reading = threading.Thread(target=lambda: found.append(_fault(config)), daemon=True)
@@ -35,7 +35,7 @@ def _fault(config: DataConfig) -> str | None:
                 return f"data: {where}: has no document"
     except UserError as error:
         return str(error)
-    except Exception as error:  # as with any check: what breaks it is what was found
+    except Exception as error:  # any error is a finding
         return f"data: {where}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return None
 

@@ -1,4 +1,4 @@
-"""No check hangs: each rank tells in the store what it is at, and a thread ends those that wait in vain."""
+"""No check hangs: ranks report their progress in the store, and a thread ends those that wait too long."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from alphadecay_dist.training.process.exit_codes import USER_ERROR
 
 T = TypeVar("T")
 TICK = 0.5
-TOLD = 5  # faults: the first ones are the cause of the others
+TOLD = 5  # faults that are reported: the first ones cause the others
 FAULTS, OVER = "faults", "over"
 
 
 class Watch:
-    """A time limit over all checks, and a place for what goes wrong in one.
+    """A time limit for all checks, and the place where a failing check is reported.
 
-    Rank 0's thread says who is late or has failed, and ends rank 0; the others' end theirs when it has.
+    Rank 0's thread reports which ranks are late or have failed, and ends rank 0. The other ranks' threads
+    then end their ranks.
 
     Args:
-        store: of all ranks; the thread uses a connection of its own.
-        places: of all ranks.
-        rank: this one.
-        seconds: that all checks may take.
-        hints: what may be the cause when a check fails.
+        store: shared by all ranks; the thread uses its own connection.
+        places: the places of all ranks.
+        rank: this rank.
+        seconds: time limit for all checks.
+        hints: possible causes, printed if a check fails.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Watch:
         self._thread.start()
 
     def step(self, what: str, work: Callable[[], T]) -> T:
-        """Do a check; when it fails, on whichever rank, all ranks end."""
+        """Run a check; if it fails on any rank, all ranks end."""
         try:
             self._store.set(f"at/{self._rank}", f"{self._number:03} {what}")
             self._number += 1
@@ -60,7 +61,7 @@ class Watch:
         self._thread.join()
 
     def _fail(self, text: str) -> NoReturn:
-        """Tell the others, and wait to be ended by the thread; without a store nobody hears."""
+        """Report the fault and wait until the thread ends this rank; without a store, end at once."""
         try:
             order = self._store.add(FAULTS, 1)
             self._store.set(f"fault/{order}", f"{self._rank} {text}")
@@ -83,7 +84,7 @@ class Watch:
     def _watch_others(self, store: dist.Store, until: float) -> None:
         while not self._done.wait(TICK):
             if store.add(FAULTS, 0):
-                gone = self._gone(store)  # takes some time, in which others fail of the same, or of this
+                gone = self._gone(store)  # takes a while, in which others fail of the same, or of this
                 self._end_all(store, gone + self._faults(store))
             elif time.monotonic() > until:
                 late = self._late(store)
@@ -99,7 +100,7 @@ class Watch:
                 _end(f"{self._who([self._rank])}: rank 0 does not answer")
 
     def _gone(self, store: dist.Store) -> list[str]:
-        """Ranks whose threads do not beat: a rank that died is told of by those alone that waited for it."""
+        """Report ranks whose threads send no heartbeat: a rank that died cannot report itself."""
         others = [place.rank for place in self._places if place.rank != 0]
         before = [store.add(f"beat/{rank}", 0) for rank in others]
         time.sleep(6 * TICK)
@@ -116,7 +117,7 @@ class Watch:
         _end()
 
     def _faults(self, store: dist.Store) -> list[str]:
-        """What failed, the first one first; equal faults in one line."""
+        """The faults in the order of their arrival; equal faults share one line."""
         ranks_of: dict[str, list[int]] = {}
         for order in range(1, store.add(FAULTS, 0) + 1):
             rank, _, text = store.get(f"fault/{order}").decode().partition(" ")
@@ -126,7 +127,7 @@ class Watch:
         return lines[:TOLD] + more
 
     def _late(self, store: dist.Store) -> str:
-        """Which ranks are behind the others."""
+        """The message about ranks that are behind the others."""
         keys = [f"at/{place.rank}" for place in self._places]
         at = [store.get(key).decode() if store.check([key]) else "000 the first check" for key in keys]
         first = min(at)
@@ -143,7 +144,7 @@ class Watch:
 
 
 def _end(line: str | None = None) -> NoReturn:
-    """End the process, though its main thread waits for others."""
+    """End the process, even if its main thread waits for others."""
     if line:
         print(f"alphadecay doctor: error: {line}", file=sys.stderr, flush=True)
     os._exit(USER_ERROR)

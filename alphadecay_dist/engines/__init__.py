@@ -1,11 +1,8 @@
-"""All that is one engine's own: where it keeps weights, param groups and the update boundary, a file each."""
+"""All that is one engine's own: where it keeps weights, param groups and the update boundary, a file each.
+
+Nothing but the version of torch is looked at here, so that ``engines.registry`` costs no import of torch.
+"""
 
 from alphadecay_dist.engines.versions import require
 
 require("torch")
-
-# isort: split
-
-from alphadecay_dist.engines.host import Host, host_for  # noqa: E402  (after the check)
-
-__all__ = ["Host", "host_for"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +9,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from alphadecay_dist.engines.registry import engine_of
+from alphadecay_dist.engines.zero.marks import holds_weights, trained_by_deepspeed
 from alphadecay_dist.errors import UserError, shown, warn
 
 
@@ -25,16 +26,17 @@ class Given(NamedTuple):
 def unwrapped(model: Any, optimizer: Any, engine: Any, process_group: Any) -> Given:
     """Undo what accelerate and others wrap.
 
-    A DeepSpeed engine given as the model is the engine, and its module the model. An optimizer that passes on
-    the groups of another is that other.
+    An engine given as the model is the engine, and its module is the model. An optimizer that shows the
+    groups of another one stands for that one.
 
     Raises:
-        UserError: something else than was expected.
+        UserError: something other than what is expected.
     """
     if isinstance(model, torch.optim.Optimizer) or isinstance(optimizer, nn.Module):
         if is_engine(optimizer):
             raise UserError(
-                "optimizer: found a DeepSpeedEngine; give AlphaDecay(model, optimizer, engine=engine, ...)"
+                f"optimizer: found a {_kind(optimizer)}; give AlphaDecay(model, optimizer, "
+                "engine=engine, ...)"
             )
         raise UserError(
             f"AlphaDecay: found {_kind(model)} as model and {_kind(optimizer)} as optimizer; give "
@@ -65,24 +67,16 @@ def unwrapped(model: Any, optimizer: Any, engine: Any, process_group: Any) -> Gi
 
 
 def _share_parameters(one: nn.Module, other: nn.Module) -> bool:
-    own = {id(parameter) for parameter in one.parameters()}
-    return any(id(parameter) in own for parameter in other.parameters())
+    return not set(one.parameters()).isdisjoint(other.parameters())
 
 
 def is_engine(value: object) -> bool:
-    """Whether it is a DeepSpeedEngine, without loading DeepSpeed."""
-    loaded = sys.modules.get("deepspeed.runtime.engine")
-    return loaded is not None and isinstance(value, loaded.DeepSpeedEngine)
-
-
-def trained_by_deepspeed(model: nn.Module) -> bool:
-    """Whether an engine was made of the model, at any stage: it leaves hooks on it."""
-    hooks = [*model._forward_pre_hooks.values(), *model._forward_hooks.values()]
-    return any(getattr(hook, "__module__", None) == "deepspeed.runtime.engine" for hook in hooks)
+    """Whether it is an engine's handle, such as a DeepSpeedEngine; nothing is loaded for the question."""
+    return engine_of(value) is not None
 
 
 def _plain(optimizer: Any) -> torch.optim.Optimizer:
-    """The innermost of optimizers that have the same groups."""
+    """The innermost of nested optimizers that share their groups."""
     if not hasattr(optimizer, "param_groups"):
         raise UserError(
             f"optimizer: found {_kind(optimizer)}, expected a torch optimizer; {_advice(optimizer)}"
@@ -104,11 +98,8 @@ def _advice(optimizer: object) -> str:
 
 def _require_engine(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Refuse a model whose weights DeepSpeed keeps, at stages 1 to 3; at stage 0 warn."""
-    owned = any(
-        hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping") for parameter in model.parameters()
-    )
     flattened = trained_by_deepspeed(model) and not _has_parameters_of(optimizer, model)
-    if owned or flattened:
+    if holds_weights(model) or flattened:
         raise UserError(
             "engine: found none, but DeepSpeed trains this model; give AlphaDecay(model, optimizer, "
             "engine=engine, ...) with the engine that deepspeed.initialize() returned"
@@ -121,15 +112,15 @@ def _require_engine(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def _has_parameters_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:
-    own = {id(parameter) for parameter in model.parameters()}
-    return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
+    own = set(model.parameters())
+    return any(not own.isdisjoint(group["params"]) for group in optimizer.param_groups)
 
 
 def _group(group: Any) -> dist.ProcessGroup | None:
     """The process group, of a mesh too.
 
     Raises:
-        UserError: it is none, or this rank is not in it.
+        UserError: it is not a process group, or this rank is not in it.
     """
     if isinstance(group, DeviceMesh):
         if group.ndim != 1:

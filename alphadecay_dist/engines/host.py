@@ -1,4 +1,4 @@
-"""What the controller asks of whatever holds the weights, and which file answers."""
+"""What the controller asks of whatever holds the weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from alphadecay_dist.engines import registry
+from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.inventory import Weight
 from alphadecay_dist.sharding.layout import ShardSource
 
@@ -53,11 +55,11 @@ class Host(Protocol):
         ...
 
     def updates(self) -> int | None:
-        """Updates that the engine has finished; None where nobody counts them."""
+        """Updates that the engine has finished; None where it does not count them."""
         ...
 
     def loaded(self) -> None:
-        """Put right what a load of the optimizer left wrong."""
+        """Correct what a load of the optimizer left wrong."""
         ...
 
     def at_boundary(self) -> bool:
@@ -75,15 +77,19 @@ def host_for(
     engine: Any | None,
     process_group: dist.ProcessGroup | None,
 ) -> Host:
-    """The host for a DeepSpeed engine, or for a plain optimizer (one process, DDP, FSDP).
+    """The host of an engine's handle, or of a plain optimizer (one process, DDP, FSDP).
 
     Raises:
         UserError: an engine or a setting of it that cannot be served.
     """
-    if engine is not None:
-        from alphadecay_dist.engines.zero.host import ZeroHost  # noqa: PLC0415  (loads deepspeed)
+    if engine is None:
+        from alphadecay_dist.engines.native.host import PlainHost  # noqa: PLC0415  (loads FSDP)
 
-        return ZeroHost(engine)
-    from alphadecay_dist.engines.native.host import PlainHost  # noqa: PLC0415
-
-    return PlainHost(model, optimizer, process_group)
+        return PlainHost(model, optimizer, process_group)
+    found = registry.engine_of(engine)
+    if found is None or found.host is None:
+        raise UserError(
+            f"engine: found {type(engine).__name__}, which is none of {', '.join(registry.ENGINES)}; "
+            "give the engine that trains the model"
+        )
+    return registry.load(found.host)(engine)

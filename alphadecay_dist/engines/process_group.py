@@ -1,4 +1,4 @@
-"""How the trainer's ranks meet, on every engine."""
+"""How the trainer's ranks join one process group, on every engine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def local_device() -> torch.device:
 
 
 def open_store(timeout: timedelta) -> dist.TCPStore:
-    """The store in which the launcher's ranks find each other; it waits for its host, and for nobody else.
+    """The store in which the launcher's ranks find each other; it waits for its host only.
 
     Rank 0 is the host, or torchrun's agent. Without a launcher it is this process's own.
 
@@ -53,11 +53,11 @@ def join(device: torch.device, store: dist.Store | None = None, timeout: timedel
 
     Args:
         device: this rank's.
-        store: where the ranks have met already; None lets them meet.
+        store: where the ranks have already met; None if they have yet to meet.
         timeout: of every collective; None is torch's own.
 
     Returns:
-        Whether it had to be made: whoever made it is to end it.
+        Whether the group was made here: then the caller is to destroy it.
 
     Raises:
         UserError: the launcher's variables are wrong, or lead nowhere.
@@ -138,7 +138,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _wait_for(host: str, port: int, timeout: timedelta) -> None:
-    """Wait until somebody listens there; the store would fill the log with traces of its own tries."""
+    """Wait until the host listens; the store's own retries would fill the log with stack traces."""
     until = time.monotonic() + timeout.total_seconds()
     while True:
         try:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch.distributed as dist
 
 from alphadecay_dist.errors import LaunchError, UserError
 
@@ -55,13 +54,14 @@ FAMILIES = (
 def settle_rank() -> None:
     """Check torch's variables (RANK, WORLD_SIZE ...), or set them from those of MPI or PMI.
 
-    Without any of them the process is left as it is: it is alone.
+    Without any of them nothing is set: this is the only process.
 
     Raises:
         LaunchError: a variable of this rank alone is wrong, or its number is not known.
         UserError: a variable is missing on all ranks, or this is one of several tasks without a number.
     """
-    if dist.is_initialized():  # whoever joined the ranks has settled it
+    joined = sys.modules.get("torch.distributed")  # if it is not loaded, no rank has joined
+    if joined is not None and joined.is_initialized():  # settled before the ranks joined
         return
     family = next((family for family in FAMILIES if family.rank in os.environ), None)
     if "RANK" not in os.environ and family is not None:
@@ -100,7 +100,7 @@ def _check() -> None:
 
 
 def _check_alone() -> None:
-    """Refuse what would train a run of its own beside others of the same job."""
+    """Refuse a process that would train a separate run next to others of the same job."""
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if tasks != "1":
         raise UserError(

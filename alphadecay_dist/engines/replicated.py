@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 
@@ -10,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alphadecay_dist.params.inventory import Weight
-from alphadecay_dist.sharding.layout import Flat, Piece, ShardSource
+from alphadecay_dist.sharding.layout import ShardSource, replicated_layout
 
 
 class ReplicatedSource:
@@ -21,21 +20,11 @@ class ReplicatedSource:
         self.shape: tuple[int, ...] = weight.shape
         self.dtype = weight.parameter.dtype
         self._parameter = weight.parameter
-        self._pieces = _whole(math.prod(self.shape), world_size)
-
-    def pieces(self) -> list[Piece]:
-        """One piece, everybody's."""
-        return self._pieces
+        self.layout = replicated_layout(math.prod(self.shape), world_size)
 
     def local(self) -> Tensor:
         """The whole weight, flattened."""
         return self._parameter.detach().reshape(-1)
-
-
-@functools.lru_cache(maxsize=1024)
-def _whole(numel: int, world_size: int) -> list[Piece]:
-    """One list for all weights of a size, so that it is compared across ranks once."""
-    return [Piece(tuple(range(world_size)), Flat(0, numel))]
 
 
 def replicated_sources(weights: Sequence[Weight], group: dist.ProcessGroup | None) -> list[ShardSource]:

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from alphadecay_dist.engines.native.training import TorchConfig
+from alphadecay_dist.engines.registry import ENGINES, load
+from alphadecay_dist.engines.settings import RunSettings
 from alphadecay_dist.engines.state import EngineState
 
-Losses = Iterator[
-    Callable[[nn.Module], Tensor]
-]  # a function a micro-batch, from the model to its summed loss
+Loss = Callable[[nn.Module], Tensor]  # of a micro-batch: from the model to its summed loss, a scalar
+Losses = Iterator[Loss]
 
 
 class TrainEngine(Protocol):
@@ -22,8 +22,8 @@ class TrainEngine(Protocol):
     device: torch.device
 
     @property
-    def layout(self) -> str:
-        """Engine and sharding, as a checkpoint names them."""
+    def name(self) -> str:
+        """Engine and sharding, as a checkpoint names them: ``deepspeed ZeRO-2``."""
         ...
 
     @property
@@ -64,7 +64,7 @@ class TrainEngine(Protocol):
         ...
 
     def gradients(self, losses: Losses, scale: Tensor) -> Tensor:
-        """All gradients of one update; nobody waits for the device.
+        """All gradients of one update; the host does not wait for the device.
 
         Args:
             losses: one a micro-batch.
@@ -104,17 +104,20 @@ class TrainEngine(Protocol):
         ...
 
 
-def training_for(config: dict[str, Any] | TorchConfig) -> TrainEngine:
-    """The engine for a DeepSpeed config, or for torch's own engine of that name."""
-    # Each loads its own library alone: DeepSpeed's import takes seconds.
-    if not isinstance(config, TorchConfig):
-        from alphadecay_dist.engines.zero.training import ZeroTraining  # noqa: PLC0415
+def training_for(name: str, settings: Any) -> TrainEngine:
+    """The engine of that name. Only its own library is loaded: DeepSpeed's import takes seconds.
 
-        return ZeroTraining(config)
-    if config.name == "ddp":
-        from alphadecay_dist.engines.native.ddp_training import DDPTraining  # noqa: PLC0415
+    Args:
+        name: a key of :data:`alphadecay_dist.engines.registry.ENGINES`.
+        settings: as :func:`settings_for` made them.
+    """
+    return load(ENGINES[name].training)(settings)
 
-        return DDPTraining(config)
-    from alphadecay_dist.engines.native.fsdp2_training import FSDP2Training  # noqa: PLC0415
 
-    return FSDP2Training(config)
+def settings_for(asked: RunSettings) -> Any:
+    """The engine's own settings, a dict or a dataclass, of what a recipe asks.
+
+    Raises:
+        UserError: the engine cannot do that.
+    """
+    return load(ENGINES[asked.name].settings)(asked)

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from alphadecay_dist.errors import VersionError
 
-# The oldest version that works, and the first one that nobody has run; setup.cfg has the same lower ends.
+# The oldest version that works, and the first that has not been run; setup.cfg has the same lower bounds.
 RANGES = {"torch": ("2.9", "2.15"), "deepspeed": ("0.17.6", "0.20"), "transformers": ("4.57", "5.25")}
 RELEASE = re.compile(r"(?:\d+!)?(\d+(?:\.\d+)*)")  # of "2.13.0a0+5228986c39.nv26.01": 2.13.0
 

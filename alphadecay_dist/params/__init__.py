@@ -1,1 +1,1 @@
-"""Which weights of a model are tuned, and their param groups. Knows a model and no rank."""
+"""Which weights of a model are tuned, and their param groups. Knows models, but no ranks."""

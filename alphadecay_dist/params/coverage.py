@@ -1,4 +1,4 @@
-"""How much of a model is tuned, what is left out, and why: one line, and the error where nothing is."""
+"""How much of a model is tuned, what is left out, and why: one line, or an error if nothing is tuned."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from torch import nn
 
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.params.entries import VECTOR, entries, not_by_default, unfit
+from alphadecay_dist.params.entries import entries
 from alphadecay_dist.params.inventory import Weight, all_weights
-from alphadecay_dist.params.tuned_rule import SMALL
+from alphadecay_dist.params.tuned_rule import SMALL, VECTOR, not_by_default, unfit
 from alphadecay_dist.params.wrappers import named_modules
 from alphadecay_dist.spectral import MIN_EIGENVALUES
 
 SHOWN = 3  # kinds of weights that a line names
-NOT_CHOSEN = "not chosen"  # by modules= or a preset, though it would be tuned by default
+NOT_CHOSEN = "not chosen"  # left out by modules= or a preset, although it would be tuned by default
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class LeftOut:
 
     Attributes:
         name: dotted name of its module, or its own.
-        shape: of the whole.
-        numel: elements.
-        reason: a few words.
+        shape: shape of the whole parameter.
+        numel: number of elements.
+        reason: why it is not tuned, in a few words.
     """
 
     name: str
@@ -39,12 +39,12 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What of a model is tuned.
+    """Which part of a model is tuned.
 
     Attributes:
-        tuned: elements of the tuned weights.
-        total: elements of all trained parameters.
-        left_out: the others, largest first.
+        tuned: number of elements of the tuned weights.
+        total: number of elements of all trained parameters.
+        left_out: the other trained parameters, largest first.
     """
 
     tuned: int
@@ -59,12 +59,12 @@ class Coverage:
         return f"tuned: {share:.4g} % of {self.total:,} trained weights{rest}"
 
     def too_small(self) -> str:
-        """How many weights have no spectrum, for a glance at what a model's sizes cost."""
+        """How many weights are too small for a spectrum, to show the effect of a model's sizes."""
         small = sum(own.reason == SMALL for own in self.left_out)
         return f"{small or 'none'} left out for {SMALL}"
 
     def largest(self) -> str:
-        """The largest kinds of what is left out; those that differ in numbers alone are one kind."""
+        """The largest kinds that are left out; names that differ only in numbers are one kind."""
         kinds: dict[tuple[str, tuple[int, ...], str], int] = {}
         for own in self.left_out:
             kind = (pattern_of(own.name), own.shape, own.reason)
@@ -80,23 +80,21 @@ class Coverage:
 
 
 def coverage(model: nn.Module, tuned: Sequence[Weight]) -> Coverage:
-    """How much of a model its tuned weights are. Local; shapes are the wholes'.
+    """Which part of a model its tuned weights are. Local; shapes are those of whole parameters.
 
     Args:
         model: any module; its parameters may be sharded, or without storage.
-        tuned: the weights of it that are tuned, see
-            :func:`alphadecay_dist.params.inventory.tuned_weights`.
+        tuned: its tuned weights, see :func:`alphadecay_dist.params.inventory.tuned_weights`.
     """
-    modules = named_modules(model)
     chosen = {weight.name for weight in tuned}
     large = {weight.name for weight in all_weights(model)}
     left_out, total = [], 0
-    for entry in entries(model, modules):
+    for entry in entries(model, named_modules(model)):
         numel = math.prod(entry.shape)
         total += numel
         if entry.name in chosen:
             continue
-        reason = unfit(entry) or not_by_default(entry, modules)
+        reason = unfit(entry) or not_by_default(entry)
         if reason is None:
             reason = NOT_CHOSEN if entry.name in large else SMALL
         left_out.append(LeftOut(entry.name, entry.shape, numel, reason))
@@ -105,14 +103,14 @@ def coverage(model: nn.Module, tuned: Sequence[Weight]) -> Coverage:
 
 
 def require_weights(weights: Sequence[Weight], model: nn.Module) -> None:
-    """Raise where there is nothing to tune: what is there instead, and how to name it.
+    """Raise if there is nothing to tune, with what there is instead, and how to choose it.
 
     Args:
-        weights: the tuned ones.
-        model: that they are of.
+        weights: the tuned weights.
+        model: their model.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no tuned weights.
     """
     if weights:
         return
@@ -135,7 +133,7 @@ def require_weights(weights: Sequence[Weight], model: nn.Module) -> None:
 
 
 def pattern_of(name: str) -> str:
-    """A glob for all names that differ from this one in numbers alone."""
+    """A glob for all names that differ from this one only in numbers."""
     return re.sub(r"\d+", "*", name)
 
 

@@ -1,4 +1,4 @@
-"""Model -> every trained parameter once: its name and whole shape, and what speaks against tuning it."""
+"""Model -> every trained parameter once, as the rule of what is tuned knows it: name, whole shape, kind."""
 
 from __future__ import annotations
 
@@ -10,41 +10,37 @@ from typing import Any
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from alphadecay_dist.params.tuned_rule import EMBEDDING, is_stack, reason_by_name
+from alphadecay_dist.params.tuned_rule import (
+    CONV1D,
+    CONV2D,
+    CONVOLUTION,
+    EMBEDDING,
+    LINEAR,
+    NOT_REAL,
+    Described,
+)
 
-VECTOR = "a vector"
 JOINED = "joined expert stack not recognised"
 STACKED = "matrices in one parameter that no name tells apart"
-CONVOLUTION = "a convolution, but no Conv2d's weight"
 _TUNED_BY_DEFAULT = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A trained parameter.
+class Entry(Described):
+    """A trained parameter of a model.
 
     Attributes:
-        name: dotted name of its module where the parameter is its ``weight``, else its own.
-        module: that holds it.
-        attribute: by which the module holds it.
-        parameter: it may be empty or hold a part only.
-        shape: the whole's.
-        embeds: whether it is an embedding's, perhaps a head's too.
+        parameter: the parameter itself; it may be empty, or only a shard.
     """
 
-    name: str
-    module: nn.Module
-    attribute: str
     parameter: nn.Parameter
-    shape: tuple[int, ...]
-    embeds: bool
 
 
 def entries(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[Entry]:
-    """Every trained parameter of a model, once, in its order.
+    """Every trained parameter of a model, once, in the model's order.
 
     Args:
-        model: any; its parameters may be sharded.
+        model: any module; its parameters may be sharded.
         modules: its modules by name, see :func:`alphadecay_dist.params.wrappers.named_modules`.
     """
     embeddings = {id(module.weight) for module in modules.values() if isinstance(module, nn.Embedding)}
@@ -55,75 +51,77 @@ def entries(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[Entr
             if id(parameter) in seen or not parameter.requires_grad:
                 continue
             seen.add(id(parameter))
-            name = module_name if attribute == "weight" else f"{module_name}.{attribute}".removeprefix(".")
+            name = _name(module_name, attribute)
             shape = _whole_shape(module, attribute, parameter, flat)
-            yield Entry(name, module, attribute, parameter, shape, id(parameter) in embeddings)
+            experts = _joined_experts(name, shape, module)
+            if id(parameter) in embeddings or isinstance(module, nn.Embedding):
+                kind = EMBEDDING
+            elif not parameter.is_floating_point():
+                kind = NOT_REAL
+            elif isinstance(module, nn.modules.conv._ConvNd):
+                kind = CONV2D if isinstance(module, nn.Conv2d) and attribute == "weight" else CONVOLUTION
+            else:
+                kind = _kind(name, shape, module, modules)
+            yield Entry(name, shape, kind, experts, parameter)
 
 
 def whole_shapes(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters of three dimensions, frozen ones too, by the names of :func:`entries`."""
+    """Shapes of the three-dimensional parameters, also frozen ones, by the names of :func:`entries`."""
     flat = _flat_shapes(model)
     found = {}
     for module_name, module in modules.items():
         for attribute, parameter in module.named_parameters(recurse=False):
-            name = module_name if attribute == "weight" else f"{module_name}.{attribute}".removeprefix(".")
-            found[name] = _whole_shape(module, attribute, parameter, flat)
+            found[_name(module_name, attribute)] = _whole_shape(module, attribute, parameter, flat)
     return {name: shape for name, shape in found.items() if len(shape) == 3}
 
 
-def unfit(entry: Entry) -> str | None:
-    """Why a parameter holds no matrices to analyse, also where it is named; None where it may."""
-    if entry.embeds or isinstance(entry.module, nn.Embedding):
-        return EMBEDDING
-    if not entry.parameter.is_floating_point():
-        return "not real numbers"
-    if len(entry.shape) < 2:
-        return VECTOR
-    if isinstance(entry.module, nn.modules.conv._ConvNd):
-        return None if isinstance(entry.module, nn.Conv2d) and entry.attribute == "weight" else CONVOLUTION
-    if len(entry.shape) in (2, 3):
-        return None
-    return f"{len(entry.shape)} dimensions"
+def linears(modules: Mapping[str, nn.Module]) -> list[str]:
+    """Names of all Linear and Conv2d, frozen ones too, in the model's order."""
+    return [name for name, module in modules.items() if isinstance(module, nn.Linear | nn.Conv2d)]
 
 
-def not_by_default(entry: Entry, modules: Mapping[str, nn.Module]) -> str | None:
-    """Why a parameter is tuned only where it is named; None where it is tuned by default."""
-    reason = reason_by_name(entry.name)
-    if reason is not None:
-        return reason
-    own = modules.get(entry.name), modules.get(entry.name.rpartition(".")[0])
-    if any(isinstance(module, _TUNED_BY_DEFAULT) or is_conv1d(module) for module in own):
-        return None
-    if is_stack(entry.name, entry.shape) or joined_experts(entry):
-        return None
-    if isinstance(entry.module, nn.utils.parametrize.ParametrizationList):
-        kinds = (type(kind).__name__.lstrip("_") for kind in entry.module)
+def _name(module: str, attribute: str) -> str:
+    return module if attribute == "weight" else f"{module}.{attribute}".removeprefix(".")
+
+
+def _kind(name: str, shape: tuple[int, ...], module: nn.Module, modules: Mapping[str, nn.Module]) -> str:
+    """What holds a parameter that is neither an embedding's nor a convolution's."""
+    if _is_conv1d(module):
+        return CONV1D
+    near = (
+        modules.get(name),
+        modules.get(name.rpartition(".")[0]),
+    )  # its module, or what its module is part of
+    if any(isinstance(own, _TUNED_BY_DEFAULT) or _is_conv1d(own) for own in near):
+        return LINEAR
+    if isinstance(module, nn.utils.parametrize.ParametrizationList):
+        kinds = (type(kind).__name__.lstrip("_") for kind in module)
         return f"parametrized by {', '.join(_PARAMETRIZATIONS.get(kind, kind) for kind in kinds)}"
-    if "expert" in entry.name:
+    if "expert" in name:
         return JOINED
-    if len(entry.shape) == 3:
+    if len(shape) == 3:
         return STACKED
-    return f"neither Linear, Conv2d nor Conv1D, but {type(entry.module).__name__}"
+    return f"neither Linear, Conv2d nor Conv1D, but {type(module).__name__}"
 
 
-def is_conv1d(module: nn.Module | None) -> bool:
-    """Whether it is transformers' Conv1D, whose weight is (in, out), without loading transformers."""
+def _is_conv1d(module: nn.Module | None) -> bool:
+    """Whether it is transformers' Conv1D, whose weight is (in, out); does not load transformers."""
     return any(
         kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
         for kind in type(module).__mro__
     )
 
 
-def joined_experts(entry: Entry) -> int | None:
-    """How many experts' matrices (m, n) a parameter (experts * m, n) joins, as DBRX's; None if not one.
+def _joined_experts(name: str, shape: tuple[int, ...], module: nn.Module) -> int:
+    """How many experts' matrices (m, n) a parameter (experts * m, n) joins, as in DBRX; else 0.
 
-    The module says how many there are, and "expert" is in its name.
+    The module must have the number of experts, and the name of the parameter must contain "expert".
     """
-    count = getattr(entry.module, "moe_num_experts", None)
-    if not isinstance(count, int) or len(entry.shape) != 2 or "expert" not in entry.name or count < 2:
-        return None
-    rows, rest = divmod(entry.shape[0], count)
-    return count if rest == 0 and rows > 1 else None
+    count = getattr(module, "moe_num_experts", None)
+    if not isinstance(count, int) or len(shape) != 2 or "expert" not in name or count < 2:
+        return 0
+    rows, rest = divmod(shape[0], count)
+    return count if rest == 0 and rows > 1 else 0
 
 
 _PARAMETRIZATIONS = {"WeightNorm": "weight_norm", "SpectralNorm": "spectral_norm", "Orthogonal": "orthogonal"}
@@ -132,7 +130,7 @@ _PARAMETRIZATIONS = {"WeightNorm": "weight_norm", "SpectralNorm": "spectral_norm
 def _whole_shape(
     module: nn.Module, name: str, parameter: nn.Parameter, flat: Mapping[int, tuple[int, ...]]
 ) -> tuple[int, ...]:
-    """The shape before sharding, from the module where it tells: an engine may have emptied the parameter."""
+    """The shape before sharding; from the module if it knows, as an engine may have emptied the parameter."""
     if name == "weight" and isinstance(module, nn.Linear):
         return (module.out_features, module.in_features)
     if name == "weight" and isinstance(module, nn.Conv2d):
@@ -143,7 +141,7 @@ def _whole_shape(
 
 
 def _flat_shapes(model: nn.Module) -> dict[int, tuple[int, ...]]:
-    """Whole shapes of what FSDP1 has in flat parameters, by the id of the original parameter."""
+    """Whole shapes of the parameters in FSDP1's flat parameters, by the id of the original parameter."""
     found: dict[int, tuple[int, ...]] = {}
     for module in FullyShardedDataParallel.fsdp_modules(model):
         handle: Any = module._handle

@@ -1,4 +1,4 @@
-"""Which matrices one fused weight is made of: q, k, v or gate, up in one, cut by name or by sizes."""
+"""The matrices of a fused weight (q, k, v or gate, up in one), split by name or by sizes."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ FUSED = {
     "up_gate_proj": ("up", "gate"),
     "w12": GATE_UP,
 }
-# Model types that lay out q, k and v head by head, where there are as many keys as queries; the field's other
-# fused projections stack them.
+# Model types that store q, k and v head by head, if they have as many keys as queries. Other fused
+# projections stack q, k and v.
 HEAD_BY_HEAD = ("gpt_neox", "bloom", "gpt_bigcode")
-# Model types that lay them out in a way of their own: their weights stay whole.
+# Model types with a layout of their own: their weights stay whole.
 OTHERWISE = ("codegen", "minimax")
-# Model types whose gate and up columns alternate.
+# Model types whose columns alternate between gate and up.
 ALTERNATING = ("gpt_oss",)
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How one axis of a matrix is dealt to parts.
+    """How one axis of a matrix is divided into parts.
 
     Attributes:
-        names: of the parts.
-        sizes: rows or columns that each part gets in turn; where they add up to less than the axis, the
-            pattern is repeated (head by head, or alternating).
+        names: names of the parts.
+        sizes: rows or columns that each part gets in turn. If they add up to less than the axis, the pattern
+            is repeated (head by head, or alternating).
         axis: 0 for rows, 1 for columns.
     """
 
@@ -57,7 +57,7 @@ class Cut:
             yield name, piece.flatten(self.axis, self.axis + 1)
 
     def shapes(self, shape: Sequence[int]) -> list[tuple[int, int]]:
-        """Shapes of the parts of a matrix of that shape."""
+        """Shapes of the parts of a matrix of this shape."""
         repeats = shape[self.axis] // sum(self.sizes)
         lengths = [size * repeats for size in self.sizes]
         return [(length, shape[1]) if self.axis == 0 else (shape[0], length) for length in lengths]
@@ -65,13 +65,13 @@ class Cut:
 
 @dataclass(frozen=True)
 class Heads:
-    """What a model's config says of its attention.
+    """What a model's config says about its attention.
 
     Attributes:
         queries: number of query heads.
         keys: number of key-value heads.
         model_type: a HF model type.
-        width: of a head; 0 where it is not known.
+        width: size of a head; 0 if unknown.
     """
 
     queries: int
@@ -81,7 +81,7 @@ class Heads:
 
     @classmethod
     def of(cls, config: Any) -> Heads | None:
-        """From a HF config or the dict of its JSON; None where it has no heads."""
+        """From a HF config or the dict of its JSON; None if it has no heads."""
         get = config.get if isinstance(config, Mapping) else lambda key: getattr(config, key, None)
         queries = get("num_attention_heads") or get("n_head")
         if not isinstance(queries, int):
@@ -93,22 +93,23 @@ class Heads:
         return cls(queries, keys, str(get("model_type") or ""), width)
 
     def fit(self, length: int) -> bool:
-        """Whether q, k and v of these heads are so long together."""
+        """Whether q, k and v of these heads have this length together."""
         width, rest = divmod(length, self.queries + 2 * self.keys)
         return rest == 0 and self.width in (0, width)
 
 
 def cut_by_name(name: str, shape: Sequence[int], heads: Heads | None, axis: int = 0) -> Cut | None:
-    """The cut of a weight that is named like a fused one.
+    """The cut of a weight with the name of a fused one.
 
     Args:
         name: dotted name of the module or parameter; its last part decides.
         shape: (m, n) of the matrix.
-        heads: what is known of the model's attention; without it q, k and v are thirds.
-        axis: the axis of the outputs: 0 for a Linear, 1 where the weight is (in, out).
+        heads: what is known about the model's attention; without it, q, k and v are thirds.
+        axis: the axis of the outputs: 0 for a Linear, 1 if the weight is (in, out).
 
     Returns:
-        None where the name is no fused one, or its parts' sizes cannot be told: it stays whole then.
+        The cut; None if the name is not that of a fused weight, or the sizes of its parts are unknown. The
+        weight then stays whole.
     """
     names = FUSED.get(name.removesuffix(".weight").rsplit(".", 1)[-1])
     if names is None:
@@ -129,7 +130,7 @@ def cut_by_name(name: str, shape: Sequence[int], heads: Heads | None, axis: int 
         if model_type in HEAD_BY_HEAD and heads.queries == heads.keys:
             return Cut(names, (width,) * 3, axis)
         return Cut(names, (heads.queries * width, heads.keys * width, heads.keys * width), axis)
-    third = shape[1 - axis]  # an attention of its own, with as many keys as queries
+    third = shape[1 - axis]  # without a fitting config: as many keys as queries
     return Cut(names, (third,) * 3, axis) if length == 3 * third else None
 
 
@@ -137,7 +138,7 @@ def cut_by_sizes(name: str, shape: Sequence[int], sizes: Sequence[int], axis: in
     """The cut into explicit sizes; None for a single size, which keeps the weight whole.
 
     Raises:
-        UserError: the sizes neither add up to the axis nor repeat along it.
+        UserError: the sizes add up neither to the axis nor to a divisor of it.
     """
     if not sizes or min(sizes) < 1 or shape[axis] % sum(sizes):
         side = ("rows", "columns")[axis]
@@ -153,15 +154,15 @@ def cut_by_sizes(name: str, shape: Sequence[int], sizes: Sequence[int], axis: in
 
 
 def sizes_for(name: str, parts: Mapping[str, Sequence[int]]) -> Sequence[int] | None:
-    """The explicit sizes given for a name: those of the first pattern that matches it."""
+    """The explicit sizes for a name: those of the first pattern that matches it."""
     return next((sizes for pattern, sizes in parts.items() if fnmatchcase(name, pattern)), None)
 
 
 def output_axis(shape: Sequence[int], down: Sequence[int] | None) -> int:
-    """Which axis of an expert's fused gate and up, (m, n), holds their outputs.
+    """Which axis of an expert's fused gate and up, (m, n), is that of their outputs.
 
     Args:
-        shape: of gate and up: (2 i, h) or (h, 2 i).
-        down: shape of the down projection beside it: (h, i) or (i, h).
+        shape: shape of gate and up: (2 i, h) or (h, 2 i).
+        down: shape of the down projection of the same expert: (h, i) or (i, h); None if unknown.
     """
     return 1 if down is not None and tuple(shape) == (down[1], 2 * down[0]) else 0

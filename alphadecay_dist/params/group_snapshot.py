@@ -1,8 +1,8 @@
-"""What tells an optimizer's param groups apart, kept so that a load that overwrites it is noticed.
+"""The settings that distinguish an optimizer's param groups, kept so that an overwriting load is noticed.
 
-A load leaves each group its parameters and puts saved settings on it, by position: DeepSpeed's universal
-checkpoint at stage 3 those of the first group on all of them, torch's those of whatever was saved. So the
-position says which group it is, and the names are checked against it.
+A load keeps the parameters of each group and writes saved settings into it, by position. DeepSpeed's
+universal checkpoint at stage 3 writes those of the first group into all groups; torch writes whatever was
+saved. So the position identifies a group, and the names are checked against it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.groups import GROUP_KEY, NAMES_KEY, names_in
 
-ALWAYS = (GROUP_KEY, NAMES_KEY, "weight_decay")  # what is a group's own, also where all began alike
+ALWAYS = (GROUP_KEY, NAMES_KEY, "weight_decay")  # kept per group, even if all groups had the same at first
 _ABSENT = object()
 
 
 class GroupSnapshot:
-    """The settings of param groups as they are now; no group and no tensor is kept.
+    """The settings of param groups as they are now; it keeps no group and no tensor.
 
     Args:
-        groups: the optimizer's.
+        groups: the optimizer's param groups.
     """
 
     def __init__(self, groups: Sequence[Mapping[str, Any]]) -> None:
@@ -37,18 +37,18 @@ class GroupSnapshot:
         ]
 
     def restore(self, groups: Sequence[dict[str, Any]]) -> list[str]:
-        """Give groups whose names a load has overwritten again what tells them apart.
+        """Restore the distinguishing settings of groups whose names a load has overwritten.
 
-        Local. Groups that were added later are left alone.
+        Local. Groups that were added later are not changed.
 
         Args:
-            groups: the optimizer's, as they are now.
+            groups: the optimizer's param groups, as they are now.
 
         Returns:
-            The keys that were restored; none where the names are as they were.
+            The keys that were restored; empty if the names are unchanged.
 
         Raises:
-            UserError: there are fewer groups than there were, or the load was of groups in another order.
+            UserError: there are fewer groups than before, or the loaded groups were in another order.
         """
         if len(groups) < len(self._kept):
             raise UserError(
@@ -62,7 +62,7 @@ class GroupSnapshot:
         labels = Counter(_label(kept) for kept in self._kept)
         for group, kept in pairs:
             if _label(group) == _label(kept) and labels[_label(kept)] == 1:
-                continue  # the load has left it alone; several groups that are not tuned have one label
+                continue  # unchanged by the load; but several groups that are not tuned share one label
             for key in self._apart:
                 if key in kept:
                     group[key] = kept[key]
@@ -72,7 +72,7 @@ class GroupSnapshot:
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    """A group's own values. No tensors: a schedule changes such a learning rate in place."""
+    """A group's values. No tensors, because a schedule changes a learning rate that is a tensor in place."""
     return {key: value for key, value in group.items() if key != "params" and not isinstance(value, Tensor)}
 
 
@@ -81,11 +81,11 @@ def _label(group: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
 
 
 def _refuse_another_order(expected: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> None:
-    """Raise where the names are this optimizer's, each once, but at other places."""
+    """Raise if the names are this optimizer's, each once, but at other places."""
     places = {name: place for place, name in _places(expected)}
     names = [name for _, name in _places(found)]
     if max(Counter(names).values(), default=0) > 1:
-        return  # one group's settings on several: no order at all
+        return  # one group's settings in several groups: no order to check
     for place, name in _places(found):
         if places.get(name, place) != place:
             own = next((name for name, at in places.items() if at == place), "another")
@@ -97,7 +97,7 @@ def _refuse_another_order(expected: Sequence[Mapping[str, Any]], found: Sequence
 
 
 def _places(groups: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[int, int], str]]:
-    """Each named weight with its group's number and its own in there."""
+    """Each named weight with the number of its group and its own number in that group."""
     return [
         ((number, place), name)
         for number, group in enumerate(groups)

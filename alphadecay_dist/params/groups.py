@@ -1,4 +1,4 @@
-"""Model -> the optimizer's param groups: one a tuned weight, or one for all of them."""
+"""Model -> the optimizer's param groups: one per tuned weight, or one for all of them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,18 @@ from typing import Any
 from torch import nn
 from torch.distributed.fsdp import FlatParameter
 
+from alphadecay_dist.decay.settings import GROUPS, PREMULTIPLY
 from alphadecay_dist.errors import UserError, shown
+from alphadecay_dist.params.choices import BASE, UNTUNED_DECAYS, ZERO, ZERO_1D
 from alphadecay_dist.params.coverage import require_weights
 from alphadecay_dist.params.entries import entries
-from alphadecay_dist.params.inventory import (
-    Weight,
-    all_weights,
-    tuned_weights,
-)
+from alphadecay_dist.params.inventory import Weight, all_weights, tuned_weights
 from alphadecay_dist.params.wrappers import named_modules
 
 UNTUNED = "untuned"  # the name of the group, or the two, that hold everything else
 TUNED = "tuned"  # the name of the group that holds all tuned weights, where they share one
 GROUP_KEY = "module"  # the key by which a param group is found again; engines keep it
 NAMES_KEY = "modules"  # the key under which the shared group names its weights, in the order of its params
-GROUPS, PREMULTIPLY = "groups", "premultiply"  # how decays are applied, and so how groups are laid out
-BASE, ZERO, ZERO_1D = "base", "zero", "zero_1d"  # what is not tuned gets
-UNTUNED_DECAYS = (BASE, ZERO, ZERO_1D)
 BIAS, BATCHNORM = "bias", "batchnorm"
 
 
@@ -35,34 +30,34 @@ def param_groups(
     model: nn.Module,
     *,
     weight_decay: float,
-    untuned: str = "base",
+    untuned: str = BASE,
     modules: Iterable[str] | str | None = None,
     follow: Iterable[str] | str = (),
     apply: str = GROUPS,
 ) -> list[dict[str, Any]]:
-    """Param groups for ``torch.optim``: the tuned weights, a group each or all in one, then everything else.
+    """Param groups for ``torch.optim``: one per tuned weight, or one for all; then everything else.
 
     Args:
         model: the model to optimise; parameters with ``requires_grad=False`` are left out.
-        weight_decay: the base decay, which every group starts with.
-        untuned: what embeddings, norms, biases and head get: ``"base"`` (as published), ``"zero"``, or
-            ``"zero_1d"``: what has one dimension, norms and biases, 0, and the rest the base decay.
+        weight_decay: the base decay, with which every group starts.
+        untuned: the decay of embeddings, norms, biases and head: ``"base"`` (as published), ``"zero"``, or
+            ``"zero_1d"``: 0 for one-dimensional parameters (norms and biases), the base decay for the rest.
         modules: see :func:`tuned_weights`.
-        follow: what shares the group of a tuned weight, as in the released code: ``"bias"``, its module's
-            bias, and ``"batchnorm"``, a BatchNorm2d that is named like a convolution (``bn1`` and ``conv1``).
-        apply: ``"groups"``, a group for each tuned weight, which holds its decay; or ``"premultiply"``, one
-            group for them all with decay 0, into which ``AlphaDecay(..., apply="premultiply")`` multiplies
-            the decays, and without which nothing decays them. It needs AdamW, and updates faster.
+        follow: what shares the group of a tuned weight, as in the released code: ``"bias"`` is the bias of
+            its module, ``"batchnorm"`` a BatchNorm2d named like a convolution (``bn1`` and ``conv1``).
+        apply: ``"groups"``: one group per tuned weight, with its decay. ``"premultiply"``: one group for all
+            of them, with decay 0; ``AlphaDecay(..., apply="premultiply")`` then applies the decays by a
+            product, and without it nothing decays them. This needs AdamW, and updates faster.
 
     Returns:
         Dicts with ``params``, ``weight_decay`` and ``module``, the name by which
-        :class:`alphadecay_dist.AlphaDecay` finds the group again; ``"untuned"`` for the last, or with
-        ``"zero_1d"`` for the last two, of which the very last has decay 0 (fewer where one is empty). With
-        ``"premultiply"`` the first is named ``"tuned"``, and has the names of its weights as ``modules``.
+        :class:`alphadecay_dist.AlphaDecay` finds the group. It is ``"untuned"`` for the last group. With
+        ``"zero_1d"`` it is so for the last two, and the very last has decay 0 (fewer if one is empty). With
+        ``"premultiply"`` the first is named ``"tuned"``, and has the names of its weights in ``modules``.
 
     Raises:
-        UserError: no matrix can be tuned, FSDP hides them, an unknown choice, or ``follow`` with
-            ``"premultiply"``.
+        UserError: no matrix can be tuned, FSDP hides the matrices, a choice is unknown, or ``follow`` is
+            used with ``"premultiply"``.
     """
     if not isinstance(weight_decay, Real) or not 0 <= weight_decay < math.inf:
         raise UserError(f"weight_decay: found {shown(weight_decay)}, expected a number >= 0")
@@ -88,7 +83,7 @@ def param_groups(
 
 
 def names_in(group: Mapping[str, Any]) -> tuple[str, ...]:
-    """The tuned weights that a group names, in the order of its params, which may hold followers as well."""
+    """The tuned weights that a group names, in the order of its params, which may include followers."""
     if NAMES_KEY in group:
         return tuple(group[NAMES_KEY])
     name = group.get(GROUP_KEY, UNTUNED)
@@ -96,7 +91,7 @@ def names_in(group: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def layout_of(groups: Iterable[Mapping[str, Any]]) -> str:
-    """What groups were built for: ``"groups"`` or ``"premultiply"``."""
+    """How decays are applied with these groups: ``"groups"`` or ``"premultiply"``."""
     return PREMULTIPLY if any(NAMES_KEY in group for group in groups) else GROUPS
 
 
@@ -106,12 +101,12 @@ def weights_in(
     """The weights that the optimizer's groups name, in the groups' order.
 
     Args:
-        groups: as an engine gives them back: their ``params`` may be flat or gone.
+        groups: as an engine returns them: their ``params`` may be flat or missing.
         model: the model that they were built from.
         parts: see :func:`alphadecay_dist.params.inventory.all_weights`.
 
     Raises:
-        UserError: the groups were not made by :func:`param_groups`, or from another model.
+        UserError: the groups were not made by :func:`param_groups`, or were made from another model.
     """
     _require_matrices(model)
     names = Counter(name for group in groups for name in names_in(group))
@@ -133,7 +128,7 @@ def weights_in(
 def _untuned_groups(
     rest: Sequence[nn.Parameter], model: nn.Module, untuned: str, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """What is not tuned: one group, or those of several dimensions and those of one; none that is empty."""
+    """What is not tuned: one group, or one for several dimensions and one for 1-d; no empty groups."""
     dealt = [(rest, 0.0 if untuned == ZERO else weight_decay)]
     if untuned == ZERO_1D:
         dimensions = {id(e.parameter): len(e.shape) for e in entries(model, named_modules(model))}

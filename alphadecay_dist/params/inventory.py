@@ -1,89 +1,48 @@
-"""Model -> the weights to tune, by name, and the matrices in each."""
+"""Model -> the weights to tune, with their names and the matrices in each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from torch import Tensor, nn
+from torch import nn
 
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.params.entries import (
-    Entry,
-    entries,
-    is_conv1d,
-    joined_experts,
-    not_by_default,
-    unfit,
-    whole_shapes,
-)
-from alphadecay_dist.params.fused import Cut, Heads, cut_by_sizes, sizes_for
-from alphadecay_dist.params.tuned_rule import cut_of, large_enough, output_axis_of
+from alphadecay_dist.params.entries import Entry, entries, whole_shapes
+from alphadecay_dist.params.fused import sizes_for
+from alphadecay_dist.params.tuned_rule import Tuned, cut_of, large_enough, not_by_default, unfit
 from alphadecay_dist.params.wrappers import heads_by_module, named_modules, nearest
 from alphadecay_dist.spectral import MIN_EIGENVALUES
 
 
 @dataclass(frozen=True)
-class Weight:
-    """One tuned weight, which has one decay, and the matrices that it is made of.
+class Weight(Tuned):
+    """A tuned weight of a model.
 
     Attributes:
-        name: dotted name of its module, or of the parameter itself where a module has several.
-        parameter: it may be empty or hold a part only.
-        shape: the whole's: (m, n), an expert stack's (experts, m, n), or a Conv2d's (out, in, h, w).
-        cut: how each matrix of it is cut into parts; None where it is not fused.
+        parameter: the parameter; it may be empty, or only a shard.
     """
 
-    name: str
     parameter: nn.Parameter
-    shape: tuple[int, ...]
-    cut: Cut | None = None
-
-    def units(self) -> list[str]:
-        """What has an owner of its own: each expert of a stack, else the weight."""
-        if len(self.shape) != 3:
-            return [self.name]
-        return [f"{self.name}.{expert}" for expert in range(self.shape[0])]
-
-    @property
-    def unit_shape(self) -> tuple[int, ...]:
-        """Shape of one unit."""
-        return self.shape[1:] if len(self.shape) == 3 else self.shape
-
-    def parts(self, unit: str) -> list[str]:
-        """Names of the matrices that have an alpha of their own, in one unit."""
-        return [unit] if self.cut is None else [f"{unit}.{part}" for part in self.cut.names]
-
-    def part_shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of the parts of one unit."""
-        return [self.unit_shape] if self.cut is None else [*self.cut.shapes(self.unit_shape)]
-
-    def cut_up(self, unit: str, whole: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """The parts of a unit, by name, from its whole tensor."""
-        if self.cut is None:
-            yield unit, whole
-        else:
-            yield from ((f"{unit}.{part}", tensor) for part, tensor in self.cut.parts(whole))
 
 
 def all_weights(model: nn.Module, parts: Mapping[str, Sequence[int]] | None = None) -> list[Weight]:
     """Every trained weight that could be tuned, in the model's order, each parameter once.
 
-    That is the weight of an ``nn.Linear`` or ``nn.Conv2d``, and every other parameter of two or three
-    dimensions (three: a stack of experts); none that is an embedding's too, and none whose matrices all have
-    fewer than 50 eigenvalues.
+    These are the weights of ``nn.Linear`` and ``nn.Conv2d``, and every other parameter of two or three
+    dimensions (three: a stack of experts). Embeddings are left out, also tied ones, and so are weights whose
+    matrices all have fewer than 50 eigenvalues.
 
     Args:
         model: any module; its parameters may be sharded already.
         parts: explicit sizes of fused weights, by glob pattern, such as
-            ``{"*.qkv_proj": (2048, 512, 512)}``; the others are cut by their names.
+            ``{"*.qkv_proj": (2048, 512, 512)}``; the others are split by their names.
 
     Raises:
-        UserError: sizes that do not fit, or a pattern that matches nothing.
+        UserError: sizes do not fit, or a pattern matches nothing.
     """
-    found = _candidates(model, named_modules(model), parts or {})
-    return [weight for _, weight in found if large_enough(weight.part_shapes())]
+    return [weight for _, weight in _candidates(model, parts or {})]
 
 
 def tuned_weights(
@@ -91,24 +50,24 @@ def tuned_weights(
     modules: Iterable[str] | None = None,
     parts: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Weight]:
-    """The weights whose decay follows their spectrum, in the model's order.
+    """The weights whose decay depends on their spectrum, in the model's order.
 
-    By default every weight of :func:`all_weights` that belongs to an ``nn.Linear``, ``nn.Conv2d``,
-    ``nn.MultiheadAttention`` or transformers' ``Conv1D``, or is a stack of experts, inside a numbered block
-    (a name such as ``model.layers.0.mlp.up_proj``); embeddings, the head, norms and LoRA factors are not.
+    The default is every weight of :func:`all_weights` that is inside a numbered block (a name such as
+    ``model.layers.0.mlp.up_proj``), and either belongs to an ``nn.Linear``, ``nn.Conv2d``,
+    ``nn.MultiheadAttention`` or transformers' ``Conv1D``, or is a stack of experts. Embeddings, the head,
+    norms and LoRA factors are not tuned.
 
     Args:
         model: any module; its parameters may be sharded already.
-        modules: glob patterns of names to take instead, such as ``"*.attn.c_attn"``.
+        modules: glob patterns of names to tune instead, such as ``"*.attn.c_attn"``.
         parts: see :func:`all_weights`.
 
     Raises:
         UserError: a pattern matches nothing that could be tuned.
     """
-    known = named_modules(model)
-    found = [pair for pair in _candidates(model, known, parts or {}) if large_enough(pair[1].part_shapes())]
+    found = _candidates(model, parts or {})
     if modules is None:
-        return [weight for entry, weight in found if not_by_default(entry, known) is None]
+        return [weight for entry, weight in found if not_by_default(entry) is None]
     candidates = [weight for _, weight in found]
     patterns = list(modules)
     for pattern in patterns:
@@ -120,48 +79,17 @@ def tuned_weights(
     return [w for w in candidates if any(fnmatchcase(w.name, pattern) for pattern in patterns)]
 
 
-def first_and_last(model: nn.Module) -> set[str]:
-    """Names of the first and the last nn.Linear or nn.Conv2d, which AlphaDecay's released code leaves out.
-
-    In a LLaMA these are layer 0's q_proj, for an embedding is neither, and lm_head.
-    """
-    modules = named_modules(model).items()
-    names = [name for name, module in modules if isinstance(module, nn.Linear | nn.Conv2d)]
-    return {names[0], names[-1]} if names else set()
-
-
-def _candidates(
-    model: nn.Module, modules: Mapping[str, nn.Module], parts: Mapping[str, Sequence[int]]
-) -> list[tuple[Entry, Weight]]:
-    """Every trained parameter of matrices, large or small, and how it is cut."""
+def _candidates(model: nn.Module, parts: Mapping[str, Sequence[int]]) -> list[tuple[Entry, Weight]]:
+    """Every trained parameter with matrices that are large enough to analyse, and how it is split."""
+    modules = named_modules(model)
     heads = heads_by_module(modules)
     shapes = whole_shapes(model, modules)
-    found = [
-        (entry, _with_cut(entry, nearest(entry.name, heads), shapes, parts))
-        for entry in entries(model, modules)
-        if unfit(entry) is None
-    ]
+    fit = [entry for entry in entries(model, modules) if unfit(entry) is None]
     for pattern in parts:
-        if not any(fnmatchcase(entry.name, pattern) for entry, _ in found):
+        if not any(fnmatchcase(entry.name, pattern) for entry in fit):
             raise UserError(f"parts: {pattern!r} matches no weight; give a glob over the names of the model")
-    return found
-
-
-def _with_cut(
-    entry: Entry,
-    heads: Heads | None,
-    shapes: Mapping[str, Sequence[int]],
-    parts: Mapping[str, Sequence[int]],
-) -> Weight:
-    """The weight, cut as it was given, or by experts, or by its name."""
-    transposed = is_conv1d(entry.module)
-    sizes = sizes_for(entry.name, parts) if len(entry.shape) != 4 else None
-    experts = joined_experts(entry)
-    if sizes is not None:
-        axis = output_axis_of(entry.name, entry.shape, shapes, transposed=transposed)
-        cut = cut_by_sizes(entry.name, entry.shape[-2:], sizes, axis)
-    elif experts is not None:
-        cut = Cut(tuple(map(str, range(experts))), (entry.shape[0] // experts,) * experts)
-    else:
-        cut = cut_of(entry.name, entry.shape, heads, shapes, transposed=transposed)
-    return Weight(entry.name, entry.parameter, entry.shape, cut)
+    found = []
+    for entry in fit:
+        cut = cut_of(entry, nearest(entry.name, heads), shapes, sizes_for(entry.name, parts))
+        found.append((entry, Weight(entry.name, entry.shape, cut, entry.parameter)))
+    return [(entry, weight) for entry, weight in found if large_enough(weight)]

@@ -1,4 +1,4 @@
-"""Modules by name as if nothing wrapped them, and what the nearest config says of each."""
+"""Modules by name as if nothing wrapped them, and what the nearest config says about each."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _INNER: tuple[tuple[type[nn.Module], str], ...] = (
 
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules by name, as if nothing wrapped them, at any depth and in any order.
+    """The modules by name, as if nothing wrapped them, at any depth and in any order of wrappers.
 
-    Wrappers are DDP, DataParallel, FSDP1, torch.compile and activation checkpoints. A wrapper's own part of a
-    name is left out only below the wrapper itself, so that a user's ``self.module`` keeps its name. So a
+    Wrappers are DDP, DataParallel, FSDP1, torch.compile and activation checkpoints. A wrapper's part of a
+    name is removed only directly below the wrapper, so a user's own ``self.module`` keeps its name. So a
     module has one name, whatever trains it.
     """
     named: dict[str, nn.Module] = {}
-    found: dict[str, tuple[str, nn.Module]] = {}  # by the name that torch gives
+    found: dict[str, tuple[str, nn.Module]] = {}  # by torch's name
     for raw, module in model.named_modules():
         parent, _, last = raw.rpartition(".")
         name = ""
@@ -41,10 +41,10 @@ def named_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def heads_by_module(modules: Mapping[str, nn.Module]) -> dict[str, Heads | None]:
-    """What each module's own config says of its attention; modules without a config are left out.
+    """What each module's own config says about its attention; modules without a config are left out.
 
-    A config that tells neither heads nor a model type (a user's own settings, say) is passed over. One that
-    names a model type and no heads counts: what is outside of that model does not describe it.
+    A config with neither heads nor a model type (such as a user's own settings) is ignored. A config with a
+    model type but no heads counts: then a config outside of that model does not describe it.
     """
     found = {}
     for name, module in modules.items():
@@ -56,7 +56,7 @@ def heads_by_module(modules: Mapping[str, nn.Module]) -> dict[str, Heads | None]
 
 
 def nearest(name: str, heads: Mapping[str, Heads | None]) -> Heads | None:
-    """The heads of the innermost module with a config that a dotted name lies in."""
+    """The heads from the innermost module that has a config and contains the dotted name."""
     path = name.split(".")
     for depth in range(len(path), -1, -1):
         outer = ".".join(path[:depth])
@@ -66,8 +66,8 @@ def nearest(name: str, heads: Mapping[str, Heads | None]) -> Heads | None:
 
 
 def _inner(module: nn.Module) -> str | None:
-    """The attribute in which a wrapper holds what it wraps; None of any other module."""
-    compiled = sys.modules.get("torch._dynamo.eval_frame")  # slow to load, and loaded where it was used
+    """The attribute of a wrapper that is the wrapped module; None for any other module."""
+    compiled = sys.modules.get("torch._dynamo.eval_frame")  # slow to load; if it was used, it is loaded
     if compiled is not None and isinstance(module, compiled.OptimizedModule):
         return "_orig_mod"
     return next((name for kind, name in _INNER if isinstance(module, kind)), None)

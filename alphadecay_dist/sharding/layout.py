@@ -1,10 +1,16 @@
-"""Which index ranges of a tensor each rank holds."""
+"""Which index ranges of a tensor each rank holds.
+
+A tensor lies in pieces: flat ranges of it (ZeRO, FSDP1) or index ranges in every dimension (DTensors). The
+pieces of a tensor are its layout. A block is the part of a tensor that gets an owner.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -117,19 +123,51 @@ class Piece:
     index: Flat | Grid
 
 
+class Layout:
+    """All pieces of a tensor: each rank holds at most one, and they cover the tensor once.
+
+    Tensors that lie alike share one object, which an engine makes once. Layouts are compared as objects, not
+    piece by piece: what is worked out for one serves all its tensors, of which there may be hundreds on
+    thousands of ranks. Two objects for the same pieces cost time and nothing else.
+
+    Args:
+        pieces: either all are Flat, or all are Grid.
+
+    Attributes:
+        pieces: all of them, in the same order on every rank.
+        held: the piece of each rank that has one.
+    """
+
+    def __init__(self, pieces: Iterable[Piece]) -> None:
+        self.pieces = tuple(pieces)
+        self.held = {rank: piece for piece in self.pieces for rank in piece.holders}
+        self._replicas = {rank: place for piece in self.pieces for place, rank in enumerate(piece.holders)}
+
+    def replica(self, rank: int) -> int:
+        """The replica of the tensor that a rank belongs to; a rank that holds nothing may take any."""
+        return self._replicas.get(rank, rank)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """The same for the same pieces, on every rank."""
+        text = "\n".join(f"{piece.holders} {piece.index}" for piece in self.pieces)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 class ShardSource(Protocol):
-    """One tensor, as one engine stores it."""
+    """One tensor, as one engine stores it.
+
+    Attributes:
+        name: the weight's.
+        shape: of the whole tensor.
+        dtype: of its elements.
+        layout: who holds what of it, equal on every rank.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-
-    def pieces(self) -> list[Piece]:
-        """All pieces, equal on every rank; each rank holds at most one, and they cover the tensor once.
-
-        Either all are Flat, or all are Grid.
-        """
-        ...
+    layout: Layout
 
     def local(self) -> Tensor | None:
         """This rank's piece, one-dimensional; None if it holds none. Fetched anew: engines move storage."""
@@ -153,44 +191,46 @@ class Block:
     shape: tuple[int, ...]
 
 
-def replica_of(pieces: Sequence[Piece]) -> dict[int, int]:
-    """The replica that each rank belongs to, of the ranks that hold anything."""
-    return {rank: place for piece in pieces for place, rank in enumerate(piece.holders)}
-
-
 def flat_chunks(size: int, count: int) -> list[Flat]:
     """A flattened tensor in ``count`` chunks of equal length, of which the last are shorter or empty."""
     chunk = -(-size // count)
     return [Flat(min(r * chunk, size), min((r + 1) * chunk, size)) for r in range(count)]
 
 
-def numel(source: ShardSource) -> int:
-    """Number of elements of the whole tensor."""
-    return math.prod(source.shape)
+@functools.lru_cache(maxsize=1024)
+def replicated_layout(numel: int, world_size: int) -> Layout:
+    """Every rank holds the whole tensor: one piece, everybody's."""
+    return Layout([Piece(tuple(range(world_size)), Flat(0, numel))])
 
 
-def check_cover(source: ShardSource) -> None:
-    """Check that the pieces of a source cover its tensor, each element in one piece.
+@functools.lru_cache(maxsize=1024)
+def chunked_layout(numel: int, world_size: int) -> Layout:
+    """One chunk of the flattened tensor a rank; ranks past the end of a small tensor hold none."""
+    chunks = flat_chunks(numel, world_size)
+    return Layout(Piece((rank,), chunk) for rank, chunk in enumerate(chunks) if chunk.numel)
+
+
+def check_cover(name: str, layout: Layout, shape: Sequence[int]) -> None:
+    """Check that the pieces of a tensor of that shape cover it, each element in one piece.
 
     Raises:
-        ValueError: there is a gap or an overlap, or a piece that nobody holds.
+        ValueError: there is a gap or an overlap, or a piece that nobody holds; it says the tensor's name.
     """
-    pieces = source.pieces()
-    for piece in pieces:
+    for piece in layout.pieces:
         if not piece.holders:
-            raise ValueError(f"{source.name}: nobody holds the piece {piece.index}")
-    grids = [piece.index for piece in pieces if isinstance(piece.index, Grid)]
+            raise ValueError(f"{name}: nobody holds the piece {piece.index}")
+    grids = [piece.index for piece in layout.pieces if isinstance(piece.index, Grid)]
     if not grids:
-        ranges = [piece.index for piece in pieces if isinstance(piece.index, Flat)]
-        _check_partition(source.name, "element", ranges, numel(source))
+        ranges = [piece.index for piece in layout.pieces if isinstance(piece.index, Flat)]
+        _check_partition(name, "element", ranges, math.prod(shape))
         return
     # A mesh cuts every dimension for itself: the pieces are all combinations of the cuts.
-    cuts = [{grid.ranges[dim] for grid in grids} for dim in range(len(source.shape))]
-    for dim, (size, own) in enumerate(zip(source.shape, cuts, strict=True)):
-        _check_partition(source.name, f"dimension {dim}, index", [r for cut in own for r in cut], size)
-    expected = math.prod(map(len, cuts))
-    if len(set(grids)) != len(pieces) or len(pieces) != expected:
-        raise ValueError(f"{source.name}: found {len(pieces)} pieces, expected {expected} different ones")
+    cuts = [{grid.ranges[dim] for grid in grids} for dim in range(len(shape))]
+    for dim, (size, own) in enumerate(zip(shape, cuts, strict=True)):
+        _check_partition(name, f"dimension {dim}, index", [r for cut in own for r in cut], size)
+    found, expected = len(layout.pieces), math.prod(map(len, cuts))
+    if len(set(grids)) != found or found != expected:
+        raise ValueError(f"{name}: found {found} pieces, expected {expected} different ones")
 
 
 def _check_partition(name: str, where: str, ranges: Sequence[Flat], size: int) -> None:

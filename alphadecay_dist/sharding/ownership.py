@@ -1,7 +1,9 @@
-"""Who analyses which matrix, and in which order: pure, the same on every rank.
+"""Who analyses which matrix, and in which order: pure, the same on every rank and in every run.
 
-A matrix has one owner rank. Owners are dealt so that the longest queue of work is short. An owner takes its
-matrices in rounds, so that what any rank must hold at once stays under a memory budget.
+1. Each matrix costs what its spectrum takes (:func:`cost`).
+2. Each gets one owner rank, so that the longest queue of work is short (:func:`assign_owners`).
+3. An owner takes its matrices in rounds, so that what any rank must hold at once stays under a memory budget
+   (:func:`plan`).
 """
 
 from __future__ import annotations
@@ -15,6 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 Counts = npt.NDArray[np.int64]  # a number a rank
+
+# How many operations of a matrix product take as long as one of a tridiagonalisation, by type of device. A
+# constant, so that no timing decides who owns what. On one thread of an AMD EPYC (Zen 3) that had other work
+# too, spectral/rates.py measured a ratio of 5.3 in the median of 31 runs, and 6.2 at the best speeds of both;
+# on other CPUs 3.8 to 7.1. For GPUs 1000 is an estimate, not measured: the solver waits on itself there, and
+# from about there on a larger number deals the same.
+TRIDIAGONAL = {"cpu": 6.0, "cuda": 1000.0}
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ def cost(shape: Sequence[int], tridiagonal: float = 1.0) -> float:
     Args:
         shape: (m, n), or a Conv2d's (out, in, height, width), which has a spectrum a position.
         tridiagonal: how many operations of a matrix product take as long as one of a tridiagonalisation,
-            which is bound by memory.
+            which is bound by memory; see ``TRIDIAGONAL``.
 
     Returns:
         m n N multiply-adds at 2 operations, and 4/3 N^3 times ``tridiagonal``, where N = min(m, n).

@@ -1,6 +1,6 @@
 """What two parts of one tensor have in common, whatever their index ranges are.
 
-A part is cut into blocks: boxes of the tensor, each of which is a plain view of the part's values. A flat
+A part is cut into regions: boxes of the tensor, each of which is a plain view of the part's values. A flat
 range of a matrix, say, is the end of a row, whole rows, and the beginning of a row. Boxes are intersected
 dimension by dimension, so that flat pieces and grids go together in both directions.
 """
@@ -20,7 +20,7 @@ Box = tuple[Flat, ...]  # a range in every dimension
 
 
 @dataclass(frozen=True)
-class Block:
+class Region:
     """A box of a tensor, as it lies in one part of it.
 
     Attributes:
@@ -37,13 +37,13 @@ class Common:
     """A box that two parts have in common.
 
     Attributes:
-        source: the source's block that it lies in.
+        source: the source's region that it lies in.
         target: the target's.
         box: where in the tensor.
     """
 
-    source: Block
-    target: Block
+    source: Region
+    target: Region
     box: Box
 
     @property
@@ -56,53 +56,53 @@ def common(source: Flat | Grid, target: Flat | Grid, shape: Sequence[int]) -> It
     """All that two parts of a tensor of that shape have in common, in boxes that do not overlap."""
     if isinstance(source, Flat) and isinstance(target, Flat):
         shape = (math.prod(shape),)  # one box instead of rows and their ends
-    own = blocks(target, shape)
-    for block in blocks(source, shape):
+    own = regions(target, shape)
+    for region in regions(source, shape):
         for other in own:
-            box = _intersection(block.box, other.box)
+            box = _intersection(region.box, other.box)
             if box is not None:
-                yield Common(block, other, box)
+                yield Common(region, other, box)
 
 
-def blocks(index: Flat | Grid, shape: Sequence[int]) -> list[Block]:
-    """The blocks of a part, in its own order."""
+def regions(index: Flat | Grid, shape: Sequence[int]) -> list[Region]:
+    """The regions of a part, in its own order."""
     if isinstance(index, Grid):
         products = itertools.product(*map(with_offsets, index.ranges))
-        return [Block(tuple(part for part, _ in own), tuple(at for _, at in own)) for own in products]
+        return [Region(tuple(part for part, _ in own), tuple(at for _, at in own)) for own in products]
     boxes = list(_boxes(index.start, index.stop, tuple(shape))) if index.numel else []
     ends = itertools.accumulate((_numel(box) for box in boxes), initial=0)
-    return [Block(box, (at,)) for box, at in zip(boxes, ends, strict=False)]
+    return [Region(box, (at,)) for box, at in zip(boxes, ends, strict=False)]
 
 
-def view_of(values: Tensor, block: Block, box: Box) -> Tensor:
-    """The elements of a box inside a block, as a view of the part's values."""
-    if len(block.at) == 1:  # flat, or of one dimension, where it is the same
-        extents = [part.numel for part in block.box]
-        values = values.narrow(0, block.at[0], math.prod(extents)).view(extents)
-        return values[_inside(block.box, box)]
-    own = zip(block.at, _inside(block.box, box), strict=True)
+def view_of(values: Tensor, region: Region, box: Box) -> Tensor:
+    """The elements of a box inside a region, as a view of the part's values."""
+    if len(region.at) == 1:  # flat, or of one dimension, where it is the same
+        extents = [part.numel for part in region.box]
+        values = values.narrow(0, region.at[0], math.prod(extents)).view(extents)
+        return values[_inside(region.box, box)]
+    own = zip(region.at, _inside(region.box, box), strict=True)
     return values[tuple(slice(at + part.start, at + part.stop) for at, part in own)]
 
 
-def read(get: Callable[[tuple[slice, ...]], Tensor], block: Block, box: Box) -> Tensor:
-    """The elements of a box inside a block of a part that is read by slices, such as a stored one.
+def read(get: Callable[[tuple[slice, ...]], Tensor], region: Region, box: Box) -> Tensor:
+    """The elements of a box inside a region of a part that is read by slices, such as a stored one.
 
     Of a flat part whole rows are read, and then cut.
 
     Args:
         get: gives a slice of the part, which has one dimension or the tensor's.
-        block: which lies in the part.
-        box: which lies in the block.
+        region: which lies in the part.
+        box: which lies in the region.
     """
-    inside = _inside(block.box, box)
-    if len(block.at) > 1:
-        own = zip(block.at, inside, strict=True)
+    inside = _inside(region.box, box)
+    if len(region.at) > 1:
+        own = zip(region.at, inside, strict=True)
         return get(tuple(slice(at + part.start, at + part.stop) for at, part in own))
-    extents = [part.numel for part in block.box]
-    # The first dimension in which the block has several indices: before it is one index, after it are all.
+    extents = [part.numel for part in region.box]
+    # The first dimension in which the region has several indices: before it is one index, after it are all.
     dim = next((d for d, extent in enumerate(extents) if extent > 1), len(extents) - 1)
     row, rows = math.prod(extents[dim + 1 :]), inside[dim]
-    begin = block.at[0] + rows.start * row
+    begin = region.at[0] + rows.start * row
     values = get((slice(begin, begin + (rows.stop - rows.start) * row),))
     values = values.view([*extents[:dim], rows.stop - rows.start, *extents[dim + 1 :]])
     within = (*inside[:dim], slice(None), *inside[dim + 1 :])

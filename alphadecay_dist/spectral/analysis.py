@@ -1,18 +1,17 @@
-"""One weight -> its report: alpha where it is defined, a named status where it is not."""
+"""One weight -> its analysis: alpha if it is defined, else a status that says why not."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from alphadecay_dist.errors import warn
 from alphadecay_dist.spectral.esd import ESD, conv_esd, esd
-from alphadecay_dist.spectral.farms import Windows, farms
+from alphadecay_dist.spectral.estimator import PUBLISHED, Estimator
+from alphadecay_dist.spectral.farms import farms
 from alphadecay_dist.spectral.metrics import (
     alpha_hat,
     frobenius_norm,
@@ -22,117 +21,24 @@ from alphadecay_dist.spectral.metrics import (
     spectral_norm,
     stable_rank,
 )
-from alphadecay_dist.spectral.powerlaw import FITS, Fit, hill
-
-# fp32 is taken where it moves alpha by less than this, as _doubtful() estimates it. Of 1500 matrices, random,
-# heavy-tailed, spiked and trained, of 50 x 50 to 768 x 768, at four positions of xmin and with the LAPACK
-# kernels of several processors, the error was up to 1.5 times the estimate.
-ALPHA_ERROR = 6.5e-6
-
-MIN_EIGENVALUES = 50  # fewer than these carry no tail to fit (as in the released code)
-
-OK = "ok"
-TOO_SMALL = "too_small"  # fewer than MIN_EIGENVALUES eigenvalues
-SHARDED = "sharded"  # a DTensor: this rank holds a part of the matrix alone
-NON_FINITE = "non_finite"  # a NaN or an infinity among the entries, or their squares beyond fp64
-ZERO = "zero"  # nothing but zeros, or their squares below fp64
-RANK_DEFICIENT = "rank_deficient"  # the tail begins at an eigenvalue that is lost in rounding
-NO_TAIL = "no_tail"  # all eigenvalues of the tail are equal up to rounding
-FAILED = "failed"  # the eigensolver gave up, or memory was short
-STATUSES = (OK, TOO_SMALL, NON_FINITE, ZERO, RANK_DEFICIENT, NO_TAIL, FAILED, SHARDED)
-
-
-@dataclass(frozen=True)
-class Estimator:
-    """How alpha is read from a matrix.
-
-    Attributes:
-        fit: a name of ``FITS``: ``hill`` (as published), ``goodness_of_fit`` or ``fix_finger``.
-        xmin_pos: for ``hill``: the tail begins at eigenvalue floor(N / xmin_pos); 2 is the median.
-        windows: with FARMS, the sub-matrices whose pooled eigenvalues take the matrix's place.
-    """
-
-    fit: str = "hill"
-    xmin_pos: float = 2.0
-    windows: Windows | None = None
-
-    def __post_init__(self) -> None:
-        if self.fit not in FITS:
-            raise ValueError(f"fit: found {self.fit!r}, expected one of {', '.join(FITS)}")
-        if not 1 < self.xmin_pos < math.inf:
-            raise ValueError(f"xmin_pos: found {self.xmin_pos}, expected a number above 1; 2 is the median")
-
-    @property
-    def reads_all(self) -> bool:
-        """Whether alpha depends on the smallest eigenvalues too, which fp32 cannot tell."""
-        return self.fit != "hill"
-
-    def start(self, count: int) -> int:
-        """Index of the eigenvalue that must be known for a tail: Hill's xmin, else the median."""
-        return count // 2 if self.reads_all else min(int(count / self.xmin_pos), count - 1)
-
-    def eigenvalues_of(self, shape: Sequence[int]) -> int:
-        """Number of eigenvalues that a weight of this shape has: (m, n), or (out, in, height, width)."""
-        if self.windows is not None:
-            return self.windows.eigenvalues
-        return min(shape[0], shape[1]) * math.prod(shape[2:])
-
-    def densities_of(self, weights: Tensor) -> ESD:
-        """The (B, N) spectra of weights of one shape: of the matrices, their windows or kernel positions."""
-        if self.windows is None and weights.ndim == 3:
-            return esd(weights)
-        rows = [conv_esd(w) if self.windows is None else farms(w, self.windows) for w in weights]
-        return ESD(torch.stack([row.values for row in rows]), torch.stack([row.error for row in rows]))
-
-    def fitted(self, eigenvalues: Tensor) -> Fit:
-        """The fits of (..., N) eigenvalues."""
-        return hill(eigenvalues, self.xmin_pos) if self.fit == "hill" else FITS[self.fit](eigenvalues)
-
-
-PUBLISHED = Estimator()
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """What the spectrum of one weight says. Undefined values are None; no NaN and no infinity is in it.
-
-    With FARMS and for convolutions every value is that of the pooled eigenvalues.
-
-    Attributes:
-        alpha: power-law exponent of the tail; None unless ``status`` is "ok".
-        ks: Kolmogorov-Smirnov distance of that fit.
-        stable_rank: squared Frobenius over squared spectral norm.
-        spectral_norm: largest singular value.
-        frobenius_norm: root of the sum of squares of the entries.
-        log_norm: log10 of the squared Frobenius norm.
-        matrix_entropy: entropy of the eigenvalues over its largest value, in [0, 1].
-        nuclear_to_frobenius: squared nuclear over squared Frobenius norm.
-        alpha_hat: softplus(alpha log10 lambda_max); None where alpha is.
-        status: one of ``STATUSES``.
-    """
-
-    alpha: float | None = None
-    ks: float | None = None
-    stable_rank: float | None = None
-    spectral_norm: float | None = None
-    frobenius_norm: float | None = None
-    log_norm: float | None = None
-    matrix_entropy: float | None = None
-    nuclear_to_frobenius: float | None = None
-    alpha_hat: float | None = None
-    status: str = OK
-
-
-METRICS = (
-    "alpha",
-    "alpha_hat",
-    "stable_rank",
-    "spectral_norm",
-    "frobenius_norm",
-    "log_norm",
-    "matrix_entropy",
-    "nuclear_to_frobenius",
+from alphadecay_dist.spectral.powerlaw import fit_tail
+from alphadecay_dist.spectral.report import (
+    FAILED,
+    MIN_EIGENVALUES,
+    NO_TAIL,
+    NON_FINITE,
+    RANK_DEFICIENT,
+    SHARDED,
+    TOO_SMALL,
+    ZERO,
+    Analysis,
 )
+from alphadecay_dist.spectral.sharded import is_sharded
+
+# fp32 is used if it moves alpha by less than this, as estimated by _doubtful(). The error was up to 1.5 times
+# the estimate for 1500 matrices (random, heavy-tailed, spiked and trained, 50 x 50 to 768 x 768), at four
+# positions of xmin and with the LAPACK kernels of several processors.
+ALPHA_ERROR = 6.5e-6
 
 
 def analyze(weight: Tensor, estimator: Estimator = PUBLISHED) -> Analysis:
@@ -141,10 +47,10 @@ def analyze(weight: Tensor, estimator: Estimator = PUBLISHED) -> Analysis:
     Args:
         weight: a matrix (m, n) or a Conv2d weight (out, in, height, width); fp32, bf16, fp16 or fp64, on any
             device, wide or tall, contiguous or not.
-        estimator: how to read alpha; by default Hill at the median, as published.
+        estimator: how to estimate alpha; by default Hill at the median, as published.
 
     Returns:
-        The analysis; whatever the weight holds, a status and never an exception.
+        The analysis. Bad values in the weight give a status, never an exception.
 
     Raises:
         ValueError: ``weight`` has another number of dimensions, is not real floating point, or is smaller
@@ -155,7 +61,7 @@ def analyze(weight: Tensor, estimator: Estimator = PUBLISHED) -> Analysis:
             "analyze expects a real matrix (m, n) or Conv2d weight (out, in, height, width), found "
             f"{weight.dtype} of shape {tuple(weight.shape)}; for a stack of matrices use analyze_stack"
         )
-    if isinstance(weight, DTensor):
+    if is_sharded(weight):
         return Analysis(status=SHARDED)
     if min(weight.shape) == 0 or estimator.eigenvalues_of(weight.shape) < MIN_EIGENVALUES:
         return Analysis(status=TOO_SMALL)
@@ -163,52 +69,61 @@ def analyze(weight: Tensor, estimator: Estimator = PUBLISHED) -> Analysis:
         estimator.windows.check_fit(weight.shape)
     try:
         return _analyze_all(weight[None], estimator)[0]
-    except Exception as error:  # whatever it is: the other ranks wait for what this one finds of the rest
+    except Exception as error:  # any error: the other ranks wait for this rank's other results
         warn(f"analysis of a {tuple(weight.shape)} weight failed: {str(error) or type(error).__name__}")
         return Analysis(status=FAILED)
 
 
 def analyze_stack(stack: Tensor, estimator: Estimator = PUBLISHED) -> list[Analysis]:
-    """Analyse matrices of one shape together: bit for bit what :func:`analyze` says of each.
+    """Analyse matrices of one shape together; bit for bit equal to :func:`analyze` of each.
 
     Args:
         stack: (B, m, n), such as the weights of B experts.
-        estimator: how to read alpha.
+        estimator: how to estimate alpha.
 
     Raises:
         ValueError: as for :func:`analyze`.
     """
-    if stack.ndim != 3 or isinstance(stack, DTensor) or estimator.windows is not None or not stack.numel():
+    if stack.ndim != 3 or is_sharded(stack) or estimator.windows is not None or not stack.numel():
         return [analyze(matrix, estimator) for matrix in stack]
     if estimator.eigenvalues_of(stack.shape[1:]) < MIN_EIGENVALUES:
         return [Analysis(status=TOO_SMALL)] * len(stack)
     try:
         return _analyze_all(stack, estimator)
-    except Exception:  # of one: find out which
+    except Exception:  # one matrix fails: find out which
         return [analyze(matrix, estimator) for matrix in stack]
 
 
 def _analyze_all(weights: Tensor, estimator: Estimator) -> list[Analysis]:
-    """Analyses of (B, ...) weights of one shape, in fp64 of those for which fp32 is not exact enough."""
+    """Analyses of (B, ...) weights of one shape; in fp64 for those where fp32 is not exact enough."""
     if estimator.reads_all or weights.dtype == torch.float64:
-        densities = estimator.densities_of(weights.double())
+        densities = _densities(weights.double(), estimator)
     else:
-        densities = estimator.densities_of(weights)
+        densities = _densities(weights, estimator)
         for row in _doubtful(densities, estimator).nonzero().flatten().tolist():
-            exact = estimator.densities_of(weights[row : row + 1].double())
+            exact = _densities(weights[row : row + 1].double(), estimator)
             densities.values[row], densities.error[row] = exact.values[0], exact.error[0]
     working = torch.float64 if weights.dtype == torch.float64 else torch.float32
     return _reports(densities, torch.finfo(working).eps, estimator)
 
 
+def _densities(weights: Tensor, estimator: Estimator) -> ESD:
+    """The (B, N) spectra of weights of one shape: of the matrices, their windows or kernel positions."""
+    windows = estimator.windows
+    if windows is None and weights.ndim == 3:
+        return esd(weights)
+    rows = [conv_esd(weight) if windows is None else farms(weight, windows) for weight in weights]
+    return ESD(torch.stack([row.values for row in rows]), torch.stack([row.error for row in rows]))
+
+
 def _doubtful(densities: ESD, estimator: Estimator) -> Tensor:
-    """(B,) whether fp32 may have moved alpha too far, or hidden it.
+    """(B,) whether fp32 may have moved alpha too far, or made it undefined.
 
     An error d of the eigenvalues moves Hill's sum of k logarithms by up to k d / xmin, and so alpha by
-    (alpha - 1)^2 d / xmin. The eigensolver's part of d goes with the largest eigenvalue, that of the Gram
-    matrix with its diagonal, the mean eigenvalue; the two factors are measured.
+    (alpha - 1)^2 d / xmin. The eigensolver's part of d is proportional to the largest eigenvalue. The Gram
+    matrix's part is proportional to its diagonal, the mean eigenvalue. The two factors are measured.
     """
-    fit = estimator.fitted(_known(densities))
+    fit = fit_tail(_known(densities), estimator)
     values = densities.values
     error = 0.25 * densities.error.amax(-1) + 10 * torch.finfo(torch.float32).eps * values.mean(-1)
     estimate = (fit.alpha - 1).square() * error / fit.xmin
@@ -217,7 +132,7 @@ def _doubtful(densities: ESD, estimator: Estimator) -> Tensor:
 
 
 def _known(densities: ESD) -> Tensor:
-    """(B, N) ascending eigenvalues, 0 for those that are lost in rounding."""
+    """(B, N) ascending eigenvalues, with 0 for those below the rounding error."""
     values = densities.values
     return torch.where(values > values.shape[1] * densities.error, values, 0).sort(-1).values
 
@@ -226,7 +141,7 @@ def _reports(densities: ESD, eps: float, estimator: Estimator) -> list[Analysis]
     """Analyses of (B, N) spectra of matrices whose entries are known to a relative ``eps``."""
     values, known = densities.values, _known(densities)
     count = values.shape[1]
-    fit = estimator.fitted(known)
+    fit = fit_tail(known, estimator)
     columns = {
         "stable_rank": stable_rank(values),
         "spectral_norm": spectral_norm(values),
@@ -239,8 +154,8 @@ def _reports(densities: ESD, eps: float, estimator: Estimator) -> list[Analysis]
         "alpha_hat": alpha_hat(fit.alpha, values),
         "total": values.sum(-1),
         "start": known[:, estimator.start(count)],
-        # A tail that spans less than the rounding of the entries is noise: an orthogonal matrix would
-        # otherwise have an alpha of a million.
+        # A tail narrower than the rounding of the entries is noise: otherwise an orthogonal matrix would
+        # have an alpha of a million.
         "span": (1 - count * eps) * values[:, -1] - fit.xmin,
     }
     rows = torch.stack(list(columns.values()), dim=1).tolist()  # one copy to the host
@@ -248,14 +163,14 @@ def _reports(densities: ESD, eps: float, estimator: Estimator) -> list[Analysis]
 
 
 def _report(numbers: dict[str, float]) -> Analysis:
-    """One analysis from what :func:`_reports` computed of it."""
+    """One analysis from its numbers, computed by :func:`_reports`."""
     total, start, span = (numbers.pop(name) for name in ("total", "start", "span"))
     if not math.isfinite(total):
         return Analysis(status=NON_FINITE)
     if total == 0:
         return Analysis(status=ZERO)
     analysis = Analysis(**numbers)  # type: ignore[arg-type]  # all but the status are numbers
-    if span > 0:  # false where it is NaN: no tail was found
+    if span > 0:  # false if NaN: no tail was found
         return analysis
     status = NO_TAIL if start > 0 else RANK_DEFICIENT
     return replace(analysis, alpha=None, ks=None, alpha_hat=None, status=status)

@@ -1,9 +1,9 @@
-"""Many weights at once: on a CPU, a host thread a matrix and one BLAS thread in each.
+"""Many weights at once: on a CPU, one host thread per matrix, with one BLAS thread each.
 
-That is faster than one matrix after the other on all threads (tridiagonalisation scales badly), and it makes
-the result of a matrix independent of the number of threads: fp32 rounding would otherwise move alpha by 1e-6
-between a rank with one thread and a rank with eight. Neighbours of one small shape go in one call, where the
-overhead of many would outweigh the work; the results are the same bit for bit.
+This is faster than one matrix after the other on all threads, because tridiagonalisation scales badly. It
+also makes the result independent of the number of threads: otherwise fp32 rounding would move alpha by 1e-6
+between a rank with one thread and a rank with eight. Small neighbouring matrices of one shape are analysed in
+one call, because the overhead of many calls would outweigh the work. The results are the same bit for bit.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from alphadecay_dist.spectral.analysis import PUBLISHED, Analysis, Estimator, analyze, analyze_stack
+from alphadecay_dist.spectral.analysis import analyze, analyze_stack
 from alphadecay_dist.spectral.esd import full_precision_matmul
+from alphadecay_dist.spectral.estimator import PUBLISHED, Estimator
+from alphadecay_dist.spectral.report import Analysis
+from alphadecay_dist.spectral.sharded import is_sharded
 
-# Measured on 2 cores: 16 of 64 x 64 in one call are 4 times faster, of 344 x 128 1.6 times, of 256 x 256 not.
+# Measured on 2 cores, 16 matrices in one call: 64 x 64 is 4 times faster, 344 x 128 1.6 times, 256 x 256 not.
 STACK_MAX_NUMEL = 2**16
 STACK_MAX_COUNT = 16
 
@@ -32,14 +34,15 @@ def analyze_each(
 ) -> dict[str, Analysis]:
     """Analyse named weights, as :func:`analyze` takes them.
 
-    The iterable is advanced by this thread alone, and no further ahead than one matrix a host thread, or
-    one stack of small ones: it may gather weights as it goes, under a memory budget.
+    Only this thread advances the iterable. It reads ahead at most one matrix per host thread, or one stack
+    of small ones. So the iterable may gather weights on demand, under a memory budget.
 
     Args:
-        weights: names and weights; those on one device only.
-        estimator: how to read alpha.
-        room: bytes of weights that may wait for their analysis while the next one is taken, beside that; no
-            limit but the number of threads by default. Each is let go of when it is analysed.
+        weights: names and weights, all on one device.
+        estimator: how to estimate alpha.
+        room: bytes of weights that may wait for their analysis while the next one is taken, not counting
+            that one. By default only the number of threads is a limit. A weight is released when it is
+            analysed.
 
     Returns:
         An analysis by name, in the order given.
@@ -50,10 +53,10 @@ def analyze_each(
 
 
 class Workers:
-    """Host threads of one BLAS thread each, started and ready; for one call of :meth:`analyze_each`.
+    """Host threads with one BLAS thread each, started and ready; for one call of :meth:`analyze_each`.
 
-    Constructing them changes no other thread, though ``torch.set_num_threads`` sets the number of BLAS
-    threads both of the thread that calls it and of all that begin later.
+    Their construction affects no other thread, although ``torch.set_num_threads`` sets the number of BLAS
+    threads of the calling thread and of all threads that start later.
 
     Args:
         count: number of threads.
@@ -66,7 +69,7 @@ class Workers:
         all_started = threading.Barrier(count)
         for started in [self._pool.submit(all_started.wait) for _ in range(count)]:
             started.result()
-        torch.set_num_threads(before)  # what they took for themselves is not for threads that begin later
+        torch.set_num_threads(before)  # their setting must not apply to threads that start later
 
     def analyze_each(
         self,
@@ -74,18 +77,18 @@ class Workers:
         estimator: Estimator,
         room: int | None = None,
     ) -> dict[str, Analysis]:
-        """As the function of that name, which sees to the precision of products too; then end the threads.
+        """Like the function of this name, but without setting the precision of products; ends the threads.
 
         It may be called in another thread than the one that constructed them.
         """
         found: dict[str, Analysis] = {}
         pending: deque[tuple[list[str], Future[list[Analysis]], int]] = deque()
-        # Small ones that are not yet a stack wait as well.
+        # Small matrices that do not fill a stack yet wait as well.
         small = math.inf if room is None else room // STACK_MAX_COUNT
         most_bytes = math.inf if room is None else room - small
 
         def finish(most: int) -> None:
-            """Wait until no more than ``most`` are pending, and of them no more than fit."""
+            """Wait until at most ``most`` are pending, and these fit into the room."""
             while len(pending) > most or sum(nbytes for _, _, nbytes in pending) > most_bytes:
                 names, future, _ = pending.popleft()
                 found.update(zip(names, future.result(), strict=True))
@@ -94,7 +97,7 @@ class Workers:
             for names, stack in _stacks(weights, small):
                 if stack[0].device.type != "cpu":
                     found.update(zip(names, _analyze_all(stack, estimator), strict=True))
-                    continue  # its own stream of work: host threads would not help
+                    continue  # the device has its own queue: host threads would not help
                 nbytes = sum(weight.nbytes for weight in stack)
                 pending.append((names, self._pool.submit(_analyze_all, stack, estimator), nbytes))
                 finish(self.count - 1)
@@ -103,17 +106,17 @@ class Workers:
 
 
 def _become_one_blas_thread() -> None:
-    """Each says so for itself: a new thread's first LAPACK call would use all cores, and round otherwise."""
-    torch.get_num_threads()  # a thread takes the number of the process when it first asks; let that be now
+    """Each thread sets this: a new thread's first LAPACK call would use all cores, and round differently."""
+    torch.get_num_threads()  # a thread reads the process's number on its first call, which must come first
     torch.set_num_threads(1)
 
 
 def _stacks(
     weights: Iterable[tuple[str, Tensor]], most_bytes: float
 ) -> Iterator[tuple[list[str], list[Tensor]]]:
-    """The weights one by one; neighbours that are small matrices of one shape and type together.
+    """The weights one by one, but neighbouring small matrices of one shape and type together.
 
-    The consumer empties each list when it is done with it; here nothing is kept of it.
+    The consumer empties each list when it is done; nothing here keeps a reference.
     """
     names: list[str] = []
     stack: list[Tensor] = []
@@ -123,12 +126,7 @@ def _stacks(
             names, stack = [], []
         names, stack = [*names, name], [*stack, weight]
         held = sum(own.nbytes for own in stack)
-        if (
-            held > most_bytes
-            or weight.numel() > STACK_MAX_NUMEL
-            or weight.ndim != 2
-            or isinstance(weight, DTensor)
-        ):
+        if held > most_bytes or weight.numel() > STACK_MAX_NUMEL or weight.ndim != 2 or is_sharded(weight):
             del weight
             yield names, stack
             names, stack = [], []
@@ -142,10 +140,10 @@ def _alike(first: Tensor, second: Tensor) -> bool:
 
 
 def _analyze_all(stack: list[Tensor], estimator: Estimator) -> list[Analysis]:
-    """Analyses of a list, which is emptied: its memory is free when the result is known."""
+    """Analyse the weights of a list and empty it, so that their memory is free with the result."""
     try:
         if len(stack) > 1:
-            with contextlib.suppress(RuntimeError, MemoryError):  # no memory for them all together
+            with contextlib.suppress(RuntimeError, MemoryError):  # not enough memory for all together
                 return analyze_stack(torch.stack(stack), estimator)
         return [analyze(matrix, estimator) for matrix in stack]
     finally:

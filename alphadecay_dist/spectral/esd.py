@@ -1,7 +1,7 @@
 """Matrix -> empirical spectral density (ESD): the eigenvalues of its correlation matrix.
 
-The route is a Gram matrix of the smaller side and ``eigvalsh``, in fp64 for an fp64 matrix and else in fp32:
-whether that is exact enough depends on what is read from the eigenvalues, see
+It computes the Gram matrix of the smaller side and ``eigvalsh``, in fp64 for an fp64 matrix, else in fp32.
+Whether that is exact enough depends on what is computed from the eigenvalues: see
 :mod:`alphadecay_dist.spectral.analysis`. Everything works on one matrix or on a stack of one shape.
 """
 
@@ -16,27 +16,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Largest entries between 2^-30 and 2^30 need no scaling: their squares stay far inside fp32.
+# A largest entry between 2^-30 and 2^30 needs no scaling: squares stay far inside the range of fp32.
 UNSCALED_EXPONENT = 30
 
-# The Gram matrix of fewer columns is computed whole: half the work in smaller products is then no faster.
+# A Gram matrix of at most this size is computed whole: half the work in smaller products is then not faster.
 GRAM_LEAF = 384
 
-# What torch calls full precision of fp32 products, as told and by default.
+# torch's names of full precision for fp32 products: when set, and by default.
 EXACT = ("ieee", "none")
 
-# A convolution's positions are scaled by the square root of this, as in the released code.
+# Kernel positions of a convolution are scaled by the square root of this, as in the released code.
 CONV_NORM = 0.5
 
 
 @dataclass(frozen=True)
 class ESD:
-    """The eigenvalues of W^T W (or W W^T, whichever is smaller) and how well they are known.
+    """The eigenvalues of W^T W (or W W^T, whichever is smaller) and their errors.
 
     Attributes:
         values: (..., N) fp64, ascending, on the matrix's device; never negative.
-        error: (..., N) fp64, the unit round-off times the largest eigenvalue of the same matrix: rounding
-            moves an eigenvalue by about so much, and by no more than N times that.
+        error: (..., N) fp64, the unit round-off times the largest eigenvalue of the same matrix. Rounding
+            moves an eigenvalue by about this much, and by at most N times this.
     """
 
     values: Tensor
@@ -50,8 +50,8 @@ def esd(matrices: Tensor) -> ESD:
         matrices: (..., m, n), real floating point, on any device.
 
     Returns:
-        The ESD, N = min(m, n). Magnitudes of 1e20 and 1e-20 neither overflow nor vanish; what an fp64
-        eigenvalue cannot hold is inf or 0. A matrix with an entry that is not finite has NaN everywhere.
+        The ESD, N = min(m, n). Entries of 1e20 and 1e-20 neither overflow nor underflow; an eigenvalue
+        outside the range of fp64 is inf or 0. A matrix with a non-finite entry gives NaN everywhere.
 
     Raises:
         ValueError: fewer than two dimensions, no entries, or entries that are not real floating point.
@@ -65,10 +65,10 @@ def esd(matrices: Tensor) -> ESD:
     batch, shape = matrices.shape[:-2], matrices.shape[-2:]
     dtype = torch.float64 if matrices.dtype == torch.float64 else torch.float32
     stack = matrices.detach().reshape(-1, *shape).to(dtype)
-    # (B,) on the host, NaN or inf where an entry is
+    # (B,) on the host, NaN or inf if an entry is
     largest = torch.maximum(stack.amax((1, 2)), -stack.amin((1, 2))).double().cpu()
     finite = largest.isfinite()
-    if not bool(finite.all()):  # kept from the eigensolver, which fails on a whole stack for one NaN
+    if not bool(finite.all()):  # hidden from the eigensolver, where one NaN fails the whole stack
         stack = torch.where(finite.to(stack.device)[:, None, None], stack, 0)
     exponents = _exponents(torch.where(finite, largest, 0))
     values = _gram_eigenvalues(_scaled(stack, exponents))
@@ -79,7 +79,7 @@ def esd(matrices: Tensor) -> ESD:
 
 
 def conv_esd(weight: Tensor) -> ESD:
-    """Eigenvalues of a Conv2d weight: those of every kernel position, pooled (as in the released code).
+    """Eigenvalues of a Conv2d weight: those of all kernel positions, pooled (as in the released code).
 
     Args:
         weight: (out, in, height, width); each position is an (out, in) matrix, scaled by the square root
@@ -98,14 +98,14 @@ def pooled(densities: ESD, factor: float = 1.0) -> ESD:
 
 
 def _exponents(largest: Tensor) -> Tensor:
-    """(B,) fp64 on the host: the e of the 2^-e that scales each matrix; 0 where none is needed."""
+    """(B,) fp64 on the host: the exponent e of each matrix's scale 2^-e; 0 if none is needed."""
     exponents = torch.frexp(largest).exponent.double()
-    needed = exponents.abs() > UNSCALED_EXPONENT  # each for itself: scaling can change the rounding
-    return torch.where(needed, exponents.clamp(-1000, 1000), 0)  # beyond, 2^-e is no fp64 number
+    needed = exponents.abs() > UNSCALED_EXPONENT  # per matrix: scaling can change the rounding
+    return torch.where(needed, exponents.clamp(-1000, 1000), 0)  # beyond that, 2^-e is not an fp64 number
 
 
 def _scaled(stack: Tensor, exponents: Tensor) -> Tensor:
-    """The stack times 2^-e, exactly: by way of fp64, for fp32 holds no 2^-128."""
+    """The stack times 2^-e, exactly: via fp64, because fp32 cannot represent every 2^-e."""
     if not bool(exponents.any()):
         return stack
     return (stack.double() * (2.0**-exponents).to(stack.device)[:, None, None]).to(stack.dtype)
@@ -120,17 +120,19 @@ def _gram_eigenvalues(stack: Tensor) -> Tensor:
 
 
 def _gram(columns: Tensor) -> Tensor:
-    """The lower triangles of W^T W, (B, N, N); what lies above them is not all filled in."""
+    """The lower triangles of W^T W, (B, N, N); the upper ones are filled only in part."""
     if columns.device.type != "cpu":
         return columns.mT @ columns
     grams = columns.new_zeros(len(columns), columns.shape[2], columns.shape[2])
-    for gram, matrix in zip(grams, columns, strict=True):  # batched products round otherwise in other threads
+    for gram, matrix in zip(
+        grams, columns, strict=True
+    ):  # batched products round differently in other threads
         _fill_lower(gram, matrix)
     return grams
 
 
 def _fill_lower(gram: Tensor, columns: Tensor) -> None:
-    """Halve until small: the block right of a diagonal block is never computed, nearly half of the work."""
+    """Halve until small: blocks above the diagonal are not computed, which saves nearly half of the work."""
     size = columns.shape[1]
     if size <= GRAM_LEAF:
         torch.mm(columns.T, columns, out=gram)
@@ -144,10 +146,10 @@ def _fill_lower(gram: Tensor, columns: Tensor) -> None:
 
 @contextlib.contextmanager
 def full_precision_matmul() -> Iterator[None]:
-    """TF32 or bf16 products of fp32 matrices would move alpha by 3.5e-5 and more.
+    """Compute fp32 products exactly: TF32 or bf16 products would move alpha by 3.5e-5 and more.
 
-    The settings are the process's: threads that enter and leave must do so inside one that holds it. Where
-    products are exact already nothing is touched, so that a thread beside training may enter too.
+    The settings belong to the process, so threads may enter and leave only while an outer thread is inside.
+    If products are exact already, nothing is set, so a thread in the background of training may enter too.
     """
     reduced = {name: precision for name, precision in matmul_precisions().items() if precision not in EXACT}
     for name in reduced:
@@ -160,11 +162,11 @@ def full_precision_matmul() -> Iterator[None]:
 
 
 def matmul_precisions() -> dict[str, str]:
-    """The precision of fp32 matrix products by the type of device; full where it is in ``EXACT``."""
+    """The precision of fp32 matrix products by device type; full if it is in ``EXACT``."""
     return {name: backend.fp32_precision for name, backend in _backends().items()}
 
 
 def _backends() -> dict[str, Any]:
-    # Each backend's own, for torch.get_float32_matmul_precision() raises once a user has set one of them.
+    # Per backend, because torch.get_float32_matmul_precision() raises once a user has set one of them.
     mkldnn: Any = torch.backends.mkldnn
     return {"cuda": torch.backends.cuda.matmul, "cpu": mkldnn.matmul}

@@ -1,4 +1,4 @@
-"""Eigenvalues -> what else they say of a matrix.
+"""Eigenvalues -> other metrics of the matrix.
 
 Every function takes (..., N) ascending fp64 eigenvalues, the largest positive, and returns (...) numbers.
 """
@@ -27,7 +27,7 @@ def stable_rank(eigenvalues: Tensor) -> Tensor:
 
 
 def matrix_entropy(eigenvalues: Tensor) -> Tensor:
-    """Entropy of the eigenvalues as shares of their sum, over ln N: 1 where all are equal, 0 at rank one."""
+    """Entropy of the eigenvalues as shares of their sum, over ln N: 1 if all are equal, 0 at rank one."""
     shares = eigenvalues / eigenvalues.sum(-1, keepdim=True)
     return torch.special.entr(shares).sum(-1) / math.log(eigenvalues.shape[-1])
 

@@ -1,4 +1,4 @@
-"""Eigenvalues -> the exponent of their power-law tail, and how far the tail is from that power law.
+"""Eigenvalues -> the exponent of their power-law tail, and the distance between tail and power law.
 
 Every fit takes (..., N) eigenvalues, N >= 1, one spectrum or a stack of them, and works on all at once.
 """
@@ -12,17 +12,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from alphadecay_dist.spectral.estimator import Estimator
+
 
 @dataclass(frozen=True)
 class Fit:
     """Power laws p(x) ~ x^-alpha fitted to the eigenvalues from ``xmin`` on; fields of shape (...).
 
     Attributes:
-        alpha: tail exponents, above 1; small means a heavy tail. NaN where there is no tail: it is empty,
+        alpha: tail exponents, above 1; small means a heavy tail. NaN if there is no tail: it is empty,
             begins at zero or has no spread.
-        xmin: smallest eigenvalues of the tails; NaN where alpha is.
-        ks: Kolmogorov-Smirnov distances between tails and fitted laws, in [0, 1]; NaN where alpha is.
-        tail: numbers of eigenvalues in the tails; 0 where there is none.
+        xmin: smallest eigenvalues of the tails; NaN if alpha is.
+        ks: Kolmogorov-Smirnov distances between tails and fitted laws, in [0, 1]; NaN if alpha is.
+        tail: numbers of eigenvalues in the tails; 0 if there is no tail.
     """
 
     alpha: Tensor
@@ -48,16 +50,16 @@ def hill(eigenvalues: Tensor, xmin_pos: float = 2.0) -> Fit:
 def goodness_of_fit(eigenvalues: Tensor) -> Fit:
     """The Hill fit whose tail is nearest to its power law (Clauset, Shalizi, Newman, arXiv 0706.1062).
 
-    Every eigenvalue but the last is tried as xmin; the smallest KS distance wins, at a tie the longest tail.
+    Every eigenvalue but the last is tried as xmin. The smallest KS distance wins, in a tie the longest tail.
 
     Args:
-        eigenvalues: (..., N) fp64, ascending, not negative; zeros are no candidates.
+        eigenvalues: (..., N) fp64, ascending, not negative; zeros are not candidates.
     """
     return _best_start(eigenvalues, torch.ones_like(eigenvalues, dtype=torch.bool))
 
 
 def fix_finger(eigenvalues: Tensor) -> Fit:
-    """Goodness of fit with xmin near the peak of the spectrum, so that a few "fingers" do not decide it.
+    """Goodness of fit with xmin near the peak of the spectrum, so that a few "fingers" have no influence.
 
     The peak is the fullest of 100 equal bins of log10 lambda; xmin is searched from 0.95 to 1.5 times its
     lower edge.
@@ -70,10 +72,10 @@ def fix_finger(eigenvalues: Tensor) -> Fit:
 
 
 def fix_finger_released(eigenvalues: Tensor) -> Fit:
-    """:func:`fix_finger` as AlphaDecay's released code has it: from log10(0.95 peak) on.
+    """:func:`fix_finger` as in AlphaDecay's released code: the search begins at log10(0.95 peak).
 
-    A logarithm is compared with eigenvalues, so that the lower bound is as good as absent for small ones.
-    For repeating published runs alone.
+    A logarithm is compared with eigenvalues, so the lower bound has practically no effect for small ones. Use
+    it only to repeat published runs.
 
     Args:
         eigenvalues: (..., N) fp64, ascending, not negative; zeros are left out.
@@ -89,12 +91,20 @@ FITS: dict[str, Callable[[Tensor], Fit]] = {
     "fix_finger_released": fix_finger_released,
 }
 
+
+def fit_tail(eigenvalues: Tensor, estimator: Estimator) -> Fit:
+    """The fits that an estimator chooses, of (..., N) fp64 eigenvalues, ascending, not negative."""
+    if estimator.fit == "hill":
+        return hill(eigenvalues, estimator.xmin_pos)
+    return FITS[estimator.fit](eigenvalues)
+
+
 BINS = 100  # of the histogram whose peak fix_finger looks for
 TAILS_AT_ONCE = 256  # tails of 4096 eigenvalues: 8 MiB an array
 
 
 def _fit_from(eigenvalues: Tensor, starts: Tensor) -> Fit:
-    """The Hill fits (...) of the tails that begin at the indices ``starts`` (...), N where there is none."""
+    """The Hill fits (...) of the tails that begin at the indices ``starts`` (...); N means no tail."""
     count = eigenvalues.shape[-1]
     xmin = eigenvalues.gather(-1, starts.clamp_max(count - 1).unsqueeze(-1))
     ranks = torch.arange(count, device=starts.device) - starts.unsqueeze(-1)
@@ -113,11 +123,11 @@ def _fit_from(eigenvalues: Tensor, starts: Tensor) -> Fit:
 
 
 def _best_start(eigenvalues: Tensor, allowed: Tensor) -> Fit:
-    """The fits with the smallest KS distances among the ``allowed`` (..., N) beginnings."""
+    """The fits with the smallest KS distances among the ``allowed`` (..., N) starts."""
     count = eigenvalues.shape[-1]
     spectra = eigenvalues.reshape(-1, count)
     candidates = (allowed & (eigenvalues > 0)).reshape(-1, count)
-    candidates[:, -1:] = False  # one eigenvalue is no tail
+    candidates[:, -1:] = False  # one eigenvalue is not a tail
     distances = torch.full_like(spectra, math.inf)
     for pairs in candidates.nonzero().split(TAILS_AT_ONCE):
         rows, starts = pairs.unbind(1)
@@ -125,7 +135,7 @@ def _best_start(eigenvalues: Tensor, allowed: Tensor) -> Fit:
     nearest = distances.amin(-1, keepdim=True)
     positions = torch.arange(count, device=spectra.device)
     is_best = (distances == nearest) & nearest.isfinite()
-    first = torch.where(is_best, positions, count).amin(-1)  # argmin promises no order among equals
+    first = torch.where(is_best, positions, count).amin(-1)  # argmin guarantees no order among equals
     return _fit_from(eigenvalues, first.reshape(eigenvalues.shape[:-1]))
 
 
@@ -145,7 +155,7 @@ def _histogram_peak(eigenvalues: Tensor) -> Tensor:
 
 
 def _distances(logs: Tensor, alpha: Tensor, ranks: Tensor, sizes: Tensor) -> Tensor:
-    """Largest |F(lambda) - rank / size|, F the fitted law: the convention of the field's packages.
+    """Largest |F(lambda) - rank / size| with the fitted law F: the convention of the usual packages.
 
     Args:
         logs: (..., N) ln(lambda / xmin), 0 before the tail.

@@ -1,9 +1,8 @@
-"""How fast this machine takes the two halves of a spectrum: the Gram matrix and the eigensolver."""
+"""How fast this machine computes the two parts of a spectrum: the Gram matrix and the eigensolver."""
 
 from __future__ import annotations
 
 import functools
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -16,12 +15,11 @@ from torch import Tensor
 from alphadecay_dist.spectral.esd import full_precision_matmul
 
 SIZE, REPEATS = 512, 3
-WEIGHTS = (6, 1000)
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Floating-point operations a second.
+    """Floating-point operations per second.
 
     Attributes:
         gram: of a product of fp32 matrices.
@@ -31,22 +29,10 @@ class Rates:
     gram: float
     tridiagonal: float
 
-    @property
-    def tridiagonal_weight(self) -> int:
-        """How many operations of a product are dealt like one of a tridiagonalisation: 6 or 1000.
-
-        Owners are dealt by it, so it must be the same in every run on machines of one kind, and foretold by
-        a plan. What is measured is not: on CPUs 3.8 to 7.1 from run to run. Two classes far apart, whichever
-        is nearer by ratio, are: LAPACK beside a BLAS, and a GPU, where the solver waits on itself and from
-        where on a larger number deals the same.
-        """
-        near, far = WEIGHTS
-        return near if self.gram / self.tridiagonal < math.sqrt(near * far) else far
-
 
 @functools.cache
 def measured_rates(device: torch.device) -> Rates:
-    """The rates of one matrix on a device, on a CPU with one thread; measured once, in some 50 ms."""
+    """The rates for one matrix on a device, on a CPU with one thread; measured once, in about 50 ms."""
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return pool.submit(_measure, device).result()
 
@@ -63,7 +49,7 @@ def _measure(device: torch.device) -> Rates:
 
 
 def _seconds(work: Callable[[], Tensor], device: torch.device) -> float:
-    """Median time of a call, after one to warm up."""
+    """Median time of a call in seconds, after one warm-up call."""
     seconds = []
     for _ in range(REPEATS + 1):
         begin = time.perf_counter()

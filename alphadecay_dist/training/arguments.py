@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.config import flat
+from alphadecay_dist.training.config import check_fields, flat
 from alphadecay_dist.training.recipe import Config
 
 VALUES = dict(flat(Config()))
@@ -41,20 +41,21 @@ class Parser(argparse.ArgumentParser):
         """
         raise UserError(f"{message}; see {self.prog} --help")
 
-    def refuse(self, rest: Sequence[str]) -> None:
-        """Refuse what was left over by a command that has no recipe's fields.
+    def refuse(self, rest: Sequence[str]) -> list[str]:
+        """Nothing is to be left over by a command that has no recipe's fields.
 
         Raises:
             UserError: there is something.
         """
         if rest:
             raise self._unknown(rest[0], {name: [name] for name in self._names()})
+        return []
 
     def fields_of(self, rest: Sequence[str]) -> list[str]:
         """A recipe's fields of what was left over, ``section.key=value`` each.
 
         Raises:
-            UserError: something else is among it.
+            UserError: something else is among it, or a field that no recipe has, or a value of another type.
         """
         known = {name: [name] for name in self._names()}
         for key in VALUES:
@@ -62,7 +63,9 @@ class Parser(argparse.ArgumentParser):
         for option in rest:
             if not option.startswith("--") or "." not in option.partition("=")[0]:
                 raise self._unknown(option, known | {name: list(keys) for name, keys in ELSEWHERE.items()})
-        return [option.removeprefix("--") for option in rest]
+        fields = [option.removeprefix("--") for option in rest]
+        check_fields(fields)
+        return fields
 
     def _names(self) -> Iterator[str]:
         """The options of this parser that have a long name, without dashes before it."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-from alphadecay_dist.checkpoint.reader import Checkpoint
-from alphadecay_dist.control.controller import AlphaDecay
+from alphadecay_dist.control.protocol import DecayController, controller_for
 from alphadecay_dist.engines.training import TrainEngine
-from alphadecay_dist.training import resume
 from alphadecay_dist.training.data.batches import EvaluationData, Source, TrainingData, validation_sequences
 from alphadecay_dist.training.data.prepared import Shards
 from alphadecay_dist.training.data.tokenizer import (
@@ -20,10 +20,11 @@ from alphadecay_dist.training.data.tokenizer import (
     load_tokenizer,
 )
 from alphadecay_dist.training.optimizer import build_optimizer, pick_apply
-from alphadecay_dist.training.preflight import Options, ResolvedRun
+from alphadecay_dist.training.options import Options
+from alphadecay_dist.training.preflight import ResolvedRun
 from alphadecay_dist.training.process.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
-from alphadecay_dist.training.state import saved_state
+from alphadecay_dist.training.resume import RunStart
 from alphadecay_dist.training.tasks.language import model as models
 from alphadecay_dist.training.tasks.language.flops import Utilization, flops_per_token, peak_flops
 from alphadecay_dist.training.tasks.language.pretrained import values_from
@@ -31,24 +32,22 @@ from alphadecay_dist.training.tasks.language.pretrained import values_from
 TOKENIZER = "tokenizer.model"
 
 
-def tokenizer_of(
-    checked: ResolvedRun, ranks: Ranks, source: Source, begin: resume.Start, new: bool
-) -> Tokenizer:
+def tokenizer_of(checked: ResolvedRun, ranks: Ranks, source: Source, start: RunStart, new: bool) -> Tokenizer:
     """The run's tokenizer: kept, found, or trained, on rank 0, and the same bytes everywhere.
 
     Args:
         checked: the recipe, and the model whose vocabulary it is to fit.
         ranks: this rank among the others.
         source: the data.
-        begin: how the run begins.
+        start: how the run starts.
         new: whether another tokenizer than the kept one was accepted.
     """
 
     def find() -> bytes:
         if isinstance(source, Shards):
             return source.proto
-        if begin.checkpoint is not None and not new:
-            kept = begin.checkpoint.folder.resolve().parents[1] / TOKENIZER
+        if start.checkpoint is not None and not new:
+            kept = start.checkpoint.folder.resolve().parents[1] / TOKENIZER
             if kept.is_file():
                 return load_tokenizer(str(kept)).proto
         if checked.config.tokenizer.model == TRAIN:
@@ -61,14 +60,14 @@ def tokenizer_of(
 
 
 def training_data(
-    config: Config, source: Source, tokenizer: Tokenizer, ranks: Ranks, checkpoint: Checkpoint | None
+    config: Config, source: Source, tokenizer: Tokenizer, ranks: Ranks, lanes: Mapping[str, Any] | None
 ) -> TrainingData:
-    """This rank's data, enough for an update, or from a checkpoint's position on."""
+    """This rank's data, from the saved position in each lane on; None starts at the first document."""
     data = TrainingData(source, tokenizer, config.data, config.train, ranks.rank, ranks.world_size)
-    if checkpoint is None:
+    if lanes is None:
         data.check_size()
     else:
-        data.load(saved_state(checkpoint).lanes)
+        data.load(lanes)
     return data
 
 
@@ -80,8 +79,8 @@ def evaluation_data(config: Config, source: Source, tokenizer: Tokenizer, ranks:
     return EvaluationData(drawn, tokenizer.pad, config.train, ranks.rank, ranks.world_size)
 
 
-def build(checked: ResolvedRun, options: Options, engine: TrainEngine, ranks: Ranks) -> AlphaDecay | None:
-    """Model with its initial weights, optimizer and engine; the controller, if the policy has one."""
+def build(checked: ResolvedRun, options: Options, engine: TrainEngine, ranks: Ranks) -> DecayController:
+    """Model with its initial weights, optimizer and engine; the policy's controller."""
     config = checked.config
     decay, picked = pick_apply(config, engine.premultiply_refusal())
     if picked:
@@ -96,20 +95,9 @@ def build(checked: ResolvedRun, options: Options, engine: TrainEngine, ranks: Ra
     fused = engine.device.type == "cuda"
     optimizer = build_optimizer(model, config.optimizer, decay, fused=fused)
     wrapped = engine.initialize(model, optimizer)
-    if decay.policy == "uniform":
-        return None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"optimizer: found Adam\b")  # the published recipes name it
-        return AlphaDecay(
-            model,
-            optimizer,
-            engine=wrapped,
-            dtype=dtype,
-            memory_budget=decay.memory_budget,
-            device=decay.device,
-            apply=decay.apply,
-            **vars(decay.settings()),
-        )
+        return controller_for(model, optimizer, decay, engine=wrapped, dtype=dtype)
 
 
 def utilization_of(checked: ResolvedRun, engine: TrainEngine, ranks: Ranks) -> Utilization:

@@ -1,4 +1,4 @@
-"""What differs between the files that a run was begun with and those that it finds when it goes on."""
+"""How the files that a resume finds differ from those that the run was begun with."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from alphadecay_dist.training.config import flat
 from alphadecay_dist.training.data.tokenizer import TRAIN, normalization_of
 from alphadecay_dist.training.fingerprint import Marks
 from alphadecay_dist.training.inputs import Inputs
+from alphadecay_dist.training.options import DATA, DEEPSPEED, MODEL, TOKENIZER
 from alphadecay_dist.training.recipe import AUTO, Config
 from alphadecay_dist.training.tasks.language.hf_config import function_of
 
-MODEL, TOKENIZER, DATA, DEEPSPEED = KINDS = ("model", "tokenizer", "data", "deepspeed")
 SHOWN_NAMES = 5
 UNUSED = ("initializer_range", "pad_token_id")  # of a model's config, once there are weights
-# What a DeepSpeed JSON may change in mid-run: how the same numbers are computed, held and reported, and what
-# the recipe fills in. Of what is left, such as communication_data_type, the updates depend.
+# What a DeepSpeed JSON may change during a run: how the same numbers are computed, stored and reported, and
+# what the recipe fills in. The updates depend on the rest, such as communication_data_type.
 FREE = {
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
@@ -52,7 +52,7 @@ class Change:
     """A difference.
 
     Attributes:
-        kind: one of KINDS, by which it is accepted.
+        kind: of KINDS of the options, by which it is accepted.
         field: of the recipe, or the option, that names the file.
         text: file, value, found and expected.
     """
@@ -66,7 +66,7 @@ def refuse(changes: Iterable[Change], accepted: frozenset[str], folder: Path) ->
     """Refuse the changes that were not accepted.
 
     Raises:
-        UserError: what they are, and how to go on.
+        UserError: lists them, and says how to go on.
     """
     refused = [change for change in changes if change.kind not in accepted]
     if refused:
@@ -78,24 +78,24 @@ def refuse(changes: Iterable[Change], accepted: frozenset[str], folder: Path) ->
 
 
 def changes_of(now: Inputs, kept: Inputs, config: Config, before: Config) -> list[Change]:
-    """All differences, the tokenizer's aside.
+    """All differences but the tokenizer's.
 
     Args:
         now: as found.
         kept: as the run was begun, or last accepted.
-        config: the recipe that is to go on.
+        config: the recipe to go on with.
         before: the recipe that the checkpoint was saved with.
     """
     return [*_of_model(now, kept, config), *_of_data(now, kept, config, before), *_of_deepspeed(now, kept)]
 
 
 def tokenizer_change(sha256: str | None, kept: Inputs, config: Config, before: Config) -> Change | None:
-    """How the tokenizer that is asked for differs from the run's.
+    """How the tokenizer that the recipe names differs from the run's.
 
     Args:
-        sha256: of the model that is asked for, where it is a local file or prepared data's; else None.
+        sha256: of the named model, if it is a local file or comes with prepared data; else None.
         kept: as the run was begun, or last accepted.
-        config: the recipe that is to go on.
+        config: the recipe to go on with.
         before: the recipe that the checkpoint was saved with.
     """
     name, old = config.tokenizer.model, before.tokenizer.model
@@ -117,7 +117,7 @@ def _of_model(now: Inputs, kept: Inputs, config: Config) -> Iterator[Change]:
 
 
 def differing(now: Mapping[str, Any], kept: Mapping[str, Any]) -> Iterator[str]:
-    """Values that are not those of before, in words; what only one of two versions knows is passed over."""
+    """Values that were changed, in words; keys that only one of the two has are passed over."""
     for key in now:
         if key in kept and now[key] != kept[key]:
             yield f"{key}: found {shown(now[key])}, the run was begun with {shown(kept[key])}"
@@ -126,7 +126,7 @@ def differing(now: Mapping[str, Any], kept: Mapping[str, Any]) -> Iterator[str]:
 def _of_data(now: Inputs, kept: Inputs, config: Config, before: Config) -> Iterator[Change]:
     names, old = dict(flat(config)), dict(flat(before))
     fields = sorted(now.data.keys() | kept.data.keys())
-    if "data.prepared" in fields:  # the others name nothing then, or are text in the place of prepared data
+    if "data.prepared" in fields:  # the other fields are not in use, or text took the place of prepared data
         fields = ["data.prepared"]
     for field in fields:
         if field in now.data and field in kept.data:
@@ -180,7 +180,7 @@ def _of_deepspeed(now: Inputs, kept: Inputs) -> Iterator[Change]:
 
 
 def _deciding(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values on which the updates depend; what is off or null is as if it were not there."""
+    """Dotted keys and values on which the updates depend, without what is off or null."""
     for key, value in settings.items():
         if not prefix and key in FREE:
             continue

@@ -16,9 +16,9 @@ from typing import Any
 
 import yaml
 
+from alphadecay_dist.decay.settings import PREMULTIPLY
 from alphadecay_dist.errors import UserError, shown
-from alphadecay_dist.params.groups import PREMULTIPLY
-from alphadecay_dist.training.recipe import AT_LEAST, AT_MOST, CHOICES, SIZES, Config
+from alphadecay_dist.training.recipe import AT_LEAST, AT_MOST, CHOICES, SIZES, WORDS, Config
 from alphadecay_dist.training.units import bytes_of
 
 DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d*)?)s?)?")
@@ -47,7 +47,22 @@ def load_config(recipe: str, overrides: Iterable[str] = ()) -> Config:
         UserError: an unknown recipe, section or key (with the nearest name), a value of the wrong type or
             out of its range.
     """
-    tree = read_yaml(recipe)
+    config = config_from_dict(_overridden(read_yaml(recipe), overrides, recipe))
+    check(config)
+    return config
+
+
+def check_fields(overrides: Iterable[str]) -> None:
+    """Check the names and types of overrides alone, whichever recipe they will change.
+
+    Raises:
+        UserError: as :func:`load_config` would.
+    """
+    config_from_dict(_overridden({}, overrides, ""))
+
+
+def _overridden(tree: dict[str, Any], overrides: Iterable[str], recipe: str) -> dict[str, Any]:
+    """A recipe's content with the overrides in it."""
     switches = [key for key, value in flat(Config()) if isinstance(value, bool)]
     for override in overrides:
         key, separator, text = override.partition("=")
@@ -62,9 +77,7 @@ def load_config(recipe: str, overrides: Iterable[str] = ()) -> Config:
                 f"recipe {recipe}: section {section} is {shown(values)}, expected keys and values"
             )
         values[name] = text if _is_text(key, text) else _parse_yaml(text, f"--{key}")
-    config = config_from_dict(tree)
-    check(config)
-    return config
+    return tree
 
 
 def read_yaml(recipe: str) -> dict[str, Any]:
@@ -88,7 +101,7 @@ def read_yaml(recipe: str) -> dict[str, Any]:
 
 
 def config_from_dict(tree: Mapping[str, Any]) -> Config:
-    """A config from nested dicts; keys and types are strict, ranges are left to :func:`check`."""
+    """A config from nested dicts; keys and types are strict, most ranges are left to :func:`check`."""
     sections = typing.get_type_hints(Config)
     built = {}
     for section, values in tree.items():
@@ -121,12 +134,6 @@ def check(config: Config) -> None:
     for key, least in AT_LEAST.items():
         if values[key] is not None and values[key] < least:
             raise UserError(f"{key}: found {shown(values[key])}, expected {least} or more")
-    if config.decay.min_ratio > config.decay.max_ratio:
-        raise UserError(
-            f"decay.min_ratio: found {config.decay.min_ratio}, above decay.max_ratio "
-            f"{config.decay.max_ratio}; expected min_ratio <= max_ratio"
-        )
-    config.decay.settings()
     if not all(0 <= beta < 1 for beta in config.optimizer.betas):
         raise UserError(f"optimizer.betas: found {config.optimizer.betas}, expected two numbers in [0, 1)")
     if config.decay.apply == PREMULTIPLY and config.optimizer.name != "adamw":
@@ -190,7 +197,11 @@ def _section(section: str, cls: type, values: Any) -> Any:
     for name in values:
         if name not in hints:
             raise UserError(f"unknown key {section}.{_bare(name)}{_hint(section, _bare(name), hints)}")
-    return cls(**{name: _convert(f"{section}.{name}", hints[name], value) for name, value in values.items()})
+    given = {name: _convert(f"{section}.{name}", hints[name], value) for name, value in values.items()}
+    try:
+        return cls(**given)
+    except UserError as error:  # a section that checks itself
+        raise UserError(f"{section}.{error}") from None
 
 
 def _hint(section: str, name: str, known: Iterable[str]) -> str:
@@ -222,7 +233,7 @@ def _convert(key: str, hint: Any, value: Any) -> Any:
             return float(value)
         except (TypeError, ValueError, OverflowError):
             pass
-    elif hint is str and isinstance(value, bool) and not value and "off" in CHOICES.get(key, ()):
+    elif hint is str and isinstance(value, bool) and not value and "off" in WORDS.get(key, ()):
         return "off"  # YAML reads off as false
     elif hint is str and isinstance(value, bool):
         raise UserError(_no_text(key, value))
@@ -239,8 +250,8 @@ def _convert(key: str, hint: Any, value: Any) -> Any:
 def _no_text(key: str, value: bool) -> str:
     """The error for a word that YAML takes for true or false: on, off, yes, no, true, false."""
     words = "on, yes or true" if value else "off, no or false"
-    if key in CHOICES:
-        expected = f"one of {', '.join(CHOICES[key])}"
+    if key in WORDS:
+        expected = f"one of {', '.join(WORDS[key])}"
     else:
         expected = f"str; put the word in quotes of YAML: --{key}='\"yes\"'"
     return f"{key}: found {value} ({words} in YAML), expected {expected}"
@@ -250,7 +261,7 @@ def _is_text(key: str, text: str) -> bool:
     """Whether an option's text is taken as it is, and not as YAML: a path, or a pattern like ``*.jsonl``."""
     section, name = key.split(".")
     hints = typing.get_type_hints(typing.get_type_hints(Config).get(section, object))
-    free = hints.get(name) in (str, str | None) and key not in CHOICES
+    free = hints.get(name) in (str, str | None) and key not in WORDS
     return free and text not in ("", "~", "null") and text[0] not in "'\""
 
 

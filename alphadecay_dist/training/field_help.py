@@ -39,11 +39,19 @@ def described() -> Iterator[tuple[str, Any, str]]:
 
 
 def _attributes(cls: type) -> dict[str, str]:
-    """The entries below ``Attributes:`` in a class's docstring, each on one line, without its markup."""
+    """The entries below ``Attributes:`` in the docstrings of a class and its bases, each on one line."""
+    texts: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        texts |= _entries(inspect.cleandoc(base.__doc__ or ""))
+    return texts
+
+
+def _entries(docstring: str) -> dict[str, str]:
+    """The entries below ``Attributes:``, without markup."""
     texts: dict[str, str] = {}
     name = ""
-    _, _, block = (inspect.getdoc(cls) or "").partition("Attributes:\n")
-    for line in block.splitlines():
+    _, _, block = docstring.partition("Attributes:\n")
+    for line in block.partition("\n\n")[0].splitlines():
         entry = ENTRY.fullmatch(line)
         if entry:
             name = entry[1]

@@ -1,4 +1,4 @@
-"""What a run was made of: kept in its directory and in every checkpoint, so that a resume can compare."""
+"""What a run is made of: kept in its directory and in every checkpoint, so that a resume can compare it."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from alphadecay_dist.training.preflight import ResolvedRun
 from alphadecay_dist.training.recipe import DataConfig
 from alphadecay_dist.training.tasks.language import model as models
 
-INPUTS = "inputs.json"  # in the output directory, to be looked at
+INPUTS = "inputs.json"  # in the output directory, for people to read
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Content of the files that recipe and options name, in short.
+    """Fingerprints of the files that recipe and options name.
 
     Attributes:
         model: the values that build it, see :func:`alphadecay_dist.training.tasks.language.model.values_of`.
-        tokenizer: SHA-256 of the sentencepiece model, which lies beside as tokenizer.model.
-        data: marks of the data files by name, by the field of the recipe that names them. Of prepared data
-            the two splits, each with its fingerprint; of C4 nothing.
+        tokenizer: SHA-256 of the sentencepiece model, which is kept as tokenizer.model.
+        data: marks of the data files by name, for each field of the recipe that names some. For prepared
+            data, the fingerprints of both splits; for C4, nothing.
         revision: the commit of C4 on the hub, where it is known.
         engine: name and resolved settings: the DeepSpeed JSON, or those of torch's own engines.
-        init_from: marks of the files of ``--init_from``, whose weights were the first.
-        changes: what was changed and accepted since, and after which update.
+        init_from: marks of the files of ``--init_from``, which held the initial weights.
+        changes: what was changed and accepted later, and after which update.
     """
 
     model: dict[str, Any]
@@ -46,12 +46,12 @@ class Inputs:
 
 
 def inputs_of(checked: ResolvedRun, source: Source, validation: Source, init_from: str | None) -> Inputs:
-    """What a run that begins now is made of, less the tokenizer, which may still have to be trained.
+    """What a run that starts now is made of, without the tokenizer, which may not be trained yet.
 
     Raises:
         UserError: a file cannot be read.
     """
-    settings = copy.deepcopy(checked.engine_config)  # DeepSpeed writes into its own
+    settings = copy.deepcopy(checked.engine_config)  # DeepSpeed writes into the original
     return Inputs(
         model=models.values_of(checked.model_config),
         tokenizer="",
@@ -69,9 +69,9 @@ def inputs_from(data: Any) -> Inputs:
     """Inputs from plain data.
 
     Raises:
-        ValueError: they are none.
+        ValueError: a value is missing or of another type.
     """
-    engine, first = get(data, "engine", dict), data.get("init_from")
+    engine = get(data, "engine", dict)
     get(engine, "name", str), get(engine, "settings", dict)
     changes = get(data, "changes", list)
     for change in changes:
@@ -83,7 +83,7 @@ def inputs_from(data: Any) -> Inputs:
         data={field: _marks(get(data, "data", dict), field) for field in get(data, "data", dict)},
         revision=None if data.get("revision") is None else get(data, "revision", str),
         engine=engine,
-        init_from=None if first is None else _marks(data, "init_from"),
+        init_from=None if data.get("init_from") is None else _marks(data, "init_from"),
         changes=tuple(changes),
     )
 
@@ -100,7 +100,7 @@ def _prepared(split: Shards) -> FileMark:
 
 
 def _named(config: DataConfig) -> Iterable[tuple[str, str]]:
-    """Fields that name local files, and what they name."""
+    """The fields that name local files, and the names."""
     if config.source == "c4":
         return []
     train, validation = demo_files() if config.source == "demo" else (config.source, config.validation)

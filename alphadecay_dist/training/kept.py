@@ -1,4 +1,4 @@
-"""What is decided when a run begins, and compared when it goes on."""
+"""What a run decides at its start, and what a resume compares with it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alphadecay_dist.errors import UserError, warn
-from alphadecay_dist.training import resume
 from alphadecay_dist.training.changes import Change, changes_of, refuse, tokenizer_change
 from alphadecay_dist.training.data.batches import Source
 from alphadecay_dist.training.data.prepared import Shards, check_tokenizer, read_manifest, sha256
 from alphadecay_dist.training.data.tokenizer import TRAIN, Tokenizer, tokenizer_in
 from alphadecay_dist.training.inputs import Inputs, inputs_of
-from alphadecay_dist.training.preflight import Options, ResolvedRun
+from alphadecay_dist.training.options import Options
+from alphadecay_dist.training.preflight import ResolvedRun
 from alphadecay_dist.training.process.ranks import Ranks
 from alphadecay_dist.training.recipe import AUTO, NFKC, Config, DataConfig, TokenizerConfig
-from alphadecay_dist.training.state import SavedState, saved_state
+from alphadecay_dist.training.resume import RunStart
+from alphadecay_dist.training.state import SavedState
 
 
 @dataclass(frozen=True)
@@ -25,71 +26,78 @@ class Kept:
     """What the run is made of from now on.
 
     Attributes:
-        inputs: less the tokenizer, until it is found.
+        inputs: without the tokenizer, until it is found.
         own_tokenizer: SHA-256 of the tokenizer that a resume needs; None where any will do.
-        accepted: changes since it was begun, or last gone on with.
-        anew: whether the saved position means nothing in what is there now: the data begin anew.
+        accepted: changes since the run began, or since its last resume.
+        restart_data: whether the saved position has no meaning in the data that are there now: they are read
+            from their beginning.
     """
 
     inputs: Inputs
     own_tokenizer: str | None = None
     accepted: tuple[Change, ...] = ()
-    anew: bool = False
+    restart_data: bool = False
 
     def changed(self, *fields: str) -> bool:
-        """Whether one of some fields names other content than before."""
+        """Whether one of these fields names other content than before."""
         return any(change.field in fields for change in self.accepted)
 
     def with_tokenizer(self, tokenizer: Tokenizer) -> Inputs:
         """All that the run is made of.
 
         Raises:
-            UserError: it is not the tokenizer of the run that goes on.
+            UserError: a resume needs another tokenizer.
         """
         found = sha256(tokenizer.proto)
         if self.own_tokenizer not in (None, found):
             raise UserError(
                 "tokenizer.model: the run's own, beside its checkpoints, is missing or not the one that it "
-                "was begun with (SHA-256); bring it back"
+                "was begun with (SHA-256); restore it"
             )
         return dataclasses.replace(self.inputs, tokenizer=found)
 
 
-def settled(checked: ResolvedRun, options: Options, begin: resume.Start, ranks: Ranks) -> ResolvedRun:
-    """The recipe with what a run decides at its beginning: whose tokenizer, which commit of C4. Collective.
+def settled(checked: ResolvedRun, options: Options, start: RunStart, ranks: Ranks) -> ResolvedRun:
+    """The recipe with what a run decides at its start: whose tokenizer, which commit of C4; collective.
 
     Raises:
         UserError: --init_from has a tokenizer that cannot be read here, or not that of the prepared data.
     """
-    data, tokenizer = ranks.from_main(lambda: _settled(checked, options, begin))
+    data, tokenizer = ranks.from_main(lambda: _settled(checked, options, start))
     config = dataclasses.replace(checked.config, data=data, tokenizer=tokenizer)
     return dataclasses.replace(checked, config=config)
 
 
-def _settled(
-    checked: ResolvedRun, options: Options, begin: resume.Start
-) -> tuple[DataConfig, TokenizerConfig]:
+def _settled(checked: ResolvedRun, options: Options, start: RunStart) -> tuple[DataConfig, TokenizerConfig]:
     data, tokenizer = checked.config.data, checked.config.tokenizer
-    state = None if begin.checkpoint is None else saved_state(begin.checkpoint)
-    if state is None:
+    if start.saved is None:
         if options.init_from is not None and tokenizer.model == TRAIN:
             tokenizer = _of_weights(Path(options.init_from), tokenizer)
-    elif state.inputs is None:
-        if tokenizer.normalization == AUTO:  # it was begun when there was no other
-            tokenizer = dataclasses.replace(tokenizer, normalization=NFKC)
     else:
-        if tokenizer.model == TRAIN and state.inputs.init_from is not None:  # settled when it was begun
-            tokenizer = dataclasses.replace(tokenizer, model=state.config.tokenizer.model)
-        if data.revision is None:
-            data = dataclasses.replace(data, revision=state.inputs.revision)
+        data, tokenizer = _as_begun(data, tokenizer, start.saved.state)
     if data.prepared is not None:
         folder, vocabulary = Path(data.prepared), checked.model_config.vocab_size
         check_tokenizer(read_manifest(folder), folder, tokenizer, vocabulary)
     return data, tokenizer
 
 
+def _as_begun(
+    data: DataConfig, tokenizer: TokenizerConfig, state: SavedState
+) -> tuple[DataConfig, TokenizerConfig]:
+    """With what the run decided when it began."""
+    if state.inputs is None:
+        if tokenizer.normalization == AUTO:  # the versions that did not keep inputs had no other
+            tokenizer = dataclasses.replace(tokenizer, normalization=NFKC)
+        return data, tokenizer
+    if tokenizer.model == TRAIN and state.inputs.init_from is not None:
+        tokenizer = dataclasses.replace(tokenizer, model=state.config.tokenizer.model)
+    if data.revision is None:
+        data = dataclasses.replace(data, revision=state.inputs.revision)
+    return data, tokenizer
+
+
 def _of_weights(folder: Path, tokenizer: TokenizerConfig) -> TokenizerConfig:
-    """With the model of a checkpoint directory, whose weights know its ids."""
+    """With the tokenizer that lies beside some weights: they were trained with its ids."""
     found = tokenizer_in(folder)
     if found is not None:
         return dataclasses.replace(tokenizer, model=str(found))
@@ -105,47 +113,45 @@ def keep(
     options: Options,
     source: Source,
     validation: Source,
-    begin: resume.Start,
+    start: RunStart,
     ranks: Ranks,
 ) -> Kept:
-    """Look at what the run is made of, on rank 0 for all, and compare it with what it was. Collective.
+    """Find what the run is made of, on rank 0 for all, and compare it with what it was; collective.
 
     Raises:
         UserError: something was changed, and not accepted.
     """
-    kept = ranks.from_main(lambda: _kept(checked, options, source, validation, begin))
+    kept = ranks.from_main(lambda: _kept(checked, options, source, validation, start))
     for change in kept.accepted:
         ranks.say(f"accepted: {change.text}")
-    if kept.anew:
+    if kept.restart_data:
         ranks.say("the data are read from their beginning")
     return kept
 
 
 def _kept(
-    checked: ResolvedRun, options: Options, source: Source, validation: Source, begin: resume.Start
+    checked: ResolvedRun, options: Options, source: Source, validation: Source, start: RunStart
 ) -> Kept:
     now = inputs_of(checked, source, validation, options.init_from)
-    if begin.checkpoint is None:
+    if start.saved is None:
         return Kept(now)
-    state = saved_state(begin.checkpoint)
-    if state.inputs is None:  # its checkpoint is older than this comparison
+    state, folder = start.saved.state, start.saved.checkpoint.folder
+    if state.inputs is None:  # a checkpoint of a version that did not keep them: nothing to compare with
         return Kept(dataclasses.replace(now, init_from=None))
     changes = _compared(now, state, state.inputs, checked, source)
-    refuse(changes, options.accept_changes, begin.checkpoint.folder)
+    refuse(changes, options.accept_changes, folder)
     if options.init_from is not None and now.init_from != state.inputs.init_from:
-        warn(
-            f"--init_from {options.init_from}: has no effect: the run goes on from {begin.checkpoint.folder}"
-        )
-    written = ({"step": begin.step, "change": change.text} for change in changes)
+        warn(f"--init_from {options.init_from}: has no effect: the run goes on from {folder}")
+    written = ({"step": start.step, "change": change.text} for change in changes)
     inputs = dataclasses.replace(
         now, init_from=state.inputs.init_from, changes=(*state.inputs.changes, *written)
     )
     own = None if any(change.field == "tokenizer.model" for change in changes) else state.inputs.tokenizer
-    return Kept(inputs, own, tuple(changes), _anew(changes, checked.config, state.config))
+    return Kept(inputs, own, tuple(changes), _moves_data(changes, checked.config, state.config))
 
 
-def _anew(changes: Sequence[Change], config: Config, before: Config) -> bool:
-    """Whether the position is one in other sequences: of other rows, or packed by another tokenizer."""
+def _moves_data(changes: Sequence[Change], config: Config, before: Config) -> bool:
+    """Whether the saved position is one in other sequences: of other rows, or packed by another tokenizer."""
     fields = {change.field for change in changes}
     holdout = (config.data.validation is None) != (before.data.validation is None)  # some rows change sides
     return (
@@ -158,10 +164,16 @@ def _anew(changes: Sequence[Change], config: Config, before: Config) -> bool:
 def _compared(
     now: Inputs, state: SavedState, before: Inputs, checked: ResolvedRun, source: Source
 ) -> list[Change]:
+    """All differences between what is there now and what the run had before."""
     changes = changes_of(now, before, checked.config, state.config)
-    path = Path(checked.config.tokenizer.model)
-    asked = source.proto if isinstance(source, Shards) else path.read_bytes() if path.is_file() else None
-    tokenizer = tokenizer_change(
-        None if asked is None else sha256(asked), before, checked.config, state.config
-    )
+    asked = _asked_tokenizer(checked.config, source)
+    tokenizer = tokenizer_change(asked, before, checked.config, state.config)
     return changes if tokenizer is None else [*changes, tokenizer]
+
+
+def _asked_tokenizer(config: Config, source: Source) -> str | None:
+    """SHA-256 of the tokenizer that the recipe names; None where it names no local file."""
+    if isinstance(source, Shards):
+        return sha256(source.proto)
+    path = Path(config.tokenizer.model)
+    return sha256(path.read_bytes()) if path.is_file() else None

@@ -18,9 +18,9 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from alphadecay_dist.checkpoint import restore
-from alphadecay_dist.checkpoint.reader import Checkpoint
+from alphadecay_dist.checkpoint.reader import newest
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS
-from alphadecay_dist.control.controller import AlphaDecay
+from alphadecay_dist.control.protocol import DecayController
 from alphadecay_dist.control.refresh import Refresh
 from alphadecay_dist.engines.training import TrainEngine
 from alphadecay_dist.errors import RunError, UserError
@@ -29,16 +29,15 @@ from alphadecay_dist.training.bad_updates import ROLLBACK, BadUpdates
 from alphadecay_dist.training.data.batches import Batch, EvaluationData, digests
 from alphadecay_dist.training.data.prefetch import Prefetched
 from alphadecay_dist.training.inputs import Inputs
+from alphadecay_dist.training.optimizer import learning_rate
 from alphadecay_dist.training.outputs.run_files import EVAL, METRICS, SEQUENCES
 from alphadecay_dist.training.outputs.run_log import RunLog
 from alphadecay_dist.training.process.exit_codes import Preempted
 from alphadecay_dist.training.process.preemption import StopRequests
 from alphadecay_dist.training.process.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
-from alphadecay_dist.training.resume import newest_whole
 from alphadecay_dist.training.saver import Saver
-from alphadecay_dist.training.schedule import learning_rate
-from alphadecay_dist.training.state import SavedState, saved_state
+from alphadecay_dist.training.state import SavedRun, saved_run
 from alphadecay_dist.training.tasks.language.flops import Utilization
 
 STOP_POLL_EVERY = 8  # micro-batches of an evaluation between questions whether to stop
@@ -61,7 +60,7 @@ class Trainer:
         folder: output directory.
         ranks: this rank among the others.
         engine: the engine, holding model and optimizer.
-        decay: the controller; None for the uniform policy.
+        decay: the controller of the policy.
         data: this rank's training data.
         evaluation: this rank's validation data.
         log: what is written of the run.
@@ -76,7 +75,7 @@ class Trainer:
         folder: Path,
         ranks: Ranks,
         engine: TrainEngine,
-        decay: AlphaDecay | None,
+        decay: DecayController,
         data: Prefetched,
         evaluation: EvaluationData,
         log: RunLog,
@@ -102,21 +101,19 @@ class Trainer:
         self.perplexities: list[float] = []
         self._last_refresh: Refresh | None = None
 
-    def resume(self, checkpoint: Checkpoint) -> None:
+    def resume(self, saved: SavedRun) -> None:
         """Take up a checkpoint: weights, optimizer, decays; the data are where they go on. Collective."""
-        state = self._restore(checkpoint)
-        self._evaluation_owed = state.evaluation_owed
-        self._bad.load(state.bad_updates)
+        self._restore(saved)
+        self._evaluation_owed = saved.state.evaluation_owed
+        self._bad.load(saved.state.bad_updates)
 
-    def _restore(self, checkpoint: Checkpoint) -> SavedState:
-        """Take up all but the data position; returns the checkpoint's state."""
-        state = saved_state(checkpoint)
-        restore.load(checkpoint, self._engine.state(), self._ranks)
-        if self._decay is not None and state.decay is not None:
-            self._decay.load_state_dict(state.decay)
-        self.progress = Progress(checkpoint.manifest.step, state.tokens)
+    def _restore(self, saved: SavedRun) -> None:
+        """Take up what a rollback takes up too: weights, optimizer, decays and progress."""
+        restore.load(saved.checkpoint, self._engine.state(), self._ranks)
+        if saved.state.decay:
+            self._decay.load_state_dict(saved.state.decay)
+        self.progress = Progress(saved.checkpoint.manifest.step, saved.state.tokens)
         self._saver.saved_at = self.progress.step
-        return state
 
     def run(self) -> bool:
         """Train until the last update, or ``train.stop_after``.
@@ -177,6 +174,7 @@ class Trainer:
             "tokens_per_second": tokens / seconds,
             "step_seconds": seconds,
             "mfu": self._utilization.of(seconds),
+            **self._decay.log(),
             **({} if applied else {"skipped": True}),
         }
         self._log.line(METRICS, record, wandb=_due(step, self._config.logging.every))
@@ -228,17 +226,16 @@ class Trainer:
 
     def _roll_back(self, what: str) -> None:
         """Go back to the last checkpoint, but on with the data: the bad update's are not taken again."""
-        checkpoint = newest_whole(self._folder / CHECKPOINTS, self._ranks)
+        checkpoint = newest(self._folder / CHECKPOINTS, self._ranks)
         if checkpoint is None:
             raise RunError(f"{what}; there is no checkpoint yet to go back to: see --checkpoint.every")
         self._last_refresh = None
-        self._restore(checkpoint)
+        self._restore(saved_run(checkpoint))
         self._log.go_back(self.progress.step)
 
     def _step_decay(self) -> None:
         """Before each engine step: refresh the decays where that is due."""
-        if self._decay is not None:
-            self._last_refresh = self._decay.step() or self._last_refresh
+        self._last_refresh = self._decay.step() or self._last_refresh
 
     def _log_refresh(self) -> None:
         refresh, self._last_refresh = self._last_refresh, None
@@ -315,7 +312,7 @@ class Trainer:
             "lanes": lanes,
             "evaluation_owed": self._evaluation_owed,
             "bad_updates": self._bad.state(),
-            "decay": self._decay.state_dict() if self._decay is not None else None,
+            "decay": self._decay.state_dict() or None,
             "inputs": self._inputs,
         }
 

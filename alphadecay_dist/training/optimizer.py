@@ -1,29 +1,33 @@
-"""The torch optimizer over AlphaDecay's param groups."""
+"""The torch optimizer over AlphaDecay's param groups, and the learning rate of each update."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import nn
 
-from alphadecay_dist.control.writers import AUTO, choose_apply
+from alphadecay_dist.control.writers import choose_apply
+from alphadecay_dist.decay.policies import MATRIX_DECAY
+from alphadecay_dist.decay.settings import AUTO, PREMULTIPLY
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.params.groups import NAMES_KEY, PREMULTIPLY, param_groups
+from alphadecay_dist.params.groups import NAMES_KEY, param_groups
 from alphadecay_dist.training.recipe import Config, DecayConfig, OptimizerConfig
 
 CLASSES = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 def pick_apply(config: Config, refusal: str | None) -> tuple[DecayConfig, str | None]:
-    """How decays will be applied.
+    """Resolve how decays will be applied.
 
     Args:
         config: the recipe.
-        refusal: why the engine cannot be premultiplied on; None where it can.
+        refusal: why the engine does not allow premultiply; None where it does.
 
     Returns:
-        The decay's settings without ``auto``, and what was picked for it and why, if it was asked.
+        The decay's settings without ``auto``, and a line about what ``auto`` became and why; None where it
+        was not asked for.
 
     Raises:
         UserError: premultiply is asked for where the engine does not allow it.
@@ -39,7 +43,7 @@ def pick_apply(config: Config, refusal: str | None) -> tuple[DecayConfig, str | 
 def build_optimizer(
     model: nn.Module, config: OptimizerConfig, decay: DecayConfig, *, fused: bool
 ) -> torch.optim.Optimizer:
-    """Adam (L2) or AdamW (decoupled) with a group a tuned matrix, or two; every policy gets the same groups.
+    """Adam (L2) or AdamW (decoupled) over AlphaDecay's param groups; every policy gets the same groups.
 
     Args:
         model: the model whose trained parameters to optimise.
@@ -48,8 +52,29 @@ def build_optimizer(
         fused: use torch's fused kernels (CUDA).
     """
     groups = param_groups(model, weight_decay=decay.weight_decay, untuned=decay.untuned, apply=decay.apply)
-    if decay.policy == "uniform":  # nobody will multiply decays in: the groups' own are enough
+    if decay.row.moves != MATRIX_DECAY:  # no one will multiply decays in: the groups' own are enough
         for group in groups:
             if NAMES_KEY in group:
                 group["weight_decay"] = decay.weight_decay
     return CLASSES[config.name](groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def learning_rate(update: int, steps: int, config: OptimizerConfig) -> float:
+    """The learning rate of one update.
+
+    Linear warm-up to the peak, reached at the warm-up's last update; then constant, or cosine or linear
+    decay to ``min_lr_ratio`` times the peak, reached at the run's last update.
+
+    Args:
+        update: number of the update, from 1 on.
+        steps: updates of the whole run.
+        config: peak, warm-up and shape.
+    """
+    warmup = round(config.warmup * steps) if config.warmup < 1 else int(config.warmup)
+    if update <= warmup:
+        return config.lr * update / warmup
+    if config.schedule == "constant":
+        return config.lr
+    progress = (update - warmup) / max(1, steps - warmup)
+    fall = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
+    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * fall)

@@ -4,17 +4,39 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 from alphadecay_dist import __version__
+from alphadecay_dist.engines import registry
+from alphadecay_dist.engines.registry import DEFAULT, ENGINES
 from alphadecay_dist.errors import UserError, shown
-from alphadecay_dist.training.changes import KINDS
 from alphadecay_dist.training.config import flat
-from alphadecay_dist.training.preflight import Options, ResolvedRun
-from alphadecay_dist.training.process.ranks import Ranks
 
+if TYPE_CHECKING:  # a command line is read without torch
+    from alphadecay_dist.training.preflight import ResolvedRun
+    from alphadecay_dist.training.process.ranks import Ranks
+
+# Kinds of files that may have changed since a run was begun.
+MODEL, TOKENIZER, DATA, DEEPSPEED = KINDS = ("model", "tokenizer", "data", "deepspeed")
 # What a site may keep under another name on each node.
 OF_A_NODE = ("data.source", "data.validation", "data.prepared", "tokenizer.model", "model.name")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line: see train.py."""
+
+    recipe: str
+    overrides: tuple[str, ...]
+    deepspeed: str | None
+    engine: str | None
+    output_dir: str | None
+    resume: str = "auto"
+    overwrite: bool = False
+    init_from: str | None = None
+    accept_changes: frozenset[str] = frozenset()
+    dry_run: bool = False
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +44,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", action="version", version=f"alphadecay_dist {__version__}")
     parser.add_argument("--recipe", default="demo", help="a name or a YAML file (default: demo)")
     parser.add_argument("--deepspeed", metavar="JSON", help="train under DeepSpeed with this config")
-    parser.add_argument("--engine", choices=("fsdp2", "ddp"), help="without --deepspeed (default: fsdp2)")
+    others = [name for name in ENGINES if name != registry.DEEPSPEED]
+    parser.add_argument("--engine", choices=others, help=f"without --deepspeed (default: {DEFAULT})")
     parser.add_argument("--output_dir", help="default: runs/<recipe name>")
     parser.add_argument("--resume", default="auto", help="auto (default), none, or a checkpoint directory")
     parser.add_argument("--overwrite", action="store_true", help="with --resume none: remove the old run")

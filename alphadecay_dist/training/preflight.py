@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from alphadecay_dist.engines.native.training import TorchConfig
-from alphadecay_dist.engines.zero import config as zero_config
+from alphadecay_dist.engines.registry import DEEPSPEED, DEFAULT, ENGINES
+from alphadecay_dist.engines.settings import RunSettings
+from alphadecay_dist.engines.training import settings_for
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.coverage import require_weights
 from alphadecay_dist.params.inventory import tuned_weights
@@ -20,26 +21,11 @@ from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.data.batches import micro_batch
 from alphadecay_dist.training.data.prepared import check_tokenizer, read_manifest
 from alphadecay_dist.training.data.sources import find_files
-from alphadecay_dist.training.process.ranks import environment
+from alphadecay_dist.training.options import Options
+from alphadecay_dist.training.process.environment import environment
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.tasks.language import model as models
 from alphadecay_dist.training.tasks.language.pretrained import values_from
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line: see train.py."""
-
-    recipe: str
-    overrides: tuple[str, ...]
-    deepspeed: str | None
-    engine: str | None
-    output_dir: str | None
-    resume: str = "auto"
-    overwrite: bool = False
-    init_from: str | None = None
-    accept_changes: frozenset[str] = frozenset()
-    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +35,7 @@ class ResolvedRun:
     config: Config
     model_config: LlamaConfig
     shapes: LlamaForCausalLM
-    engine_config: dict[str, Any] | TorchConfig
+    engine_config: Any  # the engine's own settings, a dict or a dataclass
     folder: Path
 
 
@@ -102,37 +88,38 @@ def _with_engine(config: Config, options: Options) -> Config:
     """
     name = options.engine or config.engine.name
     if name == "auto":
-        name = "deepspeed" if options.deepspeed else "fsdp2"
-    if name == "deepspeed" and not options.deepspeed:
+        name = DEEPSPEED if options.deepspeed else DEFAULT
+    if name == DEEPSPEED and not options.deepspeed:
         raise UserError(
-            "engine.name: found 'deepspeed' without --deepspeed, expected its JSON: "
+            f"engine.name: found {DEEPSPEED!r} without --deepspeed, expected its JSON: "
             "--deepspeed ds_configs/zero2.json"
         )
-    if options.deepspeed and name != "deepspeed":
+    if options.deepspeed and name != DEEPSPEED:
         raise UserError(
             f"engine.name: found {name!r} with --deepspeed {options.deepspeed}; give one of the two"
         )
-    if config.engine.replicate > 1 and name != "fsdp2":
+    if config.engine.replicate > 1 and not ENGINES[name].replicas:
+        able = " and ".join(other for other, engine in ENGINES.items() if engine.replicas)
         raise UserError(
             f"engine.replicate: found {config.engine.replicate} with the engine {name}, expected 1: "
-            "fsdp2 alone has replicas"
+            f"{able} alone has replicas"
         )
     return dataclasses.replace(config, engine=dataclasses.replace(config.engine, name=name))
 
 
-def _engine_config(config: Config, json: str | None) -> dict[str, Any] | TorchConfig:
+def _engine_config(config: Config, deepspeed: str | None) -> Any:
     """The engine's own settings, filled from the recipe."""
-    world_size = environment("WORLD_SIZE", 1)
-    size = micro_batch(config.train, world_size)
-    accumulation = config.train.global_batch // world_size // size
-    if json is None:
-        engine, train = config.engine, config.train
-        return TorchConfig(engine.name, train.dtype, accumulation, train.clip, engine.replicate)
-    return zero_config.resolve(
-        zero_config.read_json(json),
-        global_batch=config.train.global_batch,
-        micro_batch=size,
-        accumulation=accumulation,
-        clip=config.train.clip,
-        dtype=config.train.dtype,
+    train, world_size = config.train, environment("WORLD_SIZE", 1)
+    size = micro_batch(train, world_size)
+    return settings_for(
+        RunSettings(
+            name=config.engine.name,
+            dtype=train.dtype,
+            global_batch=train.global_batch,
+            micro_batch=size,
+            accumulation=train.global_batch // world_size // size,
+            clip=train.clip,
+            replicate=config.engine.replicate,
+            deepspeed=deepspeed,
+        )
     )

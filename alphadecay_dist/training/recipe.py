@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection
+from dataclasses import dataclass, field
 
-from alphadecay_dist.control.lagged import DEVICES
-from alphadecay_dist.control.writers import APPLY
-from alphadecay_dist.decay import SHAPES
-from alphadecay_dist.decay.settings import CHOOSABLE_FITS, NORMALIZE, PRESETS, Settings
-from alphadecay_dist.errors import UserError
-from alphadecay_dist.params.groups import GROUPS, UNTUNED_DECAYS
-from alphadecay_dist.spectral import METRICS, Windows
+from alphadecay_dist.decay.settings import CHOICES as DECAY_CHOICES
+from alphadecay_dist.decay.settings import Settings
+from alphadecay_dist.engines.registry import ENGINES
+from alphadecay_dist.params.choices import UNTUNED_DECAYS
 from alphadecay_dist.training.bad_updates import POLICIES, STOP
 
 AUTO, NONE, NFKC = "auto", "none", "nmt_nfkc"  # of the text that a tokenizer is trained on
@@ -137,72 +135,15 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class DecayConfig:
-    """Weight decay.
+class DecayConfig(Settings):
+    """Weight decay: the library's settings, and what they leave alone.
 
     Attributes:
-        policy: ``alphadecay``, or ``uniform`` for the base decay everywhere.
-        weight_decay: the base decay.
-        interval: updates between refreshes.
-        min_ratio: decay of the heaviest tail, in base decays.
-        max_ratio: decay of the lightest tail, in base decays.
-        assign: the map from alpha to decay: ``linear`` (as published), ``sqrt``, ``log2`` or ``sigmoid``.
-        normalize: ``mean`` scales the decays so that their mean over all weights is the base decay.
-        metric: what is mapped: ``alpha`` (as published) or another of ``alphadecay_dist.spectral.METRICS``.
-        fit: the estimator of alpha: ``hill`` (as published), ``goodness_of_fit`` or ``fix_finger``.
-        xmin_pos: for ``hill``: the tail begins at eigenvalue floor(N / xmin_pos); 2 is the median.
-        farms_rows: rows of FARMS' windows; null analyses whole matrices.
-        farms_aspect: rows over columns of a window.
-        farms_grid: windows along the rows and along the columns.
-        preset: ``reference`` repeats the released code: see :class:`alphadecay_dist.AlphaDecay`; or null.
         untuned: what embeddings, norms, biases and head get: ``base``, ``zero``, or ``zero_1d``: norms and
             biases 0, the rest the base decay.
-        memory_budget: bytes, or such as 256MiB, that the gathering may hold at once on a rank; null is two
-            of the largest matrices or 256 MiB.
-        lag: updates between a refresh and the writing of its decays, below ``interval``, in which its spectra
-            are computed beside training; 0 lets training wait.
-        device: where spectra are computed: ``cuda``, ``cpu`` or ``auto``: where the weights are.
-        apply: ``groups`` (a param group a matrix), ``premultiply`` (two groups, which update faster; the
-            same weights; adamw alone) or ``auto`` (premultiply where optimizer and engine allow it).
     """
 
-    policy: str = "alphadecay"
-    preset: str | None = None
-    weight_decay: float = 0.1
-    interval: int = 500
-    min_ratio: float = 2 / 3
-    max_ratio: float = 5.0
-    assign: str = "linear"
-    normalize: str = "none"
-    metric: str = "alpha"
-    fit: str = "hill"
-    xmin_pos: float = 2.0
-    farms_rows: int | None = None
-    farms_aspect: float = 1.0
-    farms_grid: tuple[int, int] = (1, 1)
     untuned: str = "base"
-    memory_budget: int | None = None
-    lag: int = 0
-    device: str = "auto"
-    apply: str = GROUPS
-
-    def windows(self) -> Windows | None:
-        """FARMS' windows, if there are any."""
-        if self.farms_rows is None:
-            return None
-        return Windows(self.farms_rows, self.farms_aspect, self.farms_grid)
-
-    def settings(self) -> Settings:
-        """The settings of the rule.
-
-        Raises:
-            UserError: choices that do not go together.
-        """
-        try:
-            names = [option.name for option in fields(Settings) if option.name != "farms"]
-            return Settings(**{name: getattr(self, name) for name in names}, farms=self.windows())
-        except ValueError as error:
-            raise UserError(f"decay: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -283,24 +224,18 @@ class Config:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
 
-CHOICES = {
+CHOICES: dict[str, Collection[str]] = {
     "train.dtype": ("auto", "bfloat16", "float32"),
     "train.on_nonfinite": POLICIES,
     "optimizer.name": ("adam", "adamw"),
     "optimizer.schedule": ("cosine", "linear", "constant"),
-    "decay.policy": ("alphadecay", "uniform"),
-    "decay.assign": tuple(SHAPES),
-    "decay.normalize": NORMALIZE,
-    "decay.preset": PRESETS,
-    "decay.metric": METRICS,
-    "decay.fit": CHOOSABLE_FITS,
-    "decay.device": DEVICES,
     "decay.untuned": UNTUNED_DECAYS,
-    "engine.name": ("auto", "fsdp2", "ddp", "deepspeed"),
-    "decay.apply": APPLY,
+    "engine.name": ("auto", *ENGINES),
     "tokenizer.normalization": (AUTO, NONE, NFKC),
     "logging.wandb": ("auto", "online", "offline", "off"),
 }
+# All fields that take one of several words; those of the settings of decay check themselves.
+WORDS = {**CHOICES, **{f"decay.{name}": known for name, known in DECAY_CHOICES.items()}}
 SIZES = ("decay.memory_budget",)  # bytes, which may be written with a unit
 AT_MOST = {"train.global_batch": 2**32, "train.seq_len": 2**32}  # others: what 63 bits hold
 AT_LEAST = {
@@ -319,11 +254,6 @@ AT_LEAST = {
     "optimizer.eps": 0,
     "optimizer.warmup": 0,
     "optimizer.min_lr_ratio": 0,
-    "decay.weight_decay": 0,
-    "decay.interval": 1,
-    "decay.min_ratio": 0,
-    "decay.memory_budget": 1,
-    "decay.lag": 0,
     "engine.replicate": 1,
     "checkpoint.every": 0,
     "checkpoint.keep": 0,

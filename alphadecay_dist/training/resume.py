@@ -1,7 +1,8 @@
-"""How a run begins in its output directory: anew, from a checkpoint, or not at all."""
+"""How a run starts in its output directory: from the beginning, from a checkpoint, or not at all."""
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from alphadecay_dist.checkpoint.manifest import MANIFEST
-from alphadecay_dist.checkpoint.reader import Checkpoint, read, search
+from alphadecay_dist.checkpoint.reader import Checkpoint, first_whole, read, search
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS
+from alphadecay_dist.decay.settings import GROUPS
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.params.groups import GROUPS
 from alphadecay_dist.training.config import flat
 from alphadecay_dist.training.inputs import INPUTS
 from alphadecay_dist.training.outputs.run_files import DECAY, EVAL, METRICS, SEQUENCES, STATUS, read_status
 from alphadecay_dist.training.process.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
-from alphadecay_dist.training.state import saved_state
+from alphadecay_dist.training.state import SavedRun, saved_run
 
-# What a resume may not change: the rest of the run would not follow from the part that is done. Of what names
-# files (COMPARED) the content counts, where the checkpoint keeps it: see changes.py.
+# What a resume may not change: the rest of the run would not follow from its first part. Where a field names
+# files (COMPARED) and the checkpoint keeps their fingerprints, their content is compared instead: changes.py.
 FIXED = (
     "model.name",
     "data.source",
@@ -41,74 +42,66 @@ FIXED = (
     "decay.apply",  # the layout of the param groups
 )
 COMPARED = ("model.name", "data.source", "data.validation", "data.prepared", "tokenizer.model")
+# The files of a run, to be cleared in this order. The status goes last: while it is there, a start that finds
+# no checkpoint clears the rest.
+OWN_FILES = (
+    "config.yaml",
+    METRICS,
+    EVAL,
+    DECAY,
+    SEQUENCES,
+    "tokenizer.model",
+    INPUTS,
+    "wandb_id",
+    STATUS,
+)
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where to begin.
+class RunStart:
+    """How a run starts.
 
     Attributes:
-        checkpoint: what to go on from; None begins at the initial weights.
+        saved: the checkpoint to go on from, and its state; None starts from the initial weights.
         clear: remove the old run's files first.
-        finished: the run is done; its status, to be told.
+        finished: the status of a run that is finished; None for any other.
         skipped: why newer checkpoints were passed over.
     """
 
-    checkpoint: Checkpoint | None = None
+    saved: SavedRun | None = None
     clear: bool = False
     finished: Mapping[str, Any] | None = None
     skipped: tuple[str, ...] = ()
 
     @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The checkpoint to go on from."""
+        return self.saved.checkpoint if self.saved else None
+
+    @property
     def step(self) -> int:
-        """Updates finished before the beginning."""
-        return self.checkpoint.manifest.step if self.checkpoint else 0
+        """Updates finished before the start."""
+        return self.saved.checkpoint.manifest.step if self.saved else 0
 
     @property
     def evaluated(self) -> int:
-        """Up to which update evaluations were made; a run that was asked to stop may owe the last one."""
-        owed = self.checkpoint is not None and saved_state(self.checkpoint).evaluation_owed
-        return self.step - 1 if owed else self.step
+        """Evaluations were made up to this update; a run that was stopped may owe its last one."""
+        return self.step - 1 if self.saved and self.saved.state.evaluation_owed else self.step
 
 
-def choose_start(folder: Path, config: Config, resume: str, overwrite: bool, ranks: Ranks) -> Start:
-    """How to begin, from a checkpoint whose files all ranks have looked at together. Collective.
+def choose_start(folder: Path, config: Config, resume: str, overwrite: bool, ranks: Ranks) -> RunStart:
+    """How to start, with a checkpoint whose files all ranks have checked together; collective.
 
     Raises:
         UserError: see :func:`decide_start`.
     """
-    damaged: dict[Path, str] = {}
-    while True:
-        start = ranks.from_main(lambda: decide_start(folder, config, resume, overwrite, damaged))
-        if start.checkpoint is None:
-            return start
-        fault = _first_fault(start.checkpoint, ranks)
-        if fault is None:
-            return start
-        damaged[start.checkpoint.folder] = fault
-
-
-def newest_whole(root: Path, ranks: Ranks) -> Checkpoint | None:
-    """The newest checkpoint whose files all ranks have found whole; None without one. Collective."""
-    damaged: dict[Path, str] = {}
-    while True:
-        checkpoint = ranks.from_main(lambda: search(root, damaged)[0])
-        fault = _first_fault(checkpoint, ranks) if checkpoint else None
-        if checkpoint is None or fault is None:
-            return checkpoint
-        damaged[checkpoint.folder] = fault
-
-
-def _first_fault(checkpoint: Checkpoint, ranks: Ranks) -> str | None:
-    """What is wrong with the files of a checkpoint, of which each rank looks at some. Collective."""
-    faults = ranks.gather(checkpoint.faults(ranks.rank, ranks.world_size))
-    return next((fault for own in faults for fault in own), None)
+    return first_whole(functools.partial(decide_start, folder, config, resume, overwrite), ranks)
 
 
 def decide_start(
     folder: Path, config: Config, resume: str, overwrite: bool, damaged: Mapping[Path, str]
-) -> Start:
-    """Decide how to begin, reading but not changing the directory.
+) -> RunStart:
+    """Decide how to start, reading but not changing the directory.
 
     Args:
         folder: the output directory.
@@ -122,88 +115,82 @@ def decide_start(
             checkpoint that was named is damaged.
     """
     if resume == "none":
-        occupied = (folder / STATUS).is_file() or (folder / CHECKPOINTS).is_dir()
-        if occupied and not overwrite:
-            raise UserError(
-                f"--resume none: {folder} already holds a run; add --overwrite to remove it, "
-                "or choose another --output_dir"
-            )
-        return Start(clear=occupied)
-    if resume == "auto":
-        checkpoint, skipped = search(folder / CHECKPOINTS, damaged)
-    else:
-        checkpoint, skipped = _named(resume, damaged), ()
-        _not_into_another_run(folder, checkpoint)
-    if checkpoint is None:
-        _nothing_to_lose(folder, skipped)
-        return Start(clear=(folder / STATUS).is_file(), skipped=skipped)
-    _same_recipe(checkpoint, config)
-    status = read_status(folder)
-    if checkpoint.manifest.step >= config.train.steps and status and status["state"] == "finished":
-        return Start(finished=status)
-    return Start(checkpoint, skipped=skipped)
+        return _from_the_beginning(folder, overwrite)
+    if resume != "auto":
+        return _from_checkpoint(folder, config, _named(folder, resume, damaged))
+    checkpoint, skipped = search(folder / CHECKPOINTS, damaged)
+    if checkpoint is not None:
+        return _from_checkpoint(folder, config, checkpoint, skipped)
+    _require_nothing_to_lose(folder, skipped)
+    return RunStart(clear=(folder / STATUS).is_file(), skipped=skipped)
 
 
 def clear(folder: Path) -> None:
-    """Remove a run's own files; what else lies in the directory stays.
-
-    The status goes last: while it is there a start that finds no checkpoint clears the rest.
-    """
+    """Remove a run's own files; other files in the directory stay."""
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    for name in (
-        "config.yaml",
-        METRICS,
-        EVAL,
-        DECAY,
-        SEQUENCES,
-        "tokenizer.model",
-        INPUTS,
-        "wandb_id",
-        STATUS,
-    ):
+    for name in OWN_FILES:
         (folder / name).unlink(missing_ok=True)
 
 
-def _nothing_to_lose(folder: Path, skipped: tuple[str, ...]) -> None:
-    """Checkpoints that were whole once are not removed unasked, damaged as they are."""
+def _from_the_beginning(folder: Path, overwrite: bool) -> RunStart:
+    occupied = (folder / STATUS).is_file() or (folder / CHECKPOINTS).is_dir()
+    if occupied and not overwrite:
+        raise UserError(
+            f"--resume none: {folder} already holds a run; add --overwrite to remove it, "
+            "or choose another --output_dir"
+        )
+    return RunStart(clear=occupied)
+
+
+def _from_checkpoint(
+    folder: Path, config: Config, checkpoint: Checkpoint, skipped: tuple[str, ...] = ()
+) -> RunStart:
+    saved = saved_run(checkpoint)
+    _require_same_recipe(saved, config)
+    status = read_status(folder)
+    if checkpoint.manifest.step >= config.train.steps and status and status["state"] == "finished":
+        return RunStart(finished=status)
+    return RunStart(saved, skipped=skipped)
+
+
+def _require_nothing_to_lose(folder: Path, skipped: tuple[str, ...]) -> None:
+    """Refuse to remove checkpoints that were whole once, damaged as they are, without being asked to."""
     if any((folder / CHECKPOINTS).glob(f"*/{MANIFEST}")):
         raise UserError(
-            f"{folder}: no checkpoint is whole any more ({'; '.join(skipped)}); bring one back, or begin "
-            "anew with --resume none and --overwrite or another --output_dir"
+            f"{folder}: no checkpoint is whole any more ({'; '.join(skipped)}); restore one, or start a new "
+            "run with --resume none and --overwrite or another --output_dir"
         )
 
 
-def _named(resume: str, damaged: Mapping[Path, str]) -> Checkpoint:
+def _named(folder: Path, resume: str, damaged: Mapping[Path, str]) -> Checkpoint:
+    """The checkpoint that --resume names, which may not go on in another run's directory."""
     if Path(resume) in damaged:
         raise UserError(f"--resume: {damaged[Path(resume)]}; give the directory of a whole checkpoint")
     try:
-        return read(Path(resume))
+        checkpoint = read(Path(resume))
     except UserError as error:
         raise UserError(f"--resume: {error}") from None
-
-
-def _not_into_another_run(folder: Path, checkpoint: Checkpoint) -> None:
     if (folder / STATUS).is_file() and checkpoint.folder.resolve().parents[1] != folder.resolve():
         raise UserError(
             f"--resume {checkpoint.folder}: {folder} already holds another run; choose another --output_dir"
         )
+    return checkpoint
 
 
-def _same_recipe(checkpoint: Checkpoint, config: Config) -> None:
-    state = saved_state(checkpoint)
-    saved = dict(flat(state.config))
-    fixed = FIXED if state.inputs is None else tuple(key for key in FIXED if key not in COMPARED)
-    now = dict(flat(config))
+def _require_same_recipe(saved: SavedRun, config: Config) -> None:
+    before, now = dict(flat(saved.state.config)), dict(flat(config))
+    fixed = FIXED if saved.state.inputs is None else tuple(key for key in FIXED if key not in COMPARED)
     # With one group for all tuned weights, one policy keeps the decay in it and the other elsewhere.
     policy = () if now["decay.apply"] == GROUPS else ("decay.policy",)
     for key in fixed + policy:
-        if _place_free(saved[key]) != _place_free(now[key]):
+        if _place_free(before[key]) != _place_free(now[key]):
             raise UserError(
-                f"{key}: found {now[key]!r}, the run in {checkpoint.folder} was begun with {saved[key]!r}; "
-                "give it the same value, or start anew with --resume none and another --output_dir"
+                f"{key}: found {now[key]!r}, the run in {saved.checkpoint.folder} was begun with "
+                f"{before[key]!r}; give it the same value, or start a new run with --resume none and another "
+                "--output_dir"
             )
 
 
 def _place_free(value: Any) -> Any:
-    """A path's last part, so that a run may move to another machine; other values as they are."""
+    """Of a path its last part, so that a run may move to another machine; other values as they are."""
     return Path(value).name if isinstance(value, str) else value

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from alphadecay_dist.checkpoint import restore
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS, name_latest
-from alphadecay_dist.control.controller import AlphaDecay
+from alphadecay_dist.control.protocol import DecayController
 from alphadecay_dist.engines.training import TrainEngine, training_for
 from alphadecay_dist.errors import RunError, UserError, warn
 from alphadecay_dist.training import resume
@@ -34,10 +34,11 @@ from alphadecay_dist.training.dry_run import describe
 from alphadecay_dist.training.inputs import INPUTS, Inputs
 from alphadecay_dist.training.kept import keep, settled
 from alphadecay_dist.training.loop import Trainer
-from alphadecay_dist.training.options import require_same_options
-from alphadecay_dist.training.outputs.run_files import RunFiles, Tracker
+from alphadecay_dist.training.options import Options, require_same_options
+from alphadecay_dist.training.outputs.run_files import RunFiles
 from alphadecay_dist.training.outputs.run_log import RunLog
-from alphadecay_dist.training.preflight import Options, ResolvedRun, resolve
+from alphadecay_dist.training.outputs.wandb_run import Tracker
+from alphadecay_dist.training.preflight import ResolvedRun, resolve
 from alphadecay_dist.training.process.exit_codes import PREEMPTED, Preempted, code_of, describe_error
 from alphadecay_dist.training.process.lock import FolderLock
 from alphadecay_dist.training.process.preemption import StopRequests, noop
@@ -61,7 +62,7 @@ def run(options: Options, requests: StopRequests) -> None:
     deadline = checked.config.checkpoint.deadline
     if deadline is not None:
         requests.set_deadline(seconds_of(deadline, "checkpoint.deadline"), deadline)
-    engine = training_for(checked.engine_config)
+    engine = training_for(checked.config.engine.name, checked.engine_config)
     engine.start()
     requests.joined()
     lock = FolderLock(checked.folder)
@@ -89,35 +90,37 @@ def _run_joined(
     _say_sizes(checked.config.train, ranks)
     if not options.dry_run:
         ranks.from_main(lock.before_reading)
-    begin = resume.choose_start(checked.folder, checked.config, options.resume, options.overwrite, ranks)
-    for reason in begin.skipped:
+    start = resume.choose_start(checked.folder, checked.config, options.resume, options.overwrite, ranks)
+    for reason in start.skipped:
         ranks.say(f"skipped a checkpoint that is not whole: {reason}")
-    if begin.finished is not None:
+    if start.finished is not None:
         ranks.say(
-            f"{checked.folder} is finished ({begin.finished['step']} updates): nothing to do. "
+            f"{checked.folder} is finished ({start.finished['step']} updates): nothing to do. "
             "For a new run give another --output_dir, or --resume none --overwrite",
         )
         return
-    checked = settled(checked, options, begin, ranks)
+    checked = settled(checked, options, start, ranks)
     _raise_if_stopped(ranks, requests)
-    source, validation = ranks.raise_on_all_ranks(lambda: open_data(checked.config.data))
-    kept = keep(checked, options, source, validation, begin, ranks)
-    if begin.checkpoint is not None:
+    with ranks.raise_on_all_ranks():
+        source, validation = open_data(checked.config.data)
+    kept = keep(checked, options, source, validation, start, ranks)
+    if start.checkpoint is not None:
         shapes = {name: tuple(parameter.shape) for name, parameter in checked.shapes.named_parameters()}
-        restore.require_model(begin.checkpoint, shapes)
-    tokenizer = tokenizer_of(checked, ranks, source, begin, kept.changed("tokenizer.model"))
+        restore.require_model(start.checkpoint, shapes)
+    tokenizer = tokenizer_of(checked, ranks, source, start, kept.changed("tokenizer.model"))
     inputs = kept.with_tokenizer(tokenizer)
     _raise_if_stopped(ranks, requests)
-    position = None if kept.anew else begin.checkpoint
-    data = ranks.raise_on_all_ranks(lambda: training_data(checked.config, source, tokenizer, ranks, position))
+    lanes = None if start.saved is None or kept.restart_data else start.saved.state.lanes
+    with ranks.raise_on_all_ranks():
+        data = training_data(checked.config, source, tokenizer, ranks, lanes)
     if options.dry_run:
         ranks.say(describe(checked, engine, ranks, data, tokenizer))
         return
     evaluation = evaluation_data(checked.config, validation, tokenizer, ranks)
     decay = build(checked, options, engine, ranks)
     _raise_if_stopped(ranks, requests)
-    ranks.from_main(lambda: _written(checked, begin, tokenizer, inputs, lock))
-    _train(checked, engine, ranks, begin, decay, data, evaluation, inputs, requests)
+    ranks.from_main(lambda: _written(checked, start, tokenizer, inputs, lock))
+    _train(checked, engine, ranks, start, decay, data, evaluation, inputs, requests)
 
 
 def _say_sizes(train: TrainConfig, ranks: Ranks) -> None:
@@ -138,11 +141,11 @@ def _raise_if_stopped(ranks: Ranks, requests: StopRequests) -> None:
 
 
 def _written(
-    checked: ResolvedRun, begin: resume.Start, tokenizer: Tokenizer, inputs: Inputs, lock: FolderLock
+    checked: ResolvedRun, start: resume.RunStart, tokenizer: Tokenizer, inputs: Inputs, lock: FolderLock
 ) -> None:
     """Write the run's beginning; a file system that refuses it is the user's to mend."""
     try:
-        _prepare_folder(checked, begin, tokenizer, inputs, lock)
+        _prepare_folder(checked, start, tokenizer, inputs, lock)
     except OSError as error:
         raise UserError(
             f"{checked.folder}: cannot be written: {error.strerror}; mend that and start again, or choose "
@@ -151,11 +154,11 @@ def _written(
 
 
 def _prepare_folder(
-    checked: ResolvedRun, begin: resume.Start, tokenizer: Tokenizer, inputs: Inputs, lock: FolderLock
+    checked: ResolvedRun, start: resume.RunStart, tokenizer: Tokenizer, inputs: Inputs, lock: FolderLock
 ) -> None:
     """Make the output directory fit the run's beginning, and this run's own."""
     lock.before_writing()
-    if begin.clear:
+    if start.clear:
         resume.clear(checked.folder)
     files = RunFiles(checked.folder)
     files.text("config.yaml", to_yaml(checked.config))
@@ -163,18 +166,18 @@ def _prepare_folder(
     kept = checked.folder / TOKENIZER
     if not kept.is_file() or kept.read_bytes() != tokenizer.proto:  # on a full disk nothing is lost
         kept.write_bytes(tokenizer.proto)
-    files.keep_until(begin.step, begin.evaluated)
-    if begin.checkpoint is not None and begin.checkpoint.folder.parent == checked.folder / CHECKPOINTS:
-        name_latest(begin.checkpoint.folder)  # of several, the one that the run goes on from
-    files.status("running", begin.step)
+    files.keep_until(start.step, start.evaluated)
+    if start.checkpoint is not None and start.checkpoint.folder.parent == checked.folder / CHECKPOINTS:
+        name_latest(start.checkpoint.folder)  # of several, the one that the run goes on from
+    files.status("running", start.step)
 
 
 def _train(
     checked: ResolvedRun,
     engine: TrainEngine,
     ranks: Ranks,
-    begin: resume.Start,
-    decay: AlphaDecay | None,
+    start: resume.RunStart,
+    decay: DecayController,
     data: TrainingData,
     evaluation: EvaluationData,
     inputs: Inputs,
@@ -182,7 +185,7 @@ def _train(
 ) -> None:
     """Train, and on rank 0 keep files, wandb and status."""
     trackers: list[Tracker] = []
-    ranks.from_main(lambda: trackers.append(_tracker(checked, begin)))
+    ranks.from_main(lambda: trackers.append(_tracker(checked, start)))
     files = RunFiles(checked.folder) if ranks.is_main else None
     log = RunLog(files, trackers[0] if trackers else None, requests)
     ahead = Prefetched(data, pin=engine.device.type == "cuda")
@@ -201,9 +204,9 @@ def _train(
         requests,
     )
     with _watched(trainer, log, requests):
-        if begin.checkpoint is not None:
-            trainer.resume(begin.checkpoint)
-            ranks.say(f"resumed from {begin.checkpoint.folder} after update {begin.step}")
+        if start.saved is not None:
+            trainer.resume(start.saved)
+            ranks.say(f"resumed from {start.saved.checkpoint.folder} after update {start.step}")
         finished = _trained(trainer)
         stop = None if finished else f"train.stop_after={checked.config.train.stop_after}"
         state = "finished" if finished else "preempted"
@@ -219,9 +222,9 @@ def _trained(trainer: Trainer) -> bool:
         raise RunError(str(error)) from None
 
 
-def _tracker(checked: ResolvedRun, begin: resume.Start) -> Tracker:
+def _tracker(checked: ResolvedRun, start: resume.RunStart) -> Tracker:
     config = dataclasses.asdict(checked.config)
-    return Tracker(checked.config.logging.wandb, checked.folder, config, resumed=begin.step > 0)
+    return Tracker(checked.config.logging.wandb, checked.folder, config, resumed=start.step > 0)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A run's checkpoints as they are saved."""
+"""Save a run's checkpoints, while training waits or in the background."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from alphadecay_dist.training.recipe import CheckpointConfig
 
 
 class Saver:
-    """Saves a run's checkpoints, at once or beside training; of the latter one is under way at a time.
+    """Saves a run's checkpoints; in the background at most one at a time.
 
     Args:
-        config: how, and which stay.
+        config: whether in the background, and how many checkpoints to keep.
         root: the directory of checkpoints.
-        engine: what holds weights and optimizer.
+        engine: holds weights and optimizer.
         ranks: this rank among the others.
 
     Attributes:
-        saved_at: the update whose checkpoint was the last to be saved, or begun, or loaded.
+        saved_at: the update whose checkpoint was the last to be saved, started or loaded.
     """
 
     def __init__(self, config: CheckpointConfig, root: Path, engine: TrainEngine, ranks: Ranks) -> None:
@@ -34,30 +34,36 @@ class Saver:
         self.saved_at: int | None = None
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Save a checkpoint, or begin to; collective.
+        """Save a checkpoint, or start to save it in the background; collective.
 
         Raises:
             RunError: it, or the one before it, cannot be written.
         """
         self.finish()
-        save = BackgroundSave if self._config.background else self._save
-        self._pending = save(
-            self._root,
-            step,
-            engine_state=self._engine.state(),
-            layout=self._engine.layout,
-            state=state,
-            ranks=self._ranks,
-        )
+        engine_state, layout = self._engine.state(), self._engine.name
+        if self._config.background:
+            self._pending = BackgroundSave(
+                self._root, step, engine_state=engine_state, layout=layout, state=state, ranks=self._ranks
+            )
+        else:
+            writer.save(
+                self._root,
+                step,
+                engine_state=engine_state,
+                layout=layout,
+                state=state,
+                ranks=self._ranks,
+                keep=self._config.keep,
+            )
         self.saved_at = step
 
     @property
     def written(self) -> bool:
-        """Whether a checkpoint is under way, and this rank's part of it done."""
+        """Whether a checkpoint is being saved in the background, and this rank's file of it is done."""
         return self._pending is not None and self._pending.written
 
     def finish(self) -> None:
-        """Wait for the checkpoint that is under way, if there is one; collective.
+        """Wait for the checkpoint that is being saved in the background, if there is one; collective.
 
         Raises:
             RunError: it cannot be written.
@@ -65,6 +71,3 @@ class Saver:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.complete(self._config.keep)
-
-    def _save(self, root: Path, step: int, **content: Any) -> None:
-        writer.save(root, step, keep=self._config.keep, **content)

@@ -1,4 +1,4 @@
-"""What the trainer keeps in a checkpoint beside the shards, read with every value checked."""
+"""The trainer's state in a checkpoint, read from its state.json with every value checked."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class SavedState:
     Attributes:
         config: of the run that saved it.
         tokens: trained on.
-        lanes: positions in the data by lane; checked where they are taken up.
+        lanes: positions in the data by lane; the data check them when they load them.
         evaluation_owed: whether the evaluation after the last update was left to the next start.
         bad_updates: see :meth:`alphadecay_dist.training.bad_updates.BadUpdates.state`.
         decay: the controller's state; None for the uniform policy.
-        inputs: what the run is made of; None in checkpoints from before it was kept.
+        inputs: what the run is made of; None in checkpoints of versions that did not keep it.
     """
 
     config: Config
@@ -36,11 +36,24 @@ class SavedState:
     inputs: Inputs | None
 
 
+@dataclass(frozen=True)
+class SavedRun:
+    """A checkpoint, and the trainer's state in it."""
+
+    checkpoint: Checkpoint
+    state: SavedState
+
+
+def saved_run(checkpoint: Checkpoint) -> SavedRun:
+    """A checkpoint with its state; see :func:`saved_state`."""
+    return SavedRun(checkpoint, saved_state(checkpoint))
+
+
 def saved_state(checkpoint: Checkpoint) -> SavedState:
-    """The trainer's state in a checkpoint.
+    """Read and check the trainer's state in a checkpoint.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not what this trainer saves.
     """
     try:
         data = checkpoint.state()
@@ -48,7 +61,7 @@ def saved_state(checkpoint: Checkpoint) -> SavedState:
         check(config)
         if config.train.dtype == "auto":
             raise ValueError("has 'auto' as train.dtype, expected the one that was found")
-        bad = data.get("bad_updates", {"total": 0, "in_a_row": 0})  # of before they were counted: none
+        bad = data.get("bad_updates", {"total": 0, "in_a_row": 0})  # older versions did not count them
         return SavedState(
             config=config,
             tokens=count(data, "tokens"),
@@ -61,5 +74,5 @@ def saved_state(checkpoint: Checkpoint) -> SavedState:
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f"{checkpoint.folder}: its state.json is not what this trainer saves: {error}; give another "
-            "checkpoint, or start anew with --resume none and another --output_dir"
+            "checkpoint, or start a new run with --resume none and another --output_dir"
         ) from None

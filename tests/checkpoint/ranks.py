@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import faulthandler
 import threading
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from alphadecay_dist.engines.state import WEIGHT, Part
+from alphadecay_dist.sharding.collectives import Collectives
 from alphadecay_dist.sharding.layout import Flat, Grid
 
 Index = Flat | Grid
@@ -24,10 +24,11 @@ class _Shared:
         self.values: list[Any] = [None] * world_size
 
 
-class Ranks:
+class Ranks(Collectives):
     """One of several ranks, each a thread."""
 
     def __init__(self, rank: int, world_size: int, shared: _Shared) -> None:
+        super().__init__(None)
         self.rank = rank
         self.world_size = world_size
         self._shared = shared
@@ -40,21 +41,9 @@ class Ranks:
         self._shared.barrier.wait()
         return everyone
 
-    def raise_on_all_ranks(self, work: Callable[[], Any]) -> Any:
-        """Run on all; if one fails, all raise."""
-        try:
-            outcome = (work(), None)
-        except Exception as error:
-            outcome = (None, error)
-        faults = [fault for fault in self.gather(outcome[1]) if fault is not None]
-        if faults:
-            raise copy.copy(faults[0])  # its own one: threads that raise one object share its traceback
-        return outcome[0]
-
-    def from_main(self, work: Callable[[], Any]) -> Any:
-        """Run on rank 0 alone."""
-        found = self.raise_on_all_ranks(lambda: work() if self.rank == 0 else None)
-        return self.gather(found)[0]
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value."""
+        return self.gather(value)[0]
 
 
 def on_ranks(world_size: int, work: Callable[[Ranks], Any]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from dataclasses import asdict
@@ -19,7 +20,7 @@ from alphadecay_dist.checkpoint.manifest import (
     stored_file,
 )
 from alphadecay_dist.checkpoint.random_state import random_state, set_random_state
-from alphadecay_dist.checkpoint.reader import newest, read, search
+from alphadecay_dist.checkpoint.reader import first_whole, newest, read, search
 from alphadecay_dist.sharding.layout import Flat
 from tests.checkpoint.layouts import SHAPES, SHARD, load, rewritten, save
 from tests.checkpoint.ranks import State, on_ranks
@@ -42,7 +43,7 @@ DAMAGES = {
     "missing": (Path.unlink, SHARD, "None bytes"),
     "flipped state": (flip, "state.json", "does not have the content"),
     "flipped manifest": (flip, MANIFEST, MANIFEST),
-    "manifest cut short": (cut_short, MANIFEST, "no JSON"),
+    "manifest cut short": (cut_short, MANIFEST, "not JSON"),
     "no manifest": (Path.unlink, MANIFEST, "not finished"),
     "empty manifest": (lambda path: path.write_text("{}"), MANIFEST, "format"),
 }
@@ -54,15 +55,24 @@ def test_what_is_damaged_is_passed_over_for_the_newest_whole_one(tmp_path, damag
     harm, name, words = DAMAGES[damage]
     harm(newer / name)
     assert newest(tmp_path).folder == whole
-    reasons = {}
-    while (found := search(tmp_path, reasons)).checkpoint.folder != whole:
-        reasons[newer] = (found.checkpoint.faults(0, 2) + found.checkpoint.faults(1, 2))[0]
-    (reason,) = found.skipped
+    found = on_ranks(3, lambda ranks: first_whole(functools.partial(search, tmp_path), ranks))
+    assert [own.checkpoint.folder for own in found] == [whole] * 3
+    ((reason,),) = {own.skipped for own in found}
     assert words in reason
     assert str(newer) in reason
     assert "\n" not in reason
     shutil.rmtree(whole)
     assert newest(tmp_path) is None
+    assert on_ranks(2, lambda ranks: newest(tmp_path, ranks)) == [None, None]
+
+
+def test_ranks_share_the_files_to_compare(tmp_path):
+    checkpoint = read(save(tmp_path, world_size=2))
+    for name in checkpoint.manifest.files:
+        flip(checkpoint.folder / name)
+    found = [checkpoint.faults(rank, 2) for rank in range(2)]
+    assert [len(own) for own in found] == [2, 1]
+    assert sorted(found[0] + found[1]) == sorted(checkpoint.faults())
 
 
 def set_file(data, name):

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alphadecay_dist import cli
 from alphadecay_dist.checkpoint.reader import read
-from alphadecay_dist.commands import exports
+from alphadecay_dist.commands import formats
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.tasks.language import model
 from tests.foreign import init_error, spectrum_error
@@ -47,7 +47,7 @@ def exported(run, output, *options):
 
 def trained_logits(run, ids):
     """Logits of the model that was trained, built and filled as the trainer does."""
-    config = exports.trained(run).config
+    config = formats.trained(run).config
     built = model.build_model(model.read_model_config(config.model.name, config.train.seq_len), config.train)
     weights = final_weights(run)
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_a_head_that_is_the_embedding_stays_so(tmp_path):
 
 
 def test_several_files_and_bf16(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(exports, "SHARD_BYTES", 100_000)
+    monkeypatch.setattr(formats, "SHARD_BYTES", 100_000)
     folder = exported(run[0], tmp_path / "hf", "--dtype", "bfloat16")
     files = sorted(folder.glob("*.safetensors"))
     index = json.loads((folder / "model.safetensors.index.json").read_text())
@@ -168,8 +168,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(run, tmp_path, capsys, form)
 KILLED = """
 import os, signal, sys
 from alphadecay_dist import cli
-from alphadecay_dist.commands import exports
-exports._write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+from alphadecay_dist.commands import formats
+formats._write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 cli.main(sys.argv[1:])
 """
 

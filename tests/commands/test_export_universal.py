@@ -14,12 +14,12 @@ import torch.distributed as dist
 from alphadecay_dist import AlphaDecay, param_groups
 from alphadecay_dist.checkpoint.reader import newest
 from alphadecay_dist.checkpoint.restore import stored_tensors
-from alphadecay_dist.commands.exports import DECAYS, export_universal, trained
+from alphadecay_dist.commands.formats import DECAYS, export_universal, trained
 from alphadecay_dist.engines.zero.state import ZeroState
 from alphadecay_dist.training.config import config_from_dict
 from alphadecay_dist.training.data.batches import TrainingData, micro_batch, open_data
 from alphadecay_dist.training.data.tokenizer import Tokenizer
-from alphadecay_dist.training.schedule import learning_rate
+from alphadecay_dist.training.optimizer import learning_rate
 from alphadecay_dist.training.tasks.language import model as models
 from tests.checkpoint.ranks import cut
 from tests.multirank import run_ranks
@@ -48,7 +48,7 @@ def engine_of(config, stage):
     models.fill_tables(model)
     optimizer = torch.optim.AdamW(param_groups(model, weight_decay=config.decay.weight_decay), lr=1.0)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
-    decay = AlphaDecay(model, optimizer, engine=engine, **vars(config.decay.settings()))
+    decay = AlphaDecay(model, optimizer, engine=engine, settings=config.decay)
     return engine, decay
 
 

@@ -15,7 +15,7 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from alphadecay_dist import AlphaDecay, cli, param_groups
-from alphadecay_dist.commands.forecast import Job, Machine, forecast, this_machine
+from alphadecay_dist.commands.forecast import Job, Machine, forecast, read_machine
 from alphadecay_dist.engines.expected_layouts import Sharding
 from alphadecay_dist.params.inventory import tuned_weights
 from alphadecay_dist.spectral import Rates
@@ -23,7 +23,7 @@ from tests.engines.tiny import TUNABLE, Uneven, engine_of
 from tests.multirank import run_ranks
 from tests.sharding.shapes import PUBLISHED, on_meta
 
-HERE = Machine(Rates(1e11, 2e10), bandwidth=1e9, update_seconds=0.5)
+HERE = Machine(Rates(1e11, 2e10), "cpu", bandwidth=1e9, update_seconds=0.5)
 EVEN = [(64, 172), (60, 66), (172, 64), (66, 60), (50, 90)]
 
 
@@ -107,9 +107,8 @@ def test_a_forecast_is_what_a_refresh_measures(sharding, world_size):
     name, options = OF.get(sharding, (sharding, {}))
     measured = run_ranks(check_measured, world_size, sharding)
     for place, budget in enumerate(BUDGETS):
-        # With the rates of this machine, measured in another process than the ranks'.
         layout = Sharding(name, world_size, **options)
-        found = forecast(replace(job, budget=budget), layout, this_machine()).as_dict()
+        found = forecast(replace(job, budget=budget), layout, HERE).as_dict()
         for rank, own in enumerate(measured):
             owners, received, sent, peak = own[place]
             assert owners == found["owners"]
@@ -167,15 +166,15 @@ def test_memory_stays_within_its_budget_and_bytes_within_two_percent(sharding, w
         largest, total = max(nbytes.values()), sum(nbytes.values())
         given = {"default": None, "tight": 2 * largest, "half": total // 2}[budget]
         found = forecast(replace(job, budget=given), Sharding(sharding, world_size), HERE)
-        assert found.traffic.peak.max() <= max(given or 256 * 2**20, 2 * largest)
+        assert found.schedule.peak.max() <= max(given or 256 * 2**20, 2 * largest)
         for rank in range(world_size):
-            own = sum(nbytes[name] for name, owner in found.plan.owners.items() if owner == rank)
-            assert found.traffic.received[rank] <= 1.02 * own
+            own = sum(nbytes[name] for name, owner in found.owners.items() if owner == rank)
+            assert found.schedule.received[rank] <= 1.02 * own
             # Under FSDP1 a rank has a range of a block, and more of one weight than of another.
             share = (1.02 if sharding != "fsdp1" else 1.1) * total / world_size
-            assert found.traffic.sent[rank] <= share + largest
+            assert found.schedule.sent[rank] <= share + largest
         if budget == "default" and world_size >= 8:
-            assert all(found.traffic.ahead[:-1])
+            assert all(one.ahead for one in found.schedule.rounds[:-1])
 
 
 class Experts(nn.Module):
@@ -210,11 +209,11 @@ def test_memory_stays_within_its_budget_where_few_ranks_hold_the_weights(
     # By dimension 0, 8 ranks of 64 have all the experts; the others own and hold nothing.
     job = job_for(Experts(8, 6, (512, 1024)), budget=budget)
     found = forecast(job, Sharding(sharding, world_size, **options), HERE)
-    assert found.traffic.peak.max() <= max(budget or 256 * 2**20, 2 * 2 * 512 * 1024)
-    assert found.traffic.received.sum() == found.traffic.sent.sum() > 0
-    assert sorted(name for names in found.plan.rounds for name in names) == sorted(found.plan.owners)
+    assert found.schedule.peak.max() <= max(budget or 256 * 2**20, 2 * 2 * 512 * 1024)
+    assert found.schedule.received.sum() == found.schedule.sent.sum() > 0
+    assert sorted(name for one in found.schedule.rounds for name in one.names) == sorted(found.owners)
     if budget == 64 * 2**20:
-        assert all(found.traffic.ahead[:-1]), "what fits into a quarter is sent ahead"
+        assert all(one.ahead for one in found.schedule.rounds[:-1]), "what fits into a quarter is sent ahead"
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "zero0", "zero1", "zero2"])
@@ -365,6 +364,19 @@ def test_a_plan_says_that_it_measured_this_machine(capsys):
     assert "give --update_seconds for its share" in text
 
 
+def test_owners_are_those_of_a_run_on_such_devices_whatever_their_rates(tmp_path):
+    job, sharding, owners = job_for(on_meta("llama_1b")), Sharding("zero3", 16), []
+    path = tmp_path / "machine.json"
+    for gram, device in ((1e12, "cpu"), (1e15, "cpu"), (1e12, "cuda"), (1e15, None)):
+        path.write_text(
+            json.dumps({"gram": gram, "tridiagonal": 2e11, **({"device": device} if device else {})})
+        )
+        owners.append(dict(forecast(job, sharding, read_machine(path)).owners))
+    assert owners[0] == owners[1]
+    assert owners[2] == owners[3]
+    assert owners[1] != owners[2]
+
+
 def test_units_are_taken_wherever_bytes_are_given(capsys, tmp_path):
     path = tmp_path / "machine.json"
     path.write_text('{"gram": 1e14, "tridiagonal": 1e12, "bandwidth": "10GB/s"}')
@@ -384,6 +396,7 @@ def test_units_are_taken_wherever_bytes_are_given(capsys, tmp_path):
         "[]",
         '{"gram": 1, "tridiagonal": 1, "bandwidth": "fast"}',
         '{"gram": 1, "tridiagonal": 1, "origin": "x"}',
+        '{"gram": 1, "tridiagonal": 1, "device": "tpu"}',
         '{"gram": 1, "tridiagonal": 1, "update_seconds": 0}',
         '{"gram": 1}',
         '{"gram": 0, "tridiagonal": 1}',

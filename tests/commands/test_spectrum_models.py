@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from alphadecay_dist import AlphaDecay, cli, param_groups
+from alphadecay_dist.commands.spectrum_rows import rows_of as rows_on_disk
+from alphadecay_dist.commands.weight_files import open_weights
 from alphadecay_dist.params.inventory import tuned_weights
 from alphadecay_dist.sharding.planning import parts_of
 from alphadecay_dist.spectral import analyze
@@ -86,6 +90,8 @@ def own_mixture():
         "lora_A": nn.Linear(64, 64),
         "attn": nn.MultiheadAttention(64, 2),
         "conv": nn.Conv2d(8, 64, 3),
+        "normed": nn.utils.spectral_norm(nn.Linear(64, 64)),
+        "normed_conv": nn.utils.spectral_norm(nn.Conv2d(64, 64, 3)),
         "wte": nn.Embedding(80, 64),
     }
     block["experts"].append(nn.ModuleDict({"w1": nn.Linear(64, 64), "w2": nn.Linear(64, 49)}))
@@ -105,12 +111,44 @@ def test_without_a_config_names_and_shapes_give_what_training_tunes(tmp_path):
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     rows = rows_of(tmp_path)
     expected = [part for weight in tuned_weights(model) for part in parts_of(weight)]
-    names = {name.replace(".weight", ""): row for name, row in rows.items()}
+    names = {re.sub(r"\.weight(?=\.|$)", "", name): row for name, row in rows.items()}
     assert sorted(names) == sorted(expected)
     decays = trained(model)
     for weight in tuned_weights(model):
         for part in parts_of(weight):
             assert names[part]["weight_decay"] == pytest.approx(decays[weight.name], abs=1e-5)
+
+
+class Blocks(nn.Module):
+    """A patch embedding that is a convolution, blocks with a fused weight, and a head that is in a block."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.patch = nn.Conv2d(3, 64, 8)
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"attn_qkv": nn.ModuleDict({"qkv": nn.Linear(64, 192)}), "fc": nn.Linear(64, 80)})
+            for _ in range(2)
+        )
+        self.last = nn.ModuleList([nn.ModuleDict({"fc": nn.Linear(64, 70)})])
+
+
+def test_the_reference_preset_tunes_the_same_of_a_file_as_of_the_model(tmp_path):
+    model = Blocks()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    optimizer = torch.optim.AdamW(param_groups(model, weight_decay=0.1), lr=0.0)
+    decay = AlphaDecay(model, optimizer, weight_decay=0.1, interval=5, preset="reference")
+    decay.step()
+    expected = {name: module.weight_decay for name, module in decay.modules.items()}
+    in_order = {name: place for place, name in enumerate(model.state_dict())}
+    weights = open_weights(tmp_path)
+    weights = replace(weights, tensors=sorted(weights.tensors, key=lambda own: in_order[own.name]))
+    rows = {row.name.removesuffix(".weight"): row for row in rows_on_disk(weights, decay.settings)}
+    assert set(rows) == {weight.name for weight in tuned_weights(model)}
+    assert set(rows) - set(expected) == {"last.0.fc"}, "the last Linear is at the base decay"
+    assert rows["last.0.fc"].weight_decay == 0.1
+    found = {name: rows[name].weight_decay for name in expected}
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(

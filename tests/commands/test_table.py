@@ -84,8 +84,8 @@ def test_the_table_tells_how_far_its_cells_are(table):
     assert show(read_table(path)).splitlines() == [
         "   0  weight_decay=0.1,seed=0  finished at update 300, perplexity 20.00",
         "   1  weight_decay=0.1,seed=1  preempted at update 40",
-        "   2  weight_decay=-1,seed=0  error: decay.weight_decay: found -1.0, expected 0 or more",
-        "   3  weight_decay=-1,seed=1  error: decay.weight_decay: found -1.0, expected 0 or more",
+        "   2  weight_decay=-1,seed=0  error: decay.weight_decay: found -1.0, expected a number >= 0",
+        "   3  weight_decay=-1,seed=1  error: decay.weight_decay: found -1.0, expected a number >= 0",
         "mean  weight_decay=0.1  perplexity 20.00, 1 seeds",
     ]
     RunFiles(read_table(path)[1].folder).status("finished", 300, 0)

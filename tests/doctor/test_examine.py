@@ -9,7 +9,8 @@ import pytest
 
 from alphadecay_dist.doctor import clock, examine, folder, links, measures
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.preflight import Options, resolve
+from alphadecay_dist.training.options import Options
+from alphadecay_dist.training.preflight import resolve
 from tests.doctor.ranks import doctor
 
 pytestmark = pytest.mark.ranks
@@ -170,7 +171,7 @@ def unreadable_recipe():
     def refused(_):
         raise UserError("recipe r.yaml: no such file")
 
-    examine.check = refused
+    examine.resolve = refused
 
 
 def test_a_mistake_in_what_was_given_is_told_once(tmp_path):

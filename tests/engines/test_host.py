@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from alphadecay_dist import AlphaDecay, UserError, param_groups
-from alphadecay_dist.engines import host_for
+from alphadecay_dist.engines.host import host_for
 from alphadecay_dist.engines.native.host import PlainHost
 from tests.engines.tiny import TUNABLE, Uneven, engine_of
 from tests.multirank import run_ranks

@@ -98,9 +98,15 @@ def start(package, found, script, *options):
 
 @pytest.mark.launcher
 @pytest.mark.parametrize("package", ["torch", "transformers"])
-@pytest.mark.parametrize("script", ["train.py", "alphadecay_dist/__main__.py"])
-def test_a_program_ends_with_one_line_where_something_is_too_old(package, script, tmp_path):
-    ended = start(package, "1.0", ROOT / script, "--output_dir", str(tmp_path))
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [
+        ("train.py", ["--output_dir=run"]),
+        ("alphadecay_dist/__main__.py", ["plan", "--recipe=demo", "--world_size=2"]),
+    ],
+)
+def test_a_program_ends_with_one_line_where_something_is_too_old(package, script, options):
+    ended = start(package, "1.0", ROOT / script, *options)
     assert ended.returncode == 2
     (line,) = ended.stderr.strip().split("\n")
     assert re.match(rf"(train.py|alphadecay): error: {package} 1.0 is too old for .*pip install", line)

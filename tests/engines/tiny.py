@@ -46,7 +46,8 @@ def matrices_of(model: nn.Module) -> list[Weight]:
     modules = named_modules(model).items()
     linears = [(name, module) for name, module in modules if isinstance(module, nn.Linear)]
     return [
-        Weight(name, module.weight, (module.out_features, module.in_features)) for name, module in linears
+        Weight(name, (module.out_features, module.in_features), None, module.weight)
+        for name, module in linears
     ]
 
 

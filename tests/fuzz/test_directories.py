@@ -15,7 +15,7 @@ from alphadecay_dist.checkpoint.manifest import MANIFEST
 from alphadecay_dist.training.config import to_yaml
 from alphadecay_dist.training.outputs.run_files import METRICS, STATUS
 from alphadecay_dist.training.recipe import Config, TrainConfig
-from alphadecay_dist.training.resume import CHECKPOINTS, Start, decide_start
+from alphadecay_dist.training.resume import CHECKPOINTS, RunStart, decide_start
 from tests.checkpoint.layouts import SHARD, rewritten, save
 from tests.fuzz.drawn import accepted, changed, damaged, draws, snapshot
 from tests.training.states import FINISHED, STATE
@@ -123,7 +123,7 @@ def test_a_start(place, whole, done, resume, overwrite, seed):
     accepted(lambda: found.append(decide_start(folder, config, named, overwrite, {})))
     accepted(lambda: [start.evaluated for start in found])
     assert contents(place) == before
-    assert all(isinstance(start, Start) for start in found)
+    assert all(isinstance(start, RunStart) for start in found)
 
 
 def test_a_finished_run_is_finished(whole):

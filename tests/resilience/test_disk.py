@@ -7,9 +7,9 @@ import subprocess
 import pytest
 import torch
 
-from alphadecay_dist.checkpoint.manifest import write_atomically
 from alphadecay_dist.checkpoint.reader import newest
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.files import write_atomically
 from alphadecay_dist.training.outputs.run_files import METRICS, RunFiles, read_lines, read_status
 from alphadecay_dist.training.process.lock import LOCK, FolderLock
 from alphadecay_dist.training.process.ranks import Ranks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alphadecay_dist.sharding.exchange import Exchange
-from alphadecay_dist.sharding.layout import Block, Flat, ShardSource, numel
+from alphadecay_dist.sharding.layout import Block, Flat, ShardSource
 from alphadecay_dist.sharding.ownership import Plan, cost, plan
+from alphadecay_dist.sharding.planning import exchange_device, require_one_schedule
+from alphadecay_dist.sharding.routes import Routes
+from alphadecay_dist.sharding.schedule import schedule_of
 
 SMALL, LARGE = 1, 2**20  # budgets: a round a matrix, and one round for all
 
@@ -21,11 +25,29 @@ def exchange_of(
 ) -> tuple[Exchange, Plan]:
     """An exchange of whole tensors, and its plan."""
     dtype = dtype or sources[0].dtype
-    world_size = dist.get_world_size(group)
     nbytes = {source.name: numel(source) * dtype.itemsize for source in sources}
-    found = plan({source.name: cost(source.shape) for source in sources}, nbytes, world_size, budget)
+    costs = {source.name: cost(source.shape) for source in sources}
+    found = plan(costs, nbytes, dist.get_world_size(group), budget)
     blocks = [Block(s.name, s.name, Flat(0, numel(s)), s.shape) for s in sources]
-    return Exchange(sources, blocks, found, dtype, group), found
+    return exchange_by(found, sources, blocks, dtype, group), found
+
+
+def exchange_by(
+    found: Plan, sources: Sequence[ShardSource], blocks: Sequence[Block], dtype: torch.dtype, group: Any
+) -> Exchange:
+    """An exchange by a plan that the ranks agree on."""
+    layouts = {source.name: source.layout for source in sources}
+    shapes = {source.name: source.shape for source in sources}
+    copied = [source.name for source in sources if source.dtype != dtype]
+    routes = Routes(layouts, shapes, blocks, dist.get_world_size(group), dtype.itemsize, copied)
+    schedule, device = schedule_of(found, routes), exchange_device(sources, group)
+    require_one_schedule(sources, schedule, dtype, device, group)
+    return Exchange(sources, schedule, dtype, device, group)
+
+
+def numel(source: ShardSource) -> int:
+    """Number of elements of the whole tensor."""
+    return math.prod(source.shape)
 
 
 def collect(exchange: Exchange) -> tuple[dict[str, Tensor], int]:
@@ -51,12 +73,12 @@ def check_gathering(sources: Sequence[ShardSource], expected: Mapping[str, Tenso
                 piece.index.numel
                 for source in sources
                 if source.name in matrices
-                for piece in source.pieces()
+                for piece in source.layout.pieces
                 if rank not in piece.holders
             )
             assert received == missing * dtype.itemsize
             assert sum(exchange.received_by_rank()) == sum_of(received, group)
-            check_foretold(exchange, group)
+            check_executed(exchange, group)
     return len(matrices)
 
 
@@ -67,10 +89,9 @@ def sum_of(number: int, group: Any) -> int:
     return int(total)
 
 
-def check_foretold(exchange: Exchange, group: Any) -> None:
-    """What was moved and held is what the plan alone foretells."""
-    rank = dist.get_rank(group)
-    expected = exchange.expected_traffic()
+def check_executed(exchange: Exchange, group: Any) -> None:
+    """What was moved and held, counted on real buffers, is what the schedule says."""
+    rank, expected = dist.get_rank(group), exchange.schedule
     assert exchange.bytes_received == expected.received[rank]
     assert exchange.bytes_sent == expected.sent[rank]
     assert exchange.peak_bytes == expected.peak[rank]

@@ -15,12 +15,11 @@ import torch.distributed as dist
 from alphadecay_dist.engines.replicated import replicated_sources
 from alphadecay_dist.engines.zero.host import ZeroHost
 from alphadecay_dist.sharding.collectives import RankLostError
-from alphadecay_dist.sharding.exchange import Exchange
-from alphadecay_dist.sharding.layout import Block, Flat, Piece, numel
+from alphadecay_dist.sharding.layout import Block, Flat, Layout, Piece
 from alphadecay_dist.sharding.ownership import plan
 from tests.engines.tiny import SHAPES, Uneven, backward, engine_of, matrices_of, value_of
 from tests.multirank import run_ranks
-from tests.sharding.gather import LARGE, SMALL, collect, exchange_of
+from tests.sharding.gather import LARGE, SMALL, check_executed, collect, exchange_by, exchange_of, numel
 
 pytestmark = pytest.mark.ranks
 
@@ -42,8 +41,9 @@ class Source:
     def dtype(self):
         return self.whole.dtype
 
-    def pieces(self):
-        return [Piece(holders, Flat(start, stop)) for start, stop, holders in self.parts]
+    @property
+    def layout(self):
+        return Layout(Piece(holders, Flat(start, stop)) for start, stop, holders in self.parts)
 
     def local(self):
         mine = [(start, stop) for start, stop, holders in self.parts if self.rank in holders]
@@ -72,7 +72,10 @@ def check_zero_shards(dtype, threshold):
             assert all(matrix.dtype == dtype for matrix in whole.values())
             own = [source for source in sources if source.name in whole]
             missing = sum(
-                piece.index.numel for source in own for piece in source.pieces() if rank not in piece.holders
+                piece.index.numel
+                for source in own
+                for piece in source.layout.pieces
+                if rank not in piece.holders
             )
             assert received == missing * dtype.itemsize
             assert received <= 1.02 * sum(numel(source) for source in own) * dtype.itemsize
@@ -280,8 +283,9 @@ def check_blocks():
     costs = dict.fromkeys((block.name for block in blocks), 1.0)
     for budget in (SMALL, LARGE):
         found = plan(costs, dict.fromkeys(costs, 4 * size), 3, budget)
-        exchange = Exchange([source], blocks, found, torch.float32, dist.group.WORLD)
+        exchange = exchange_by(found, [source], blocks, torch.float32, dist.group.WORLD)
         matrices, received = collect(exchange)
+        check_executed(exchange, dist.group.WORLD)
         assert set(matrices) == {name for name, owner in found.owners.items() if owner == rank}
         assert all(torch.equal(matrix, stack[int(name[-1])]) for name, matrix in matrices.items())
     here = [Flat(start, stop) for start, stop, (holder,) in parts if holder == rank]

@@ -1,27 +1,21 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
-import torch
 
-from alphadecay_dist.sharding.layout import Flat, Piece, check_cover
+from alphadecay_dist.sharding.layout import (
+    Flat,
+    Layout,
+    Piece,
+    check_cover,
+    chunked_layout,
+    replicated_layout,
+)
 
 
-@dataclass
-class Source:
+def check(parts):
     """A 6 x 10 tensor in the pieces given as (start, stop, holders)."""
-
-    parts: list
-    name: str = "layer.0.up"
-    shape: tuple[int, ...] = (6, 10)
-    dtype: torch.dtype = torch.float32
-
-    def pieces(self):
-        return [Piece(holders, Flat(start, stop)) for start, stop, holders in self.parts]
-
-    def local(self):
-        return None
+    layout = Layout(Piece(holders, Flat(start, stop)) for start, stop, holders in parts)
+    check_cover("layer.0.up", layout, (6, 10))
 
 
 @pytest.mark.parametrize(
@@ -34,7 +28,7 @@ class Source:
     ],
 )
 def test_a_cover_is_accepted_in_any_order(parts):
-    check_cover(Source(parts))
+    check(parts)
 
 
 @pytest.mark.parametrize(
@@ -52,4 +46,20 @@ def test_a_cover_is_accepted_in_any_order(parts):
 )
 def test_what_does_not_cover_is_refused_by_name(parts, fault):
     with pytest.raises(ValueError, match=f"layer.0.up: .*{fault}"):
-        check_cover(Source(parts))
+        check(parts)
+
+
+@pytest.mark.parametrize("layout_of", [chunked_layout, replicated_layout])
+def test_tensors_of_one_size_share_a_layout_that_covers_them(layout_of):
+    layout = layout_of(60, 7)
+    assert layout_of(60, 7) is layout
+    assert layout_of(60, 8) is not layout
+    check_cover("w", layout, (6, 10))
+
+
+def test_a_layout_knows_the_piece_and_the_replica_of_a_rank():
+    first, second = Piece((0, 2), Flat(0, 30)), Piece((1, 3), Flat(30, 60))
+    layout = Layout([first, second])
+    assert [layout.held.get(rank) for rank in range(5)] == [first, second, first, second, None]
+    assert [layout.replica(rank) for rank in range(4)] == [0, 0, 1, 1]
+    assert layout.digest == Layout([first, second]).digest != Layout([second, first]).digest

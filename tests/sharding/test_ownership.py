@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alphadecay_dist.sharding.ownership import (
+    TRIDIAGONAL,
     Move,
     assign_owners,
     cost,
@@ -16,7 +17,6 @@ from alphadecay_dist.sharding.ownership import (
     plan,
     unmoved,
 )
-from alphadecay_dist.spectral.rates import WEIGHTS
 from tests.sharding.shapes import PUBLISHED, shapes_of
 
 WORLDS = range(2, 65)
@@ -73,7 +73,7 @@ def test_every_matrix_has_one_owner_and_one_round_whatever_the_order(model, worl
         assert again == found
 
 
-@pytest.mark.parametrize("tridiagonal", [1.0, *WEIGHTS])
+@pytest.mark.parametrize("tridiagonal", [1.0, *TRIDIAGONAL.values()])
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_the_longest_queue_is_within_ten_percent_of_the_mean_wherever_any_deal_is(model, tridiagonal):
     # With fewer matrices a rank no deal can be level: 1.5 a rank leave some ranks with two.

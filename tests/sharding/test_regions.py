@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alphadecay_dist.sharding.layout import Flat, Grid
-from alphadecay_dist.sharding.regions import blocks, common, read, view_of
+from alphadecay_dist.sharding.regions import common, read, regions, view_of
 
 
 @st.composite
@@ -68,16 +68,16 @@ def test_any_parts_are_put_together_from_any_others(data):
 
 
 @given(st.data())
-def test_blocks_are_a_part_in_its_own_order(data):
+def test_regions_are_a_part_in_its_own_order(data):
     shape = data.draw(shapes)
     for index in data.draw(layouts(shape)):
         values = torch.arange(index.numel, dtype=torch.float32).view(shape_of(index))
-        views = [view_of(values, block, block.box) for block in blocks(index, shape)]
+        views = [view_of(values, region, region.box) for region in regions(index, shape)]
         assert sorted(torch.cat([view.flatten() for view in views]).tolist()) == list(range(index.numel))
 
 
 def test_a_range_of_a_matrix_is_the_end_of_a_row_whole_rows_and_a_beginning():
-    boxes = [block.box for block in blocks(Flat(3, 17), (4, 5))]
+    boxes = [region.box for region in regions(Flat(3, 17), (4, 5))]
     assert boxes == [
         (Flat(0, 1), Flat(3, 5)),
         (Flat(1, 3), Flat(0, 5)),

@@ -45,5 +45,5 @@ def test_a_window_larger_than_the_matrix_is_refused(windows):
 
 @pytest.mark.parametrize("options", [{"rows": 0}, {"rows": 5, "aspect": 0}, {"rows": 5, "grid": (0, 1)}])
 def test_impossible_windows_are_refused(options):
-    with pytest.raises(ValueError, match="FARMS: found rows"):
+    with pytest.raises(ValueError, match="farms: found rows"):
         Windows(**options)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 
+from alphadecay_dist import spectral
 from alphadecay_dist.spectral import Estimator, Windows, analyze, analyze_each, analyze_stack
 from alphadecay_dist.spectral.batch import STACK_MAX_COUNT, STACK_MAX_NUMEL
 from alphadecay_dist.spectral.esd import GRAM_LEAF, conv_esd, esd
@@ -178,3 +180,8 @@ def test_a_sharded_tensor_by_mistake_has_a_status():
         dist.destroy_process_group()
     assert [report.status for report in found.values()] == ["ok", "sharded", "ok"]
     assert found["a"] == analyze(gaussian(64, 80))
+
+
+def test_the_spectra_know_no_rank():
+    for path in sorted(Path(spectral.__file__).parent.glob("*.py")):
+        assert "torch.distributed" not in path.read_text(), path

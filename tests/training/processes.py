@@ -51,8 +51,8 @@ def in_a_new_process(code, folder, **environment):
     """Run code with a Tracker at hand, no key and no home, and nothing to type on."""
     lines = (
         "import sys, pathlib",
-        "from alphadecay_dist.training.outputs import run_files",
-        "from alphadecay_dist.training.outputs.run_files import Tracker",
+        "from alphadecay_dist.training.outputs import wandb_run",
+        "from alphadecay_dist.training.outputs.wandb_run import Tracker",
         "folder = pathlib.Path(sys.argv[1])",
         code,
     )

@@ -21,10 +21,9 @@ from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.data.batches import IGNORE, Batch, TrainingData
 from alphadecay_dist.training.data.corpus import open_corpora
 from alphadecay_dist.training.data.tokenizer import Tokenizer, train_tokenizer
-from alphadecay_dist.training.optimizer import build_optimizer
+from alphadecay_dist.training.optimizer import build_optimizer, learning_rate
 from alphadecay_dist.training.outputs.run_files import read_lines
 from alphadecay_dist.training.recipe import NFKC, Config, DataConfig
-from alphadecay_dist.training.schedule import learning_rate
 from alphadecay_dist.training.tasks.language import model as models
 from tests.multirank import run_ranks
 
@@ -211,7 +210,7 @@ def plain_torch(
 
 
 def _controller(model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: Config) -> AlphaDecay:
-    return AlphaDecay(model, optimizer, **vars(config.decay.settings()))
+    return AlphaDecay(model, optimizer, settings=config.decay)
 
 
 TIMES = ("tokens_per_second", "step_seconds", "seconds")

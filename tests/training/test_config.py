@@ -150,7 +150,7 @@ def test_1_2_3_4_6_and_8_ranks_divide_the_demos_global_batch():
         ("train.steps=[1", ["--train.steps", "not YAML"]),
         ("train.steps=2024-13-45", ["--train.steps", "not YAML", "month"]),
         ("train.steps=0b_", ["--train.steps", "not YAML"]),
-        ("decay.min_ratio=6", ["decay.min_ratio", "6", "decay.max_ratio 5"]),
+        ("decay.min_ratio=6", ["decay.min_ratio", "6", "max_ratio 5"]),
         ("data.lanes=7", ["data.lanes", "7", "train.global_batch 24"]),
     ],
 )
@@ -267,13 +267,13 @@ def test_any_override_gives_a_config_or_one_user_error(override):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["decay.xmin_pos=1"], "decay: xmin_pos: found 1.0"),
-        (["decay.farms_rows=0"], "decay: FARMS: found rows 0"),
-        (["decay.farms_rows=64", "decay.farms_aspect=0"], "decay: FARMS: found rows 64, aspect 0"),
-        (["decay.farms_rows=64", "decay.farms_grid=[0, 1]"], "decay: FARMS"),
+        (["decay.xmin_pos=1"], "decay.xmin_pos: found 1.0"),
+        (["decay.farms_rows=0"], "decay.farms: found rows 0"),
+        (["decay.farms_rows=64", "decay.farms_aspect=0"], "decay.farms: found rows 64, aspect 0"),
+        (["decay.farms_rows=64", "decay.farms_grid=[0, 1]"], "decay.farms"),
         (
             ["decay.metric=log_norm", "decay.assign=log2"],
-            "decay: metric: found 'log_norm' with",
+            "decay.metric: found 'log_norm' with",
         ),
         (
             ["decay.apply=premultiply", "optimizer.name=adam"],
@@ -305,7 +305,7 @@ def test_no_deadline_is_refused_with_what_is_expected(text):
 def test_farms_and_the_preset_survive_being_written():
     overrides = ["decay.farms_rows=64", "decay.farms_grid=[2, 3]", "decay.preset=reference"]
     config = load_config("demo", overrides)
-    assert config.decay.windows() == Windows(64, 1.0, (2, 3))
+    assert config.decay.farms == Windows(64, 1.0, (2, 3))
     assert config_from_dict(yaml.safe_load(to_yaml(config))) == config
 
 

@@ -1,1 +1,1 @@
-"""torch alone: one process, DDP, FSDP1, FSDP2."""
+"""torch's own engines: one process, DDP, FSDP1, FSDP2."""

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.sharding.layout import Flat, Grid, Piece
+from alphadecay_dist.sharding.layout import Flat, Grid, Layout, Piece
 
 
 class DTensorSource:
@@ -40,11 +40,7 @@ class DTensorSource:
         mesh = parameter.device_mesh.mesh
         _check(name, parameter.placements, mesh.flatten().tolist(), ranks)
         members = tuple(ranks[rank] for rank in mesh.flatten().tolist())
-        self._pieces = mesh_pieces(self.shape, parameter.placements, tuple(mesh.shape), members)
-
-    def pieces(self) -> list[Piece]:
-        """One piece a coordinate of the mesh, less what is empty; replicas hold the same."""
-        return self._pieces
+        self.layout = mesh_layout(self.shape, parameter.placements, tuple(mesh.shape), members)
 
     def local(self) -> Tensor | None:
         """This rank's part, flattened."""
@@ -53,13 +49,13 @@ class DTensorSource:
 
 
 @functools.lru_cache(maxsize=1024)
-def mesh_pieces(
+def mesh_layout(
     shape: tuple[int, ...],
     placements: tuple[Placement, ...],
     mesh_shape: tuple[int, ...],
     members: tuple[int, ...],
-) -> list[Piece]:
-    """The pieces of a tensor on a mesh.
+) -> Layout:
+    """Of a tensor on a mesh: a piece a coordinate, less what is empty; replicas hold the same.
 
     Args:
         shape: of the whole tensor.
@@ -73,7 +69,7 @@ def mesh_pieces(
         grid = _grid(shape, placements, mesh_shape, coordinate)
         if grid.numel:
             holders.setdefault(grid, []).append(rank)
-    return [Piece(tuple(ranks), grid) for grid, ranks in holders.items()]
+    return Layout(Piece(tuple(ranks), grid) for grid, ranks in holders.items())
 
 
 def _grid(

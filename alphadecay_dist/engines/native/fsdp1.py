@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.sharding.layout import Flat, Piece
+from alphadecay_dist.sharding.layout import Flat, Layout, Piece
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,9 @@ class FlatParameterSource:
         size = self._flat._sharded_size.numel()
         held = [Flat(number * size, (number + 1) * size) for number in range(len(groups[0]))]
         parts = zip(zip(*groups, strict=True), held, strict=True)  # the replicas of each shard
-        self._pieces = [Piece(own, index) for own, part in parts if (index := part.within(place.index))]
+        self.layout = Layout(Piece(own, index) for own, part in parts if (index := part.within(place.index)))
         mine = next(own for own in groups if rank in own).index(rank)
         self._local = place.index.within(held[mine])
-
-    def pieces(self) -> list[Piece]:
-        """One piece a shard that has a part in it."""
-        return self._pieces
 
     def local(self) -> Tensor | None:
         """This rank's part, in full precision also while the parameter is unsharded."""
@@ -69,8 +65,8 @@ class FlatParameterSource:
         return shard.detach().narrow(0, self._local.start, self._local.numel)
 
 
-def flat_places(model: nn.Module) -> dict[int, FlatPlace]:
-    """Where every original parameter of a model lies, by its id; empty where FSDP1 wraps nothing.
+def flat_places(model: nn.Module) -> dict[nn.Parameter, FlatPlace]:
+    """Where every original parameter of a model lies; empty where FSDP1 wraps nothing.
 
     With ``use_orig_params=False`` there are none; :mod:`alphadecay_dist.params.groups` refuses that.
     """
@@ -88,7 +84,7 @@ def flat_places(model: nn.Module) -> dict[int, FlatPlace]:
             if not padding
         ]
         for parameter, index in zip(flat._params, offsets, strict=True):
-            places[id(parameter)] = FlatPlace(handle, index)
+            places[parameter] = FlatPlace(handle, index)
     return places
 
 

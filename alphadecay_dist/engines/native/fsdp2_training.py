@@ -22,10 +22,10 @@ class FSDP2Training(TorchTraining):
     """Every block is sharded by itself, and the rest of the model together; gradients are reduced in fp32."""
 
     @property
-    def layout(self) -> str:
+    def name(self) -> str:
         """``fsdp2``, with the number of replicas where there are several."""
         replicas = self.config.replicate
-        return "fsdp2" if replicas == 1 else f"fsdp2, {replicas} replicas"
+        return super().name if replicas == 1 else f"{super().name}, {replicas} replicas"
 
     def check_config(self) -> None:
         """Check that the replicas divide the ranks.

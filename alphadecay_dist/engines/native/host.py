@@ -18,7 +18,7 @@ from alphadecay_dist.engines.updated import dtypes_of, parameters_of
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.groups import names_in
 from alphadecay_dist.params.inventory import Weight
-from alphadecay_dist.sharding.collectives import all_gather_checked, raise_on_all_ranks, require_equal
+from alphadecay_dist.sharding.collectives import Collectives
 from alphadecay_dist.sharding.layout import ShardSource
 
 
@@ -61,7 +61,7 @@ class PlainHost:
         return dtypes_of(self.param_groups())
 
     def updates(self) -> None:
-        """Nobody counts."""
+        """None: nothing counts them here."""
 
     def loaded(self) -> None:
         """Nothing: torch's own loading leaves nothing wrong."""
@@ -79,54 +79,81 @@ class PlainHost:
         """
         members = dist.get_process_group_ranks(self._group) if self._group else [0]
         ranks = {rank: number for number, rank in enumerate(members)}
-        own: dict[str, nn.Parameter] = {}
-        places: dict[int, FlatPlace] = {}
-        shards: dict[int, list[int]] = {}  # by flat parameter, the ranks among which its copy here is divided
-
-        def local() -> list[int]:
-            # A module's attribute may be another tensor after forward; the optimizer's never is.
-            for group in self.param_groups():
-                own.update(zip(names_in(group), group["params"], strict=False))
-            places.update(flat_places(self._model))
-            for weight in weights:
-                place = places.get(id(own.get(weight.name)))
-                if place is not None and id(place.handle) not in shards:
-                    shards[id(place.handle)] = sharded_over(weight.name, place, ranks)
-            return [rank for among in shards.values() for rank in among]
-
-        everyone = all_gather_checked(local, self._group)
-        require_equal(
+        collectives = Collectives(self._group)
+        with collectives.raise_on_all_ranks():
+            parameters = _named(self.param_groups())
+            places = flat_places(self._model)
+            shards = _shards(weights, parameters, places, ranks)
+        everyone = collectives.all_gather_checked([rank for own in shards.values() for rank in own])
+        collectives.require_equal(
             "the ranks of AlphaDecay's process group hold the weights with different ranks",
-            _holders(self._model, own),
-            self._group,
+            _holders(self._model, parameters),
             "give process_group= the ranks of one mesh or one DDP alone, such as mesh.get_group()",
             kind=UserError,
         )
-        with raise_on_all_ranks(self._group):
-            copies: dict[int, list[tuple[int, ...]]] = {}
-            start = 0
-            for handle, among in shards.items():
-                copies[handle] = sorted({tuple(row[start : start + len(among)]) for row in everyone})
-                start += len(among)
-            return [self._source(weight, own.get(weight.name), places, copies, ranks) for weight in weights]
+        with collectives.raise_on_all_ranks():
+            copies = _copies(shards, everyone)
+            return [self._source(w, parameters.get(w.name), places, copies, ranks) for w in weights]
 
     def _source(
         self,
         weight: Weight,
         parameter: nn.Parameter | None,
-        places: Mapping[int, FlatPlace],
-        copies: Mapping[int, Sequence[tuple[int, ...]]],
+        places: Mapping[nn.Parameter, FlatPlace],
+        copies: Mapping[Any, Sequence[tuple[int, ...]]],
         ranks: Mapping[int, int],
     ) -> ShardSource:
         """One weight as the optimizer's parameter holds it."""
-        place = places.get(id(parameter))
         if isinstance(parameter, DTensor):
             return DTensorSource(weight.name, parameter, ranks)
-        if place is not None:
-            groups, rank = copies[id(place.handle)], dist.get_rank(self._group)
-            return FlatParameterSource(weight.name, weight.shape, place, groups, rank)
+        if parameter is not None and parameter in places:
+            place, rank = places[parameter], dist.get_rank(self._group)
+            return FlatParameterSource(weight.name, weight.shape, place, copies[place.handle], rank)
         _check_whole(weight, parameter)
         return ReplicatedSource(weight, len(ranks))
+
+
+def _named(groups: Sequence[Mapping[str, Any]]) -> dict[str, nn.Parameter]:
+    """The optimizer's parameters by weight: after a forward a module may hold another tensor than it does."""
+    found: dict[str, nn.Parameter] = {}
+    for group in groups:
+        found.update(zip(names_in(group), group["params"], strict=False))
+    return found
+
+
+def _shards(
+    weights: Sequence[Weight],
+    parameters: Mapping[str, nn.Parameter],
+    places: Mapping[nn.Parameter, FlatPlace],
+    ranks: Mapping[int, int],
+) -> dict[Any, list[int]]:
+    """By flat parameter (its handle) that holds weights: the ranks that divide this rank's copy of it."""
+    shards: dict[Any, list[int]] = {}
+    for weight in weights:
+        parameter = parameters.get(weight.name)
+        if parameter is None or parameter not in places:
+            continue
+        place = places[parameter]
+        if place.handle not in shards:
+            shards[place.handle] = sharded_over(weight.name, place, ranks)
+    return shards
+
+
+def _copies(
+    shards: Mapping[Any, Sequence[int]], everyone: Sequence[Sequence[int]]
+) -> dict[Any, list[tuple[int, ...]]]:
+    """By flat parameter: the groups of ranks that hold one copy of it each.
+
+    Args:
+        shards: this rank's own group, as :func:`_shards` found it.
+        everyone: the same of every rank, one flat parameter's ranks after the other's.
+    """
+    copies: dict[Any, list[tuple[int, ...]]] = {}
+    start = 0
+    for handle, own in shards.items():
+        copies[handle] = sorted({tuple(row[start : start + len(own)]) for row in everyone})
+        start += len(own)
+    return copies
 
 
 def _holders(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[str]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from alphadecay_dist.engines.native.dtensor import mesh_pieces
+from alphadecay_dist.engines.native.dtensor import mesh_layout
 from alphadecay_dist.engines.state import WEIGHT, Part, Scalars, is_elementwise, scalar_tensor
 from alphadecay_dist.sharding.layout import Flat, Grid
 
@@ -51,7 +51,7 @@ class TorchState:
         return found
 
     def scalars(self) -> Scalars:
-        """Numbers, and tensors of one number that are none of the parameter's shape."""
+        """Numbers, and tensors of one number that do not have the parameter's shape."""
         found: Scalars = {}
         for name, parameter in self._parameters.items():
             for key, value in self._optimizer.state.get(parameter, {}).items():
@@ -61,10 +61,10 @@ class TorchState:
 
     def create(self, kinds: Mapping[str, Collection[str]], scalars: Scalars) -> None:
         """Entries for every parameter that has any."""
-        names = {id(parameter): name for name, parameter in self._parameters.items()}
+        names = {parameter: name for name, parameter in self._parameters.items()}
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
-                name = names[id(parameter)]
+                name = names[parameter]
                 numbers = {key: of[name] for key, of in scalars.items() if name in of}
                 state = {key: scalar_tensor(value, parameter, group) for key, value in numbers.items()}
                 state |= {kind: torch.zeros_like(parameter.detach()) for kind in kinds.get(name, ())}
@@ -72,7 +72,7 @@ class TorchState:
                     self._optimizer.state[parameter] = state
 
     def publish(self, step: int) -> None:
-        """Drop unsharded copies of what was; else the parts are the weights that the model computes with."""
+        """Drop unsharded copies of the old weights; the parts are what the model computes with otherwise."""
         for module in self._model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
@@ -85,7 +85,8 @@ def _place(parameter: Tensor) -> tuple[Flat | Grid, bool]:
         return Flat(0, parameter.numel()), rank == 0
     mesh = parameter.device_mesh.mesh
     members = tuple(mesh.flatten().tolist())
-    for piece in mesh_pieces(tuple(parameter.shape), parameter.placements, tuple(mesh.shape), members):
+    layout = mesh_layout(tuple(parameter.shape), parameter.placements, tuple(mesh.shape), members)
+    for piece in layout.pieces:
         if rank in piece.holders:
             return piece.index, piece.holders[0] == rank
     return Flat(0, 0), False

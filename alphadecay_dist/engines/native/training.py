@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,28 +16,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from alphadecay_dist.engines.native.config import TorchConfig
 from alphadecay_dist.engines.native.state import TorchState
 from alphadecay_dist.engines.nonfinite import to_backward
 from alphadecay_dist.engines.process_group import join, local_device
-
-
-@dataclass(frozen=True)
-class TorchConfig:
-    """Settings of torch's own engines.
-
-    Attributes:
-        name: ``fsdp2`` or ``ddp``.
-        dtype: of compute, ``float32`` or ``bfloat16``; the weights are fp32 in both.
-        accumulation: micro-batches an update.
-        clip: largest global gradient norm; 0 is off.
-        replicate: for FSDP2, replicas of the sharded model (HSDP); 1 shards over all ranks.
-    """
-
-    name: str
-    dtype: str
-    accumulation: int
-    clip: float
-    replicate: int = 1
 
 
 class TorchTraining(ABC):
@@ -54,9 +36,9 @@ class TorchTraining(ABC):
         self._made_group = False
 
     @property
-    @abstractmethod
-    def layout(self) -> str:
+    def name(self) -> str:
         """Engine and sharding, as a checkpoint names them."""
+        return self.config.name
 
     @abstractmethod
     def check_config(self) -> None:
@@ -73,6 +55,10 @@ class TorchTraining(ABC):
     @abstractmethod
     def _wrap(self, model: nn.Module) -> nn.Module:
         """What is called for a forward: the model, or what wraps it."""
+
+    def _loss(self, loss_of: Callable[[nn.Module], Tensor]) -> Tensor:
+        """A micro-batch's loss, computed where the engine sees the forward."""
+        return loss_of(self._module)
 
     @abstractmethod
     def _micro_batch(self, last: bool) -> AbstractContextManager[Any]:
@@ -113,7 +99,7 @@ class TorchTraining(ABC):
         for number, loss_of in enumerate(losses, 1):
             with self._micro_batch(last=number == self.config.accumulation):
                 with self._computing():
-                    loss = loss_of(self._module)
+                    loss = self._loss(loss_of)
                 to_backward(loss, scale).backward()
             total += loss.detach()
         norm = get_total_norm(p.grad for p in self._model.parameters() if p.grad is not None)
@@ -140,7 +126,7 @@ class TorchTraining(ABC):
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         with self._computing():
             for loss_of in losses:
-                total += loss_of(self._module)
+                total += self._loss(loss_of)
         return total
 
     @property

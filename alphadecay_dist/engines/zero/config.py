@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from alphadecay_dist.engines.settings import RunSettings
 from alphadecay_dist.errors import UserError, shown
 
 AUTO = "auto"
@@ -36,6 +37,23 @@ def read_json(path: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"--deepspeed {path}: found a {type(config).__name__}, expected a JSON object")
     return config
+
+
+def settings(asked: RunSettings) -> dict[str, Any]:
+    """The config for what a recipe asks, of the JSON that ``--deepspeed`` names.
+
+    Raises:
+        UserError: see :func:`read_json` and :func:`resolve`.
+    """
+    assert asked.deepspeed is not None
+    return resolve(
+        read_json(asked.deepspeed),
+        global_batch=asked.global_batch,
+        micro_batch=asked.micro_batch,
+        accumulation=asked.accumulation,
+        clip=asked.clip,
+        dtype=asked.dtype,
+    )
 
 
 def resolve(

@@ -1,14 +1,21 @@
 """DeepSpeed ZeRO, stages 0 to 3, as the controller sees it.
 
-Stages 0 to 2 keep the module's weights whole on every rank. Stage 3 leaves each rank a flat piece of every
-parameter, ``ds_tensor``, ceil(numel / W) elements long with the tail padded; ``weight.shape`` is then (0,).
-These attributes are DeepSpeed's own; ``tests/engines/zero/test_contract.py`` holds them to what is written
-here.
+Where the weights lie that the model computes with, and their fp32 masters, which bf16 weights have:
+
+    stage    weights                                       masters
+    0        whole on every rank, (m, n)                   none that can be read
+    1, 2     whole on every rank, (m, n)                   a flat fragment of any length per rank, or none:
+                                                           ``_hp_mapping``
+    3        a flat chunk per rank, (ceil(m n / W),),      the same elements on the same ranks
+             the tail padded: ``ds_tensor``; the
+             parameter itself then has the shape (0,)
+
+``zero/state.py`` tells how the masters lie in flat tensors. The attributes used here are DeepSpeed's own;
+``tests/engines/zero/test_contract.py`` holds DeepSpeed to what is written here.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,13 +27,14 @@ from torch import Tensor, nn
 from alphadecay_dist.compat import manages_accumulation, super_offload
 from alphadecay_dist.engines.replicated import replicated_sources
 from alphadecay_dist.engines.state import scalar_tensor
-from alphadecay_dist.engines.updated import dtypes_of, fragments_of, parameters_of, partitions_of
+from alphadecay_dist.engines.updated import dtypes_of, parameters_of
 from alphadecay_dist.engines.versions import require
 from alphadecay_dist.engines.zero import config as zero_config
+from alphadecay_dist.engines.zero.updated import fragments_of, partitions_of
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.inventory import Weight
-from alphadecay_dist.sharding.collectives import all_gather_checked, raise_on_all_ranks
-from alphadecay_dist.sharding.layout import Flat, Piece, ShardSource, flat_chunks
+from alphadecay_dist.sharding.collectives import Collectives
+from alphadecay_dist.sharding.layout import Flat, Layout, Piece, ShardSource, chunked_layout
 
 require("deepspeed")
 
@@ -51,15 +59,11 @@ class ZeroShard:
         self.shape: tuple[int, ...] = weight.shape
         self.dtype: torch.dtype = parameter.ds_tensor.dtype
         self._parameter = parameter
-        self._pieces = _chunks(parameter.ds_numel, world_size)
+        self.layout = chunked_layout(parameter.ds_numel, world_size)
         self._length = max(0, min(chunk, parameter.ds_numel - rank * chunk))
 
-    def pieces(self) -> list[Piece]:
-        """One piece a rank; ranks past the end of a small tensor hold none."""
-        return self._pieces
-
     def local(self) -> Tensor | None:
-        """This rank's piece without its padding."""
+        """This rank's piece without its padding, (n,)."""
         return self._parameter.ds_tensor.detach().narrow(0, 0, self._length) if self._length else None
 
 
@@ -71,16 +75,10 @@ class ZeroMaster(ZeroShard):
         self.dtype = torch.float32
 
     def local(self) -> Tensor | None:
-        """This rank's piece of the master."""
+        """This rank's piece of the master, (n,)."""
         if not self._length:
             return None
         return safe_get_local_fp32_param(self._parameter).detach()[: self._length]
-
-
-@functools.lru_cache(maxsize=1024)
-def _chunks(numel: int, world_size: int) -> list[Piece]:
-    """One list for all weights of a size, so that it is compared across ranks once."""
-    return [Piece((rank,), part) for rank, part in enumerate(flat_chunks(numel, world_size)) if part.numel]
 
 
 class MasterFragment:
@@ -96,14 +94,10 @@ class MasterFragment:
         self.shape = weight.shape
         self.dtype = torch.float32
         self._parameter: Any = weight.parameter
-        self._pieces = [Piece((rank,), part) for rank, part in enumerate(ranges) if part.numel]
-
-    def pieces(self) -> list[Piece]:
-        """One piece a rank that has some of it."""
-        return self._pieces
+        self.layout = Layout(Piece((rank,), part) for rank, part in enumerate(ranges) if part.numel)
 
     def local(self) -> Tensor | None:
-        """This rank's piece."""
+        """This rank's piece, (n,)."""
         fragment = self._parameter._hp_mapping
         return None if fragment is None else fragment.hp_fragment.detach()
 
@@ -126,7 +120,7 @@ class ZeroHost:
         return self._engine.seq_data_parallel_group
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """The ZeRO optimizer's groups: its params are flat or gone, its order and our key stay."""
+        """The ZeRO optimizer's groups: their params are flat or gone, their order and our key remain."""
         return self._engine.optimizer.param_groups
 
     @property
@@ -135,7 +129,7 @@ class ZeroHost:
         return self._engine.basic_optimizer
 
     def premultiply_refusal(self) -> str | None:
-        """What in the config stands against it, see :func:`zero_config.premultiply_refusal`."""
+        """What in the config rules it out, see :func:`zero_config.premultiply_refusal`."""
         return zero_config.premultiply_refusal(self._engine._config._param_dict)
 
     def updated(
@@ -148,13 +142,13 @@ class ZeroHost:
         return fragments_of(parameters) if stage else parameters_of(group)
 
     def updated_dtypes(self) -> set[torch.dtype]:
-        """Of the fp32 masters, or what the config has in their place. At stage 3 no group holds them."""
+        """Those of the fp32 masters, or of what the config has instead; at stage 3 no group has them."""
         if self._engine.zero_optimization_stage() == 3:
             return {flat.dtype for flat in self._engine.optimizer.fp32_partitioned_groups_flat}
         return dtypes_of(self.optimizer.param_groups)
 
     def updates(self) -> int:
-        """Those that it skipped count."""
+        """Updates that it skipped count too."""
         return self._engine.global_steps
 
     def loaded(self) -> None:
@@ -181,35 +175,31 @@ class ZeroHost:
             UserError: the engine cannot be served, or fp32 is asked for and there are no masters.
         """
         stage = self._engine.zero_optimization_stage()
-        master = False
-
-        def bounds() -> list[int]:
-            nonlocal master
+        from_masters = dtype == torch.float32 and any(_held(weight).dtype != dtype for weight in weights)
+        fragmented = weights if from_masters and stage < 3 else []
+        ranks = Collectives(self.group)
+        with ranks.raise_on_all_ranks():
             refuse_unservable(self._engine)
-            master = dtype == torch.float32 and any(_held(weight).dtype != dtype for weight in weights)
-            if master and stage == 0:
+            if from_masters and stage == 0:
                 raise UserError(
                     "dtype: found float32 for bf16 weights at ZeRO stage 0, expected stage 1, 2 or 3"
                 )
-            fragmented = weights if master and stage < 3 else []
-            return [bound for weight in fragmented for bound in _fragment(weight)]
-
-        everyone = all_gather_checked(bounds, self.group)
-        with raise_on_all_ranks(self.group):
+            bounds = [bound for weight in fragmented for bound in _fragment(weight)]
+        everyone = ranks.all_gather_checked(bounds)  # by rank: start and stop of each fragment in turn
+        with ranks.raise_on_all_ranks():
             if stage == 3:
-                world_size, rank = dist.get_world_size(self.group), dist.get_rank(self.group)
-                kind = ZeroMaster if master else ZeroShard
-                return [kind(weight, world_size, rank) for weight in weights]
-            if not master:
+                kind = ZeroMaster if from_masters else ZeroShard
+                return [kind(weight, ranks.world_size, ranks.rank) for weight in weights]
+            if not from_masters:
                 return replicated_sources(weights, self.group)
             return [
                 MasterFragment(weight, [Flat(*row[2 * place : 2 * place + 2]) for row in everyone])
-                for place, weight in enumerate(weights)
+                for place, weight in enumerate(fragmented)
             ]
 
 
 def refuse_unservable(engine: Any) -> None:
-    """Refuse what would ignore the decays, and weights that are others on other ranks.
+    """Refuse what would ignore the decays, and weights that differ between ranks under one name.
 
     Raises:
         UserError: SuperOffload or ZenFlow is on, which forward nothing but the learning rate to the weights'

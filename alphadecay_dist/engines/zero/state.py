@@ -1,8 +1,27 @@
-"""The state of a run under ZeRO, stages 1 to 3: flat fp32 partitions, and pieces of weights in them.
+"""The state of a run under ZeRO, stages 1 to 3, as this rank holds it.
 
-DeepSpeed's optimizer steps flat fp32 tensors, which hold this rank's pieces of many parameters one after the
-other, with padding between and behind them; the inner torch optimizer keeps its state by flat tensor. The
-names used here are DeepSpeed's own: ``tests/engines/test_state.py`` holds them to what is written here.
+How ZeRO lays weights out: the optimizer that the user gave, the inner one, steps flat fp32 tensors in place
+of the parameters. A flat tensor is an entry of its groups' ``params``, and a key of its state.
+
+Stages 1 and 2: one flat tensor per param group. The group's parameters lie in a row, with padding between and
+behind them; the row is cut into W equal partitions, and rank r keeps partition r. A parameter may lie in
+several partitions, and a partition may hold parts of many parameters.
+
+    row of a group         | a  a  a  a  b  b | b  b  b  -  c  c |     W = 2, "-" is padding
+    partitions               rank 0             rank 1                 each (P,), fp32
+
+Stage 3: one flat tensor per sub-group, which is a param group's parameters up to ``sub_group_size`` elements.
+Each parameter is cut into W chunks of ceil(numel / W) elements, the tail padded, and rank r keeps chunk r of
+each: its chunks in a row are the flat tensor.
+
+    flat tensor on rank 0  | a  a  b  b  b  c |                        a: 3 elements, b: 5, c: 2
+    flat tensor on rank 1  | a  -  b  b  -  c |                        each (sum of the chunks,), fp32
+
+For each flat tensor the inner optimizer keeps moments of its shape, and one step counter. So this rank's part
+of a parameter's master, of its exp_avg and of its exp_avg_sq is one range of three tensors: its ``_Place``.
+
+The names used here are DeepSpeed's own; ``tests/engines/test_state.py`` holds DeepSpeed to what is written
+here.
 """
 
 from __future__ import annotations
@@ -23,13 +42,13 @@ from alphadecay_dist.sharding.layout import Flat, flat_chunks
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a piece of a parameter's master lies.
+    """Where this rank's piece of a parameter's master lies.
 
     Attributes:
-        parameter: DeepSpeed's, the model's own.
-        index: which elements of it this rank has; empty where it has none.
-        flat: number of the flat partition in which they would be.
-        at: where in that partition they begin.
+        parameter: the model's own, with DeepSpeed's attributes on it.
+        index: which elements of the flattened parameter this rank has; empty where it has none.
+        flat: number of the flat tensor in which they lie, or would.
+        at: where in that tensor they begin.
     """
 
     parameter: Any
@@ -39,7 +58,7 @@ class _Place:
 
 
 class ZeroState:
-    """Flat partitions of ZeRO.
+    """The flat fp32 tensors of ZeRO on this rank, and whose pieces they hold.
 
     Args:
         engine: a ``DeepSpeedEngine`` at stage 1, 2 or 3.
@@ -49,7 +68,7 @@ class ZeroState:
         self._engine = engine
         self._zero = engine.optimizer
         self._stage: int = engine.zero_optimization_stage()
-        self._names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+        self._names = {parameter: name for name, parameter in engine.module.named_parameters()}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -63,43 +82,46 @@ class ZeroState:
         for place in self._places():
             if not place.index.numel:
                 continue
-            flat, name = flats[place.flat], self._names[id(place.parameter)]
+            flat, name = flats[place.flat], self._names[place.parameter]
             tensors = {WEIGHT: flat}
             state = self._zero.optimizer.state.get(flat, {})
             tensors |= {kind: value for kind, value in state.items() if is_elementwise(value, flat)}
             for kind, tensor in tensors.items():
-                values = tensor.detach().narrow(0, place.at, place.index.numel)
+                values = tensor.detach().narrow(0, place.at, place.index.numel)  # (n,), a view
                 found.append(Part(name, kind, shapes[name], place.index, values))
         return found
 
     def scalars(self) -> Scalars:
-        """The numbers that the optimizer keeps of a flat partition, for each parameter in it."""
+        """The numbers that the optimizer keeps of a flat tensor, for each parameter in it."""
         flats = self._flats()
         found: Scalars = {}
         for place in self._places():
             flat = flats[place.flat]
             for key, value in self._zero.optimizer.state.get(flat, {}).items():
                 if not is_elementwise(value, flat):
-                    found.setdefault(key, {})[self._names[id(place.parameter)]] = float(value)
+                    found.setdefault(key, {})[self._names[place.parameter]] = float(value)
         return found
 
     def create(self, kinds: Mapping[str, Collection[str]], scalars: Scalars) -> None:
-        """Entries for every flat partition, from those of its parameters, which are stepped together."""
+        """Entries for every flat tensor, from those of its parameters, which are stepped together."""
         names: dict[int, list[str]] = {}
         for place in self._places():
-            names.setdefault(place.flat, []).append(self._names[id(place.parameter)])
+            names.setdefault(place.flat, []).append(self._names[place.parameter])
         group: dict[str, Any] = self._zero.optimizer.param_groups[0]
         for number, flat in enumerate(self._flats()):
             own = names[number]
             wanted = dict.fromkeys(kind for name in own for kind in kinds.get(name, ()))
             numbers = {key: [of[name] for name in own if name in of] for key, of in scalars.items()}
             state = {key: scalar_tensor(max(of), flat, group) for key, of in numbers.items() if of}
-            state |= {kind: torch.zeros_like(flat.detach()) for kind in wanted}
+            state |= {kind: torch.zeros_like(flat.detach()) for kind in wanted}  # (P,) each
             if state:
                 self._zero.optimizer.state[flat] = state
 
     def publish(self, step: int) -> None:
-        """Round the masters into the weights that the model computes with, as an update does."""
+        """Round the masters into the weights that the model computes with, as an update does.
+
+        DeepSpeed has no public call for this; these are the ones that its own loading makes.
+        """
         if self._stage == 3:
             self._zero.checkpoint_event_prologue()  # all weights partitioned
             for number in range(len(self._zero.fp16_groups)):
@@ -111,26 +133,28 @@ class ZeroState:
         self._engine.global_samples = step * self._engine.train_batch_size()
 
     def _flats(self) -> Sequence[Tensor]:
+        """This rank's flat fp32 tensors: (P,) of each group, or a sub-group's row of chunks."""
         zero = self._zero
         return zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
 
     def _places(self) -> Iterator[_Place]:
+        """A place for every parameter, also where this rank has nothing of it."""
         return self._chunks() if self._stage == 3 else self._fragments()
 
     def _fragments(self) -> Iterator[_Place]:
-        """Stages 1 and 2: a group's parameters in a row, which is cut into a partition a rank."""
+        """Stages 1 and 2: what the row of a group's parameters and this rank's partition have in common."""
         zero = self._zero
-        for number, flat in enumerate(zero.single_partition_of_fp32_groups):
+        for number, flat in enumerate(zero.single_partition_of_fp32_groups):  # (P,)
             begin = dist.get_rank(zero.real_dp_process_group[number]) * flat.numel()
-            own = Flat(begin, begin + flat.numel())
+            own = Flat(begin, begin + flat.numel())  # of the row
             offsets = flat_offsets(zero, number)
             for parameter, offset in zip(zero.round_robin_bit16_groups[number], offsets, strict=True):
-                whole = Flat(offset, offset + parameter.numel())
+                whole = Flat(offset, offset + parameter.numel())  # of the row
                 index, place = own.within(whole), whole.within(own)
                 yield _Place(parameter, index or Flat(0, 0), number, place.start if place else 0)
 
     def _chunks(self) -> Iterator[_Place]:
-        """Stage 3: of every parameter a chunk a rank; chunks of a sub-group's parameters in a row."""
+        """Stage 3: this rank's chunk of every parameter, in the row of its sub-group."""
         zero, group = self._zero, self._engine.seq_data_parallel_group
         rank, world_size = dist.get_rank(group), dist.get_world_size(group)
         for parameter in self._engine.module.parameters():

@@ -38,7 +38,7 @@ class ZeroTraining:
         self._made_group = False
 
     @property
-    def layout(self) -> str:
+    def name(self) -> str:
         """Engine and sharding, as a checkpoint names them."""
         return f"deepspeed ZeRO-{self.stage}"
 
@@ -69,7 +69,7 @@ class ZeroTraining:
         """
         try:
             deepspeed.DeepSpeedConfig(self.config)
-        except Exception as error:  # of a value of the wrong type it says what it happens to stumble over
+        except Exception as error:  # a value of the wrong type fails with whatever error it causes first
             reason = " ".join(str(error).split()).partition(" [type=")[0]
             raise UserError(f"DeepSpeed config: refused by DeepSpeed: {reason}; correct that value") from None
 
@@ -82,7 +82,7 @@ class ZeroTraining:
 
     @torch.no_grad()
     def assign(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Write the value on rank 0 where it is partitioned; DeepSpeed then deals it out."""
+        """Write the value on rank 0 where it is partitioned; DeepSpeed then scatters it."""
         partitioned = hasattr(parameter, "ds_id")
         with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0, enabled=partitioned):
             parameter.copy_(value)
@@ -120,7 +120,7 @@ class ZeroTraining:
         return total
 
     def step(self, before_step: Callable[[], None]) -> bool:
-        """The update itself. Stages 1 to 3 leave it out themselves where the norm is not finite.
+        """The update itself. Stages 1 to 3 skip it themselves where the norm is not finite.
 
         Args:
             before_step: called before it.

@@ -7,7 +7,7 @@
                        zero/NAME/fp32.pt            master weight, whole; so exp_avg.pt, exp_avg_sq.pt
                        zero/NAME/step.pt            updates that the optimizer has made of it
 
-The format is DeepSpeed's own, and its files are pickles: ``tests/commands/test_export_universal.py`` lets
+The format is DeepSpeed's own, and its files are pickles: ``tests/commands/test_export_universal.py`` has
 engines of all stages load what is written here.
 """
 
@@ -41,7 +41,7 @@ def write_universal(
     """Write a universal checkpoint, one tensor at a time.
 
     Args:
-        folder: where to; there.
+        folder: an existing folder to write to.
         step: updates finished.
         world_size: ranks that trained.
         parameters: all that are trained.
@@ -58,7 +58,7 @@ def write_universal(
             _save({"param": tensor}, own / f"{kind}.pt")
         _save(torch.tensor(parameter.step), own / "step.pt")
         steps.append(parameter.step)
-    # A group a parameter: no engine has more, and DeepSpeed leaves off at the shorter of the two lists.
+    # One group per parameter: no engine has more, and DeepSpeed stops at the end of the shorter list.
     groups = [dict(hyper) for _ in steps]
     state = {
         "ds_version": version("deepspeed"),

@@ -1,8 +1,8 @@
 """Documents -> sequences -> the micro-batches of an update.
 
-The sequences of update u are fixed by the seed and the data alone. Sequence j of a global batch of G comes
-from lane j * lanes // G, and rank r of W takes the sequences from r G / W on: so the same sequences make the
-same update on any number of ranks, and a rank reads the lanes of its own sequences only.
+The sequences of update u depend only on the seed and the data. Sequence j of a global batch of G comes from
+lane j * lanes // G, and rank r of W takes the sequences from r G / W to (r + 1) G / W. So an update has the
+same sequences on any number of ranks, and a rank reads only the lanes of its own sequences.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Batch:
 
     @property
     def targets(self) -> int:
-        """Number of tokens that are predicted: all but padding and each sequence's first."""
+        """Number of predicted tokens: all except padding and the first of each sequence."""
         return int((self.labels[:, 1:] != IGNORE).sum())
 
     def pinned(self) -> Batch:
@@ -56,24 +56,24 @@ class Lane(Protocol):
 
     @property
     def epoch(self) -> int:
-        """Epoch of the last sequence that was taken, or of what was read for it."""
+        """Epoch of the last sequence that was taken, or of the last document that was read for it."""
 
     def take(self, count: int, wanted: range) -> list[list[int]]:
-        """Token ids of those of the next ``count`` sequences that are in ``wanted``; all are passed."""
+        """Move on by ``count`` sequences, and return the token ids of those whose index is in ``wanted``."""
 
     def state(self) -> dict[str, Any]:
         """Position, as plain data."""
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state.
+        """Continue from a state.
 
         Raises:
-            ValueError: it is none of this data.
+            ValueError: the state is not one of these data.
         """
 
 
 class SequenceLane:
-    """The endless token sequences of one lane: a document each, or, packed, cut from joined ones."""
+    """The endless token sequences of one lane: one per document, or cut from joined documents (packing)."""
 
     def __init__(self, documents: DocumentLane, tokenizer: Tokenizer, seq_len: int, pack: bool) -> None:
         self._documents = documents
@@ -88,7 +88,7 @@ class SequenceLane:
         return self._documents.cursor.epoch
 
     def take(self, count: int, wanted: range) -> list[list[int]]:
-        """Those of the next ``count`` sequences that are in ``wanted``: at most ``seq_len`` ids each."""
+        """See :meth:`Lane.take`; a sequence has at most ``seq_len`` ids."""
         if self._pack:
             sequences = [self._cut_from_carry() for _ in range(count)]
             return [sequences[j] for j in range(count) if j in wanted]
@@ -103,14 +103,14 @@ class SequenceLane:
         return sequence
 
     def state(self) -> dict[str, Any]:
-        """Position and tokens read but not yet handed out, as plain data."""
+        """Position, and tokens that were read but not handed out yet, as plain data."""
         return {"documents": self._documents.state(), "carry": list(self._carry)}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state.
+        """Continue from a state.
 
         Raises:
-            ValueError: it is none of this data.
+            ValueError: the state is not one of these data.
         """
         carry = [counted(number, "a token") for number in get(state, "carry", list)]
         if max(carry, default=0) >= self._tokenizer.vocab_size:
@@ -123,13 +123,13 @@ def open_data(config: DataConfig) -> tuple[Source, Source]:
     """The training and the validation data: prepared, or text.
 
     Raises:
-        UserError: missing or unreadable, or a hub that does not answer.
+        UserError: the data are missing or unreadable, or the hub does not answer.
     """
     return open_corpora(config) if config.prepared is None else open_prepared(config.prepared)
 
 
 def open_lane(source: Source, lane: int, tokenizer: Tokenizer, data: DataConfig, train: TrainConfig) -> Lane:
-    """A lane of the training data, at its beginning."""
+    """A lane of the training data, at its start."""
     if isinstance(source, Shards):
         sequences = PreparedSequences(source, tokenizer, train.seq_len, data.pack)
         return PreparedLane(source, sequences, lane, data.lanes, train.seed)
@@ -141,8 +141,8 @@ class TrainingData:
     """The micro-batches of one rank, update by update.
 
     Args:
-        source: what to train on.
-        tokenizer: their tokenizer.
+        source: the training data.
+        tokenizer: the tokenizer of the data.
         data: packing, lanes and shuffling.
         train: batch sizes, sequence length and seed.
         rank: this rank.
@@ -190,7 +190,7 @@ class TrainingData:
         return sequences
 
     def check_size(self) -> None:
-        """Check, without moving on, that one epoch holds a global batch.
+        """Check, without moving on, that one epoch contains a global batch.
 
         Raises:
             UserError: the corpus is too short for one batch.
@@ -210,16 +210,16 @@ class TrainingData:
         self._checked = _Drawn(before, drawn)
 
     def state(self) -> dict[str, Any]:
-        """States of this rank's lanes by lane number; the states of all ranks together are the whole."""
+        """States of this rank's lanes by lane number; those of all ranks together are the whole state."""
         if self._checked:
             return self._checked.before
         return {str(number): lane.state() for number, lane in self._lanes.items()}
 
     def load(self, states: Mapping[str, Any]) -> None:
-        """Go on from the states of all lanes, whichever ranks had them.
+        """Continue from the states of all lanes, whichever ranks had them.
 
         Raises:
-            UserError: they are those of other data.
+            UserError: the states are those of other data.
         """
         self._checked = None
         for number, lane in self._lanes.items():
@@ -236,14 +236,14 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """An update that was drawn to be looked at, and the state before: it is handed out, not read again."""
+    """An update that was read for a check, and the state before it; it is handed out next, not read again."""
 
     before: dict[str, Any]
     sequences: list[list[int]]
 
 
 def _rest_of_epoch(lane: Lane) -> int:
-    """How many sequences a lane has before the next epoch begins."""
+    """Number of sequences that a lane has before the next epoch begins."""
     count = 0
     while True:
         lane.take(1, range(0))
@@ -255,13 +255,13 @@ def _rest_of_epoch(lane: Lane) -> int:
 def validation_sequences(
     source: Source, tokenizer: Tokenizer, data: DataConfig, train: TrainConfig, tokens: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first sequences, in a fixed order, that hold ``tokens`` tokens to predict, or all.
+    """The first sequences, in a fixed order, that contain ``tokens`` tokens to predict; or all sequences.
 
     Returns:
-        Their token ids joined, int32, and the lengths of each.
+        Their joined token ids, int32, and their lengths.
 
     Raises:
-        UserError: the validation data do not hold one sequence.
+        UserError: the validation data do not contain one sequence.
     """
     drawn: list[np.ndarray] = []
     found = 0
@@ -278,7 +278,7 @@ def validation_sequences(
 def _in_order(
     source: Source, tokenizer: Tokenizer, data: DataConfig, train: TrainConfig
 ) -> Iterator[list[int]]:
-    """Every validation sequence once; prepared shards were written in the order of text."""
+    """Every validation sequence once; prepared shards were written in the order of the text."""
     if isinstance(source, Shards):
         sequences = PreparedSequences(source, tokenizer, train.seq_len, data.pack)
         yield from (sequences[number] for number in range(len(sequences)))
@@ -293,10 +293,10 @@ def _in_order(
 
 
 class EvaluationData:
-    """The validation set of one rank: of all its sequences, rank r of W takes every W-th from the r-th on.
+    """The validation set of one rank: rank r of W takes every W-th sequence, starting with number r.
 
     Args:
-        drawn: what :func:`validation_sequences` gave on one rank, for all.
+        drawn: the result of :func:`validation_sequences` on one rank, for all ranks.
         pad: the padding's token id.
         train: batch sizes and sequence length.
         rank: this rank.
@@ -317,14 +317,14 @@ class EvaluationData:
         self._rounds = math.ceil(math.ceil(len(lengths) / world_size) / self._size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Micro-batches, as many on every rank (some may be all padding): ZeRO-3 gathers weights in each."""
+        """Micro-batches, as many on every rank (some only padding), as ZeRO-3 gathers weights in each."""
         for i in range(self._rounds):
             part = self._sequences[i * self._size : (i + 1) * self._size]
             yield make_batch(part or [torch.empty(0)], self._seq_len, self._pad)
 
 
 def micro_batch(train: TrainConfig, world_size: int) -> int:
-    """The largest divisor of a rank's share of the global batch that is at most ``train.micro_batch``.
+    """The largest divisor of a rank's share of the global batch that does not exceed ``train.micro_batch``.
 
     Raises:
         UserError: the ranks do not divide the global batch.
@@ -350,7 +350,7 @@ def make_batch(sequences: Sequence[list[int] | Tensor], seq_len: int, pad: int) 
 
 
 def digests(batches: Sequence[Batch]) -> list[str]:
-    """Sixteen digits of each sequence's token ids, in order: who consumed what can be told from them."""
+    """A digest of sixteen hex digits of each sequence's token ids, in order: it identifies the sequence."""
     return [
         hashlib.blake2b(ids[labels != IGNORE].numpy().tobytes(), digest_size=8).hexdigest()
         for batch in batches

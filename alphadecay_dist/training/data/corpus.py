@@ -1,7 +1,7 @@
-"""Files or hub data -> documents in a fixed order that can be taken up anywhere.
+"""Files or hub data -> documents in a fixed order that can be resumed anywhere.
 
-The order of a lane's documents depends on the seed, the lane and the files alone: the files of an epoch in a
-seeded permutation, and within a file blocks of ``shuffle`` documents, each permuted. So a position is four
+The order of a lane's documents depends only on the seed, the lane and the files. The files of an epoch are in
+a seeded permutation, and within a file each block of ``shuffle`` documents is permuted. So a position is four
 numbers, and a resume reads one block again.
 """
 
@@ -22,18 +22,18 @@ from alphadecay_dist.training.data.hub import open_c4
 from alphadecay_dist.training.data.sources import find_files
 from alphadecay_dist.training.recipe import DataConfig
 
-LOOKED_AT = 1000  # files whose first row is looked at before training
+LOOKED_AT = 1000  # files whose first row is checked before training
 
 
 class Corpus:
-    """Documents in numbered files, each read as a stream from any row on.
+    """Documents in numbered files; each file is read as a stream from any row on.
 
     Args:
-        files: where they are.
-        where: what errors call the whole.
-        holdout: which rows belong to the validation set; None is none.
+        files: the files.
+        where: name of the corpus in errors.
+        holdout: which rows belong to the validation set; None means no row.
         held_out: take those rows instead of the others.
-        revision: the commit, of data on the hub.
+        revision: the commit, for data on the hub.
     """
 
     def __init__(
@@ -50,26 +50,26 @@ class Corpus:
         self._holdout = holdout
         self._held_out = held_out
         self._nulls = 0
-        self._counted: dict[int, int] = {}  # up to which row of each file nulls were counted
+        self._counted: dict[int, int] = {}  # the row of each file up to which nulls were counted
         self._reported = False
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """Its name in errors."""
         if self._holdout is None or not self._held_out:
             return self._where
         return f"{self._where} (every {self._holdout.every}th document of it)"
 
     @property
     def advice(self) -> str:
-        """What to do where a lane has no document."""
+        """What to do if a lane has no document."""
         if self._holdout is not None and self._held_out:
             return self._holdout.advice
         return "use more documents, fewer data.lanes or another data.holdout"
 
     @property
     def num_files(self) -> int:
-        """Number of files, each a unit of the order."""
+        """Number of files; the order permutes whole files."""
         return len(self._files)
 
     def documents(self) -> Iterator[str]:
@@ -89,14 +89,14 @@ class Corpus:
                 yield row, text
 
     def report_nulls(self) -> None:
-        """Say, once, how many rows were passed over."""
+        """Report, once, how many rows were skipped."""
         if self._nulls > 1 and not self._reported:
             self._reported = True
             field = self._files.field
             warn(f"data: {self._where}: {self._nulls} rows so far are null in {field!r} and were passed over")
 
     def _pass_over(self, file: int, row: int) -> None:
-        """Count a row whose text is null; one that is read again counts once."""
+        """Count a row whose text is null; a row that is read again counts once."""
         if row < self._counted.get(file, 0):
             return
         self._counted[file] = row + 1
@@ -116,10 +116,10 @@ class Cursor:
     """A position in a lane.
 
     Attributes:
-        epoch: passes finished.
+        epoch: number of finished passes.
         file: position in the epoch's order of files.
         row: first row of the current block.
-        taken: documents of that block already handed out.
+        taken: documents of that block that were handed out.
     """
 
     epoch: int = 0
@@ -131,8 +131,8 @@ class Cursor:
 class DocumentLane:
     """An endless stream of one lane's documents.
 
-    With at least as many files as lanes, a lane has every ``lanes``-th file of the epoch's permutation;
-    with fewer, every ``lanes``-th row of all files.
+    With at least as many files as lanes, a lane has every ``lanes``-th file of the epoch's permutation. With
+    fewer files, it has every ``lanes``-th row of all files.
     """
 
     def __init__(self, corpus: Corpus, lane: int, lanes: int, seed: int, shuffle: int) -> None:
@@ -144,14 +144,14 @@ class DocumentLane:
         self.seek(Cursor())
 
     def seek(self, cursor: Cursor) -> None:
-        """Go on from a cursor."""
+        """Continue from a cursor."""
         self.cursor = cursor
         self._block: list[str] | None = None
         self._next_row = cursor.row
         self._rows: Iterator[tuple[int, str]] | None = None
 
     def next(self) -> str:
-        """The next document; after the last one of an epoch the first of the next.
+        """The next document; after the last one of an epoch, the first one of the next.
 
         Raises:
             UserError: a whole epoch has no document.
@@ -172,7 +172,7 @@ class DocumentLane:
                 )
 
     def _advance(self, ended: bool) -> None:
-        """To the next block, or past the end of a file to the next file or epoch."""
+        """Move to the next block, or from the end of a file to the next file or epoch."""
         if not ended:
             self.cursor = Cursor(self.cursor.epoch, self.cursor.file, self._next_row, 0)
         elif self.cursor.file + 1 < len(self._files(self.cursor.epoch)):
@@ -205,7 +205,7 @@ class DocumentLane:
                 if len(block) == self._shuffle:
                     break
         except UserError:
-            self.seek(self.cursor)  # asked again, it begins at the cursor: not where reading broke off
+            self.seek(self.cursor)  # a new attempt begins at the cursor, not where reading failed
             raise
         name = f"block {self._seed} {self.cursor.epoch} {file} {self.cursor.row} {self._lane}"
         random.Random(name).shuffle(block)
@@ -216,10 +216,10 @@ class DocumentLane:
         return asdict(self.cursor)
 
     def load(self, state: Any) -> None:
-        """Go on from a state.
+        """Continue from a state.
 
         Raises:
-            ValueError: it is none of this corpus.
+            ValueError: the state is not one of this corpus.
         """
         cursor = Cursor(**{option.name: count(state, option.name) for option in fields(Cursor)})
         files = len(self._files(cursor.epoch))
@@ -263,7 +263,7 @@ def _open(source: str, text_field: str) -> Corpus:
 
 
 def _open_files(source: str, text_field: str) -> LocalFiles:
-    """The files of a source, once the first row of each was looked at; of very many, of some."""
+    """The files of a source, after a check of the first row of each, or of some if there are very many."""
     kind, paths = find_files(source)
     files = LocalFiles(kind, paths, "text" if kind == "text" else text_field)
     every = range(len(files))

@@ -1,7 +1,7 @@
-"""How a file of each kind gives its documents: the text of every row, from any row on.
+"""Reads the documents of each kind of file: the text of every row, from any row on.
 
-A row is a paragraph of a text file, a JSON value, or a row of a parquet file; rows are counted from 0 in each
-file. Of a record only its text counts: other fields may differ in type from row to row and from file to file.
+A row is a paragraph of a text file, a JSON value, or a row of a parquet file. Rows are counted from 0 in each
+file. Only the text of a record matters: the types of other fields may differ between rows and between files.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from alphadecay_dist.training.data.retries import read_on
 
 T = TypeVar("T")
 
-BUFFER = 1 << 18  # bytes that are decompressed at once
-PARQUET_BATCH = 1000  # rows that are decoded at once
+BUFFER = 1 << 18  # bytes that are decompressed at a time
+PARQUET_BATCH = 1000  # rows that are decoded at a time
 FIELDS_SHOWN = 20
 
-# Imported when a file needs them: Python may be built without.
+# Imported when a file needs them: Python may be built without them.
 DECOMPRESSORS = {".gz": ("gzip", "GzipFile"), ".bz2": ("bz2", "BZ2File"), ".xz": ("lzma", "LZMAFile")}
 
 
 class Files(Protocol):
-    """Numbered files of documents, each readable from any row on."""
+    """Numbered files of documents; each can be read from any row on."""
 
     @property
     def field(self) -> str:
-        """The column or key that holds the text."""
+        """The column or key of the text."""
 
     def __len__(self) -> int:
         """Number of files."""
 
     def name(self, file: int) -> str:
-        """What errors call a file."""
+        """The name of a file in errors."""
 
     def texts(self, file: int, start: int) -> Iterator[str | None]:
-        """The text of each row of a file from row ``start`` on; None where it is null.
+        """The text of each row of a file from row ``start`` on; None if it is null.
 
         Raises:
             UserError: a row has no text.
@@ -58,7 +58,7 @@ class LocalFiles:
     Attributes:
         kind: ``text``, ``json`` or ``parquet``.
         paths: the files, in their order.
-        field: the column or key that holds the text.
+        field: the column or key of the text.
     """
 
     kind: str
@@ -78,7 +78,7 @@ class LocalFiles:
 
 
 def rows_of(files: Files, file: int, start: int) -> Iterator[tuple[int, str | None]]:
-    """Row number and text of each row of a file from row ``start`` on, whatever connections do meanwhile.
+    """Row number and text of each row of a file from row ``start`` on; failed connections are retried.
 
     Raises:
         UserError: a row has no text, or the file cannot be read.
@@ -87,10 +87,10 @@ def rows_of(files: Files, file: int, start: int) -> Iterator[tuple[int, str | No
 
 
 def text_of(record: Any, field: str, where: str, row: int) -> str | None:
-    """The text of a record, None where it is null.
+    """The text of a record; None if it is null.
 
     Raises:
-        UserError: the record has no such field, or something else than text in it.
+        UserError: the record does not have the field, or its value is not text.
     """
     if not isinstance(record, dict):
         raise _bad_row(where, row, f"is {_kind(record)}, expected an object with the field {field!r}")
@@ -108,7 +108,7 @@ def _checked(value: Any, field: str, where: str, row: int, fields: Iterable[str]
     if not value.isascii():
         try:
             value.encode()
-        except UnicodeEncodeError:  # JSON can spell half of a surrogate pair, which no tokenizer takes
+        except UnicodeEncodeError:  # JSON can contain half of a surrogate pair, which no tokenizer accepts
             raise _bad_row(where, row, f"has half of a surrogate pair in {field!r}; correct it") from None
     return value
 
@@ -130,7 +130,7 @@ def _listed(fields: Iterable[str]) -> str:
 
 
 def _open(path: str) -> IO[bytes]:
-    """A file's content, decompressed as its name says."""
+    """The content of a file, decompressed according to its name."""
     suffix = PurePath(path).suffix
     if suffix == ".zst":
         import pyarrow  # noqa: PLC0415  (slow to load)
@@ -143,10 +143,10 @@ def _open(path: str) -> IO[bytes]:
 
 
 def _numbered(path: str, values: Iterator[T], first: int = 0) -> Iterator[tuple[int, T]]:
-    """Values and their rows, from row ``first`` on.
+    """Row numbers and values, from row ``first`` on.
 
     Raises:
-        UserError: a value cannot be decoded; it names its row.
+        UserError: a value cannot be decoded; the message names its row.
     """
     for row in count(first):
         try:
@@ -170,7 +170,7 @@ def _paragraphs_of(path: str, _: str, start: int) -> Iterator[str | None]:
 
 
 def _lines(file: Iterable[bytes]) -> Iterator[str]:
-    r"""Decoded lines with ``\n`` at their end, whatever the file has there."""
+    r"""Decoded lines that end with ``\n``, whatever line ends the file has."""
     for line in file:
         text = line.decode()
         if "\r" in text:
@@ -180,13 +180,13 @@ def _lines(file: Iterable[bytes]) -> Iterator[str]:
 
 
 def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    r"""What stands between two ``\n`` in a row, in which it is split from the left; the empty is left out."""
+    r"""The text between pairs of ``\n``, paired from the left; empty paragraphs are left out."""
     parts: list[str] = []
     for line in lines:
         if line != "\n" or not parts:
             parts.append(line)
             continue
-        paragraph = "".join(parts)[:-1]  # of the two newlines the first is here
+        paragraph = "".join(parts)[:-1]  # the first of the two newlines is in parts
         parts = []
         if paragraph:
             yield paragraph

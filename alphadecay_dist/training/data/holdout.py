@@ -1,4 +1,4 @@
-"""Which documents of a source are its validation set: every so many-th."""
+"""Which documents of a source are its validation set: every n-th row."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from alphadecay_dist.training.data.documents import Files, rows_of
 
 @dataclass(frozen=True)
 class Holdout:
-    """Every ``every``-th row, counted in each file; where no file has as many, over all files.
+    """Every ``every``-th row, counted in each file; if no file has that many rows, over all files.
 
     Attributes:
-        every: rows of which one is held out.
-        before: where rows are counted over all files, how many stand before each file, and all; else None.
+        every: one of this many rows is held out.
+        before: if rows are counted over all files, the number of rows before each file, and in total; else
+            None.
     """
 
     every: int
@@ -22,10 +23,10 @@ class Holdout:
 
     @classmethod
     def of(cls, files: Files, every: int) -> Holdout:
-        """How the rows of files are counted: each is read until one has ``every`` rows.
+        """The holdout of some files, which are read until one has ``every`` rows.
 
         Raises:
-            UserError: a file that cannot be read.
+            UserError: a file cannot be read.
         """
         counts: list[int] = []
         for file in range(len(files)):
@@ -41,7 +42,7 @@ class Holdout:
 
     @property
     def advice(self) -> str:
-        """What to do where nothing is held out."""
+        """What to do if nothing is held out."""
         rows = self.before[-1] if self.before else 0
         if 2 <= rows < self.every:
             return f"it has {rows} rows: set data.holdout to {rows} at most, or give data.validation"

@@ -14,7 +14,7 @@ from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.data.documents import text_of
 
 C4 = ("allenai/c4", "en")
-COMMIT = re.compile(r"@([0-9a-f]{40})/")  # in the address of a file on the hub
+COMMIT = re.compile(r"@([0-9a-f]{40})/")  # in the URL of a file on the hub
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class HubFiles:
 
     Attributes:
         stream: a ``datasets.IterableDataset`` without shuffling; each of its shards is a file.
-        field: its column of text.
-        where: what errors call it.
-        revision: the commit that it is read at, where it is known.
+        field: the column of the text.
+        where: its name in errors.
+        revision: the commit that is read; None if unknown.
     """
 
     stream: Any
@@ -37,7 +37,7 @@ class HubFiles:
         return self.stream.num_shards
 
     def name(self, _: int) -> str:
-        """What errors call a file: the whole."""
+        """The name of a file in errors: that of the stream."""
         return self.where
 
     def texts(self, file: int, start: int) -> Iterator[str | None]:
@@ -48,14 +48,14 @@ class HubFiles:
 
 
 def open_c4(split: str, revision: str | None = None) -> HubFiles:
-    """The ``train`` or the ``validation`` split of C4, at a commit or at the newest.
+    """The ``train`` or the ``validation`` split of C4, at a commit or at the newest one.
 
     Raises:
         UserError: the hub does not answer, or its cache cannot be written.
     """
     import datasets  # noqa: PLC0415  (slow to load, and not needed for local files)
 
-    # Its own retries can take ten minutes an attempt and say nothing: a failed read comes to read_on at once.
+    # Its own retries can silently take ten minutes per attempt; without them, read_on sees a failure at once.
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
     try:
         builder = datasets.load_dataset_builder(*C4, revision=revision)

@@ -15,7 +15,7 @@ WHITESPACE = re.compile(r"[ \t\n\r]*")
 
 
 def json_records(lines: Iterator[str]) -> Iterator[Any]:
-    """The values of a file one after the other, or the items of the one list that it holds.
+    """The values of a file one after the other, or the items of its one list.
 
     A string in such a list becomes an object with the field ``text``.
 
@@ -39,17 +39,17 @@ def json_records(lines: Iterator[str]) -> Iterator[Any]:
 
 
 class _JsonText:
-    """JSON that is read line by line: mostly a value a line, but one may take several, and several one."""
+    """JSON that is read line by line: usually one value per line, but values may span or share lines."""
 
     def __init__(self, lines: Iterator[str]) -> None:
         self._lines = lines
         self._text = ""
         self._position = 0
-        # No number is needed, however many digits it has.
+        # Numbers are not used, and an integer may have any number of digits.
         self._decode = json.JSONDecoder(parse_int=float).raw_decode
 
     def next(self) -> str:
-        """The next character that is not whitespace; empty at the end."""
+        """The next character that is not white space; empty at the end."""
         while True:
             self._position = _past_whitespace(self._text, self._position)
             if self._position < len(self._text):
@@ -60,7 +60,7 @@ class _JsonText:
             self._text, self._position = line, 0
 
     def passed(self, character: str) -> bool:
-        """Whether a character comes next; then go on behind it."""
+        """Whether a character comes next; if so, move past it."""
         found = self.next() == character
         self._position += found
         return found
@@ -69,7 +69,7 @@ class _JsonText:
         """The next value.
 
         Raises:
-            JSONDecodeError: there is none.
+            JSONDecodeError: there is no valid value.
         """
         self.next()
         while True:
@@ -77,18 +77,18 @@ class _JsonText:
                 value, self._position = self._decode(self._text, self._position)
                 return value
             except json.JSONDecodeError as error:
-                # As much again: then a value of many lines is parsed a few times, not once a line.
+                # Double the text: a value of many lines is then parsed a few times, not once per line.
                 more = _at_end(error) and self._taken(len(self._text) - self._position)
                 if not more:
                     raise
                 self._text, self._position = self._text[self._position :] + more, 0
 
     def fault(self, what: str) -> json.JSONDecodeError:
-        """An error at this place."""
+        """An error at this position."""
         return json.JSONDecodeError(what, self._text, self._position)
 
     def _taken(self, characters: int) -> str:
-        """The next lines, of at least so many characters together."""
+        """The next lines, with at least this many characters together."""
         taken, size = [], 0
         while size < characters and (line := next(self._lines, "")):
             taken.append(line)
@@ -102,7 +102,7 @@ def _past_whitespace(text: str, position: int) -> int:
 
 
 def _at_end(error: json.JSONDecodeError) -> bool:
-    """Whether a value is right as far as the text goes."""
+    """Whether a value is valid up to the end of the text."""
     return _past_whitespace(error.doc, error.pos) == len(error.doc)
 
 

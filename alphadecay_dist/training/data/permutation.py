@@ -1,4 +1,4 @@
-"""A seeded permutation of any length of which any place can be asked, without making the others."""
+"""A seeded permutation of any length, in which any place can be computed without the others."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ WORD = (1 << 64) - 1
 
 
 class Permutation:
-    """A bijection of 0 ... size - 1, drawn by a name.
+    """A bijection of 0 ... size - 1, determined by a name.
 
-    A Feistel network permutes the next power of four; what falls outside ``size`` is sent through again
-    (cycle walking), less than four times on average.
+    A Feistel network permutes the next power of four. A result outside ``size`` is permuted again (cycle
+    walking), less than four times on average.
 
     Args:
         size: number of places, at least 1.
-        name: what draws the permutation, such as "<seed> <epoch>".
+        name: determines the permutation, such as "<seed> <epoch>".
     """
 
     def __init__(self, size: int, name: str) -> None:
@@ -28,7 +28,7 @@ class Permutation:
         self._keys = struct.unpack(f"<{ROUNDS}Q", digest)
 
     def __getitem__(self, place: int) -> int:
-        """What stands at a place."""
+        """The number at a place."""
         if not 0 <= place < self._size:
             raise IndexError(f"place {place} of {self._size}")
         while True:

@@ -1,4 +1,4 @@
-"""Reading, tokenizing and packing of the next update, beside the present one."""
+"""Reading, tokenizing and packing the next update in the background of the current one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from alphadecay_dist.training.data.batches import Batch, TrainingData
 
 
 class Prefetched:
-    """Training data that is one update ahead, in a host thread; its state is that of what was handed out.
+    """Training data read one update ahead, in a host thread; its state is that of the last update handed out.
 
     Args:
-        data: this rank's; used by nobody else from now on.
-        pin: keep the batches in page-locked memory, from which a GPU copies without waiting.
+        data: this rank's data; nothing else may use it from now on.
+        pin: keep the batches in page-locked memory, from which a GPU copies asynchronously.
     """
 
     def __init__(self, data: TrainingData, *, pin: bool) -> None:
@@ -39,13 +39,13 @@ class Prefetched:
         return batches
 
     def state(self) -> dict[str, Any]:
-        """As of the last update handed out; see :meth:`.batches.TrainingData.state`."""
+        """The state after the last update handed out; see :meth:`.batches.TrainingData.state`."""
         return self._state
 
     def load(self, states: Mapping[str, Any]) -> None:
-        """Go on from the states of all lanes."""
+        """Continue from the states of all lanes."""
         if self._ahead is not None:
-            self._ahead.exception()  # waits; what was read ahead is of no use
+            self._ahead.exception()  # waits; what was read ahead is discarded
             self._ahead = None
         self._data.load(states)
         self._state = self._data.state()

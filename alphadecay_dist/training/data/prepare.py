@@ -1,8 +1,8 @@
 """Tokenize a corpus once, into the shards that prepared.py reads.
 
-A shard counts when progress.json names it, and the whole when manifest.json is there: both are written after
-their files and put in place by a rename. So a killed preparation leaves nothing that is taken for whole, and
-the same command goes on after its last shard.
+A shard is complete when progress.json names it, and the corpus when manifest.json is there. Both are written
+after their files and put in place by a rename. So an interrupted preparation is never mistaken for a complete
+one, and the same command continues after its last shard.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from alphadecay_dist.checkpoint.manifest import write_atomically
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.files import flush, write_atomically
 from alphadecay_dist.json_fields import get
 from alphadecay_dist.training.data.batches import EVAL_SEED
 from alphadecay_dist.training.data.corpus import Corpus, DocumentLane, open_corpora
@@ -46,19 +46,20 @@ from alphadecay_dist.training.recipe import Config, DataConfig
 PROGRESS, LOCK = "progress.json", "lock"
 FINISHED = "finished"
 SHARD_TOKENS = 1 << 27  # a shard ends after the batch of documents that reaches it
-BATCH = 1000  # documents that are tokenized together, by all cores
+BATCH = 1000  # documents that are tokenized together, on all cores
 
 
 def prepare(config: Config, vocabulary: int, folder: Path) -> Manifest:
-    """Tokenize a recipe's training and validation data into a directory, or go on with it.
+    """Tokenize a recipe's training and validation data into a directory, or continue doing so.
 
     Args:
-        config: the recipe; of it the data and the tokenizer count.
-        vocabulary: pieces that the recipe's model has room for.
-        folder: where to; a preparation of the same data that was broken off there is gone on with.
+        config: the recipe; only its data and tokenizer sections matter.
+        vocabulary: vocabulary size of the recipe's model.
+        folder: the directory; an interrupted preparation of the same data in it is continued.
 
     Raises:
-        UserError: the data cannot be read, the directory cannot be written or holds other prepared data.
+        UserError: the data cannot be read, or the directory cannot be written or contains other prepared
+            data.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,7 @@ def _prepare(config: Config, vocabulary: int, folder: Path) -> None:
 
 
 def _tokenizer(config: Config, vocabulary: int, folder: Path, corpus: Corpus | None = None) -> Tokenizer:
-    """The tokenizer that the recipe asks for, or that was trained for it here, kept beside the shards."""
+    """The recipe's tokenizer, or the one that was trained for it here; it is stored with the shards."""
     path = folder / TOKENIZER
     begun = (folder / PROGRESS).is_file() or (folder / MANIFEST).is_file()
     if begun and config.tokenizer.model == TRAIN:
@@ -100,12 +101,12 @@ def _tokenizer(config: Config, vocabulary: int, folder: Path, corpus: Corpus | N
     check_vocabulary(tokenizer, vocabulary)
     if not begun:
         path.write_bytes(tokenizer.proto)
-        _flush(path)
+        flush(path)
     return tokenizer
 
 
 def _header(config: Config, vocabulary: int, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a manifest says beside its shards, and what a preparation must agree in to be gone on with."""
+    """The manifest without its shards; it must be equal for a preparation to be continued."""
     data = asdict(config.data)
     names = ("source", "validation", "holdout", "text_field", "shuffle")
     return {
@@ -122,7 +123,7 @@ def _header(config: Config, vocabulary: int, tokenizer: Tokenizer) -> dict[str, 
 
 
 def _files_of(data: DataConfig) -> str | None:
-    """A checksum of the names and sizes of local files, which tells when some were added or replaced."""
+    """A checksum of the names and sizes of local files, which changes if files are added or replaced."""
     sources = [source for source in (data.source, data.validation) if source not in ("demo", "c4", None)]
     paths = [Path(name) for source in sources for name in find_files(source)[1]]
     files = [(path.name, path.stat().st_size) for path in paths]
@@ -133,7 +134,7 @@ def _same(now: dict[str, Any], found: dict[str, Any], folder: Path) -> None:
     """Refuse to mix two preparations.
 
     Raises:
-        UserError: the first thing in which they differ.
+        UserError: they differ; the message has the first difference.
     """
     before = dict(_flat(found))
     for key, value in _flat(now):
@@ -155,12 +156,12 @@ def _flat(header: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 @dataclass
 class _Progress:
-    """The shards that are done, and where each split goes on; written after each shard.
+    """The finished shards, and the position at which each split continues; written after each shard.
 
     Attributes:
         header: see :func:`_header`.
-        shards: of each split.
-        cursors: of each split: None before its first shard, FINISHED after its last.
+        shards: the finished shards of each split.
+        cursors: the position of each split: None before its first shard, FINISHED after its last.
     """
 
     header: dict[str, Any]
@@ -193,11 +194,11 @@ def _read_progress(folder: Path) -> _Progress:
 def _write_split(
     folder: Path, split: str, corpus: Corpus, tokenizer: Tokenizer, shuffle: int, progress: _Progress
 ) -> None:
-    """Write the shards of a split that are not there yet."""
+    """Write the missing shards of a split."""
     cursor = progress.cursors[split]
     if cursor == FINISHED:
         return
-    # The order in which a validation set is read as text: then its first sequences are the same.
+    # The order in which a validation set is read as text, so its first sequences are the same.
     lane = DocumentLane(corpus, 0, 1, EVAL_SEED, shuffle)
     if isinstance(cursor, dict):
         try:
@@ -217,7 +218,7 @@ def _write_split(
 
 
 def _batches(lane: DocumentLane, tokenizer: Tokenizer) -> Iterator[list[list[int]]]:
-    """The token ids of one epoch's documents, some at a time."""
+    """The token ids of one epoch's documents, in batches."""
 
     def documents() -> Iterator[str]:
         while True:
@@ -234,7 +235,7 @@ def _batches(lane: DocumentLane, tokenizer: Tokenizer) -> Iterator[list[list[int
 def _write_shard(
     folder: Path, name: str, batches: Iterator[list[list[int]]], tokenizer: Tokenizer, bar: Any
 ) -> Shard:
-    """Write documents until the shard is full, or they end."""
+    """Write documents until the shard is full or there are no more."""
     dtype = dtype_for(tokenizer.vocab_size)
     paths = [folder / f"{name}.tokens", folder / f"{name}.ends"]
     count = total = 0
@@ -257,7 +258,7 @@ def _write_shard(
 
 
 class _Hashed:
-    """A file that is written, summed up, and on disk when it is closed."""
+    """A file that is hashed while it is written, and flushed to disk when it is closed."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
@@ -285,15 +286,10 @@ class _Hashed:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep a second preparation out of the directory; the lock ends with the process."""
+    """Lock the directory against a second preparation; the lock ends with the process."""
     with (folder / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"--output {folder}: another process prepares data there") from None
         yield
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

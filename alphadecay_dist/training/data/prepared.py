@@ -1,9 +1,9 @@
-"""A corpus that was tokenized once: shards of token ids, read by number.
+"""A corpus that was tokenized in advance: shards of token ids, read by number.
 
-On disk (written by prepare.py) a split is a row of shards of whole documents, each two files of little-endian
-numbers: ``NAME.tokens``, the documents' ids joined (uint16, or uint32 for more than 65536 pieces), and
-``NAME.ends``, where each document ends in them (uint64). Nothing in them depends on train.seq_len, data.pack,
-data.lanes or train.seed: sequence i is computed, and so is which one a lane takes next.
+On disk (written by prepare.py) a split is a list of shards of whole documents. Each shard is two files of
+little-endian numbers: ``NAME.tokens`` has the joined ids of the documents (uint16, or uint32 for more than
+65536 pieces), and ``NAME.ends`` the end of each document in them (uint64). Nothing in them depends on
+train.seq_len, data.pack, data.lanes or train.seed: sequence i is computed, and so is a lane's next sequence.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from alphadecay_dist.checkpoint.manifest import leads_out, size_of
 from alphadecay_dist.errors import UserError, shown
+from alphadecay_dist.files import leads_out, size_of
 from alphadecay_dist.json_fields import count, get, items
 from alphadecay_dist.training.data.permutation import Permutation
 from alphadecay_dist.training.data.tokenizer import TRAIN, Tokenizer, load_tokenizer
@@ -34,7 +34,7 @@ SPLITS = ("train", "validation")
 DTYPES = ("<u2", "<u4")
 ENDS = "<u8"
 OPEN_FILES = 256  # a mapping keeps its file open; many systems allow a process 1024
-BLOCK = 1 << 20  # bytes that are hashed at once
+BLOCK = 1 << 20  # bytes that are hashed at a time
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Shard:
     """Some documents of a split.
 
     Attributes:
-        name: of its files, without suffix.
-        documents: how many.
-        tokens: of all of them.
+        name: name of its files, without suffix.
+        documents: number of documents.
+        tokens: number of tokens in all of them.
         files: size in ``bytes`` and ``sha256`` of each file, by file name.
     """
 
@@ -56,12 +56,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What makes a prepared corpus whole, written last.
+    """Describes a complete prepared corpus; written last.
 
     Attributes:
         format: version of this layout.
-        dtype: of the token ids.
-        tokenizer: ``model`` and ``vocabulary`` as the recipe asked for, ``pieces`` and ``sha256`` as found.
+        dtype: type of the token ids.
+        tokenizer: ``model`` and ``vocabulary`` from the recipe, ``pieces`` and ``sha256`` as found.
         source: where the documents came from: the recipe's data section.
         train: shards of the training split.
         validation: shards of the validation split.
@@ -80,15 +80,15 @@ class Manifest:
 
 
 def dtype_for(pieces: int) -> str:
-    """The smallest type that holds every token id."""
+    """The smallest type that can represent every token id."""
     return DTYPES[pieces > 1 << 16]
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a manifest and check that its files are there at their full sizes.
+    """Read a manifest and check that its files exist with their full sizes.
 
     Raises:
-        UserError: the directory holds no whole prepared corpus.
+        UserError: the directory has no complete prepared corpus.
     """
     path = folder / MANIFEST
     try:
@@ -128,10 +128,10 @@ def _manifest(tree: dict[str, Any]) -> Manifest:
 
 
 def shards_of(trees: Sequence[Any], dtype: str) -> tuple[Shard, ...]:
-    """Shards from plain data, whose files lie in the directory and have the sizes that their counts give.
+    """Shards from plain data; their files must be in the directory, with sizes that agree with their counts.
 
     Raises:
-        ValueError: they do not.
+        ValueError: they are elsewhere, or have other sizes.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {shown(dtype)}")
@@ -154,10 +154,10 @@ def _shard(tree: Any, token_bytes: int) -> Shard:
 
 
 def verify(folder: Path) -> Manifest:
-    """Read a prepared corpus whole and compare its checksums.
+    """Read all of a prepared corpus and compare its checksums.
 
     Raises:
-        UserError: a file is not as it was written.
+        UserError: a file has changed since it was written.
     """
     manifest = read_manifest(folder)
     for name, file in _files(manifest).items():
@@ -197,17 +197,17 @@ class Shards:
 
     @property
     def documents(self) -> int:
-        """How many documents there are."""
+        """Number of documents."""
         return self._documents[-1]
 
     @property
     def tokens(self) -> int:
-        """How many tokens they have."""
+        """Number of tokens."""
         return self._tokens[-1]
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen digits that no other split has, and the same split prepared again has too."""
+        """Sixteen hex digits that identify the split; equal if the same split is prepared again."""
         content = [self.manifest.tokenizer["sha256"], *(asdict(shard) for shard in self.shards)]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -219,7 +219,7 @@ class Shards:
         return self._map(shard, "tokens", self.manifest.dtype)[ends[row - 1] if row else 0 : ends[row]]
 
     def joined(self, start: int, stop: int) -> np.ndarray:
-        """Tokens from one position of all documents joined to another."""
+        """The tokens from ``start`` to ``stop`` of all documents joined."""
         first, last = bisect_right(self._tokens, start) - 1, bisect_right(self._tokens, stop - 1) - 1
         parts = []
         for shard in range(first, last + 1):
@@ -241,7 +241,7 @@ def open_prepared(folder: str) -> tuple[Shards, Shards]:
     """The training and the validation split of a prepared corpus.
 
     Raises:
-        UserError: it is not whole, or its tokenizer was changed.
+        UserError: the corpus is not complete, or its tokenizer was changed.
     """
     path = Path(folder)
     manifest = read_manifest(path)
@@ -258,21 +258,21 @@ def open_prepared(folder: str) -> tuple[Shards, Shards]:
 
 
 def sha256(content: bytes) -> str:
-    """Checksum of some bytes."""
+    """The SHA-256 of some bytes, in hex."""
     return hashlib.sha256(content).hexdigest()
 
 
 def check_tokenizer(manifest: Manifest, folder: Path, config: TokenizerConfig, vocabulary: int) -> None:
-    """Refuse a recipe that asks for another tokenizer than the corpus was prepared with.
+    """Refuse a recipe with a tokenizer other than the one that the corpus was prepared with.
 
     Args:
-        manifest: of the prepared corpus.
+        manifest: the manifest of the prepared corpus.
         folder: its directory.
         config: the recipe's tokenizer.
-        vocabulary: pieces that the recipe's model has room for, which "train" trains.
+        vocabulary: vocabulary size of the recipe's model, for which "train" trains.
 
     Raises:
-        UserError: another tokenizer.
+        UserError: the tokenizers differ.
     """
     made = manifest.tokenizer
     hint = f"prepare it anew, or give --tokenizer.model={folder / TOKENIZER}"
@@ -293,7 +293,7 @@ def check_tokenizer(manifest: Manifest, folder: Path, config: TokenizerConfig, v
 
 
 class PreparedSequences:
-    """The sequences of a split, by number: a document each, or, packed, cut from the joined ones."""
+    """The sequences of a split, by number: one per document, or with packing cut from joined documents."""
 
     def __init__(self, shards: Shards, tokenizer: Tokenizer, seq_len: int, pack: bool) -> None:
         self._shards = shards
@@ -302,7 +302,7 @@ class PreparedSequences:
         self._pack = pack
 
     def __len__(self) -> int:
-        """How many there are; packed, a last one that is not full is left out."""
+        """Number of sequences; with packing, a last sequence that is not full is left out."""
         return self._shards.tokens // self._seq_len if self._pack else self._shards.documents
 
     def __getitem__(self, number: int) -> list[int]:
@@ -313,10 +313,10 @@ class PreparedSequences:
 
 
 class PreparedLane:
-    """The endless sequences of one lane: of each epoch's permutation every ``lanes``-th.
+    """The endless sequences of one lane: every ``lanes``-th of each epoch's permutation.
 
-    Its state is how many were taken: sequence j of epoch e is at place j * lanes + lane of the permutation
-    that seed and e draw.
+    Its state is the number of sequences taken: sequence j of epoch e is at place j * lanes + lane of the
+    permutation that is given by seed and e.
 
     Raises:
         UserError: there is no sequence for the lane.
@@ -345,13 +345,13 @@ class PreparedLane:
         return max(self._taken - 1, 0) // self._count
 
     def take(self, count: int, wanted: range) -> list[list[int]]:
-        """Move on by ``count`` sequences; those of them that are in ``wanted`` are read."""
+        """Move on by ``count`` sequences, and return the token ids of those whose index is in ``wanted``."""
         begin = self._taken
         self._taken += count
         return [self._sequences[self.number(begin + j)] for j in range(count) if j in wanted]
 
     def number(self, place: int) -> int:
-        """Which of the split's sequences the lane has at a place, counted over all epochs."""
+        """The number, in the split, of the lane's sequence at a place, which is counted over all epochs."""
         epoch, place = divmod(place, self._count)
         return self._order(epoch)[place * self._lanes + self._lane]
 
@@ -359,15 +359,15 @@ class PreparedLane:
         return Permutation(len(self._sequences), f"{self._seed} {epoch}")
 
     def state(self) -> dict[str, Any]:
-        """How many sequences were taken, and of what, as plain data."""
+        """The number of sequences taken, and the fingerprint of the data, as plain data."""
         return {"taken": self._taken, "prepared": self._shards.fingerprint}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state.
+        """Continue from a state.
 
         Raises:
-            UserError: it is that of other data.
-            ValueError: it is none.
+            UserError: the state is that of other data.
+            ValueError: it is not a valid state.
         """
         if state.get("prepared") != self._shards.fingerprint:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Which failures of a read may pass by themselves, how long to wait for it, and where to read on."""
+"""Which failed reads to retry, how long to wait before that, and where to continue reading."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from alphadecay_dist.errors import UserError
 
 T = TypeVar("T")
 
-# Seconds before each new attempt. The hub's client tries for half a minute by itself each time: together
-# about six minutes, below the ten after which NCCL gives up on the ranks that wait for this one.
+# Seconds before each new attempt. The hub's client also tries for half a minute each time. Together this is
+# about six minutes, less than the ten after which NCCL gives up on the ranks that wait for this one.
 WAITS = (1, 2, 4, 8, 16, 32, 64)
 
 PASSING_STATUS = (408, 429)  # and all from 500 on
 
-# By module; one that nobody imported cannot have raised anything.
+# By module; a module that was not imported cannot have raised an error.
 PASSING = {
     "aiohttp": ("ClientConnectionError", "ClientPayloadError"),
     "httpx": ("TransportError",),
@@ -29,10 +29,10 @@ PASSING = {
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether a failed read is worth another attempt: connections, timeouts and the server's own errors.
+    """Whether to retry a failed read: yes for connection errors, timeouts and errors of the server.
 
-    What the server refuses (no such file, no access), what it is not allowed to be asked (offline mode) and
-    what cannot be decoded stays as it is.
+    Not for what the server refuses (no such file, no access), for requests that are not allowed (offline
+    mode), or for data that cannot be decoded.
     """
     chain = list(_chain(error))
     statuses = [status for status in map(_status, chain) if status is not None]
@@ -44,17 +44,17 @@ def is_transient(error: BaseException) -> bool:
 
 
 class Backoff:
-    """Waits longer before each attempt that follows a failure, until there is no patience left."""
+    """Waits longer before each new attempt after a failure, up to a number of attempts."""
 
     def __init__(self) -> None:
         self._failures = 0
 
     def progress(self) -> None:
-        """Something was read: the next failure is a first one again."""
+        """Something was read: the next failure counts as the first one again."""
         self._failures = 0
 
     def wait(self, where: str, error: BaseException) -> bool:
-        """Wait before the next attempt; False, at once, when there were enough."""
+        """Wait before the next attempt; returns False at once if there were enough attempts."""
         if self._failures == len(WAITS):
             return False
         seconds = WAITS[self._failures]
@@ -66,15 +66,15 @@ class Backoff:
 
 
 def read_on(read: Callable[[int], Iterator[T]], start: int, where: str) -> Iterator[tuple[int, T]]:
-    """Rows from ``start`` on and their numbers; where the connection fails, read again from the next row on.
+    """Row numbers and rows from ``start`` on; after a failed connection, reading continues at the next row.
 
     Args:
-        read: gives the rows from a number on.
+        read: returns the rows from a row number on.
         start: the first row.
-        where: what errors call that which is read.
+        where: name of the source in errors.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the source cannot be read.
     """
     row = start
     patience = Backoff()
@@ -100,7 +100,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came from."""
+    """An error and its causes."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -109,7 +109,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status of an answer: aiohttp keeps it itself, the others in a response."""
+    """The HTTP status of an answer: aiohttp stores it on the error, the others on a response."""
     status = getattr(error, "status", None)
     if not isinstance(status, int):
         status = getattr(getattr(error, "response", None), "status_code", None)

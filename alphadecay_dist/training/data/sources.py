@@ -13,7 +13,7 @@ KINDS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")  # of text and json; parquet compresses its own pages
 READABLE = f"{', '.join(KINDS)} (all but .parquet also as {', '.join(COMPRESSED)})"
 
-# What programs leave beside data, and what holds a table's history.
+# What programs leave beside data, and the history of a table.
 NOT_DATA = ("__MACOSX", "_temporary", "_delta_log")
 UNFINISHED = (".tmp", ".part", ".partial", ".incomplete", ".crdownload")
 
@@ -21,11 +21,11 @@ UNFINISHED = (".tmp", ".part", ".partial", ".incomplete", ".crdownload")
 def find_files(source: str) -> tuple[str, list[str]]:
     """The kind and the sorted files of a path, directory or glob.
 
-    A file that is named is taken as it is. A directory and a glob give no hidden files, nothing of hidden
-    directories, and none of what programs leave beside data.
+    A file that is named is taken as it is. A directory and a glob leave out hidden files, the content of
+    hidden directories, and what programs leave beside data.
 
     Raises:
-        UserError: no file, files of several kinds, or of a kind that cannot be read.
+        UserError: there is no file, or files are of several kinds, or of a kind that cannot be read.
     """
     files = [source] if os.path.isfile(source) else _without_copies(_found(source))
     if not files:
@@ -44,7 +44,7 @@ def find_files(source: str) -> tuple[str, list[str]]:
 
 
 def kind_of(name: str) -> str | None:
-    """Which reader a file needs, by its name; None where there is none."""
+    """The kind of reader that a file needs, from its name; None if there is no reader."""
     path = PurePath(name)
     if path.suffix not in COMPRESSED:
         return KINDS.get(path.suffix)
@@ -57,7 +57,7 @@ def _found(source: str) -> list[str]:
         folder = Path(source)
         paths = (path for path in folder.rglob("*") if kind_of(path.name) and path.is_file())
         return sorted(str(path) for path in paths if _is_data(path.relative_to(folder)))
-    # Wildcards match nothing hidden; what the pattern itself spells out is wanted.
+    # Wildcards match no hidden files; what the pattern itself spells out is taken.
     named = PurePath(source).parts
     names = (name for name in glob.glob(source, recursive=True) if os.path.isfile(name))
     return sorted(
@@ -69,12 +69,12 @@ def _found(source: str) -> list[str]:
 
 
 def _is_data(path: PurePath) -> bool:
-    """Whether a path below a directory may be a part of the corpus."""
+    """Whether a path below a directory can be part of the corpus."""
     return not any(part.startswith(".") or part in NOT_DATA for part in path.parts)
 
 
 def _without_copies(names: Iterable[str]) -> list[str]:
-    """Without a ``a.jsonl.zst`` whose ``a.jsonl`` or ``a.jsonl.gz`` is there: it holds the same documents."""
+    """The names without an ``a.jsonl.zst`` whose ``a.jsonl`` or ``a.jsonl.gz`` is there: a copy of it."""
     found = list(names)
     present = set(found)
 

@@ -15,12 +15,12 @@ from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.recipe import AUTO, NFKC, NONE, Config
 
 TRAIN = "train"
-TRAINING_CHARACTERS = 20_000_000  # enough for 32k pieces; the rest of a large corpus would only take time
-# sentencepiece's result depends on its thread count: fixed, so that every machine trains the same model.
+TRAINING_CHARACTERS = 20_000_000  # enough for 32k pieces; more of a large corpus would only take time
+# sentencepiece's result depends on the number of threads; it is fixed, so all machines train the same model.
 TRAINING_THREADS = 4
-FILES = ("tokenizer.model", "spiece.model")  # what a checkpoint directory calls its sentencepiece model
+FILES = ("tokenizer.model", "spiece.model")  # names of sentencepiece models in checkpoint directories
 OTHER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")  # tokenizers of other kinds
-# How each normalization trains. NONE is LLaMA's: merges of byte pairs, and bytes for what has no piece.
+# How each normalization trains. NONE is LLaMA's: byte pair merges, and bytes for characters without a piece.
 KINDS: dict[str, dict[str, Any]] = {
     NFKC: {"model_type": "unigram"},
     NONE: {
@@ -29,15 +29,15 @@ KINDS: dict[str, dict[str, Any]] = {
         "remove_extra_whitespaces": False,
         "allow_whitespace_only_pieces": True,  # indentation
         "byte_fallback": True,
-        "user_defined_symbols": ["\n", "\t"],  # sentencepiece learns no piece with these in it
-        # Names of special pieces can then be written as text, in transformers' tokenizers too.
+        "user_defined_symbols": ["\n", "\t"],  # sentencepiece learns no piece that contains these
+        # With these, names of special pieces can be encoded as text, in transformers' tokenizers too.
         "required_chars": "</>unkpads0123456789xABCDEF",
     },
 }
 
 
 class Tokenizer:
-    """A sentencepiece model; documents end with its end-of-sequence piece where it has one."""
+    """A sentencepiece model; documents end with its end-of-sequence piece, if it has one."""
 
     def __init__(self, proto: bytes) -> None:
         self.proto = proto
@@ -47,16 +47,16 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of pieces; every id is below it."""
+        """Number of pieces; every id is smaller."""
         return self._processor.get_piece_size()
 
     def encode(self, documents: list[str], threads: int = 1) -> list[list[int]]:
-        """Token ids of each document, the end of sequence last; ``threads`` -1 takes all cores."""
+        """Token ids of each document, with the end of sequence last; ``threads`` -1 uses all cores."""
         ending = [self.eos] if self.eos >= 0 else []
         return [ids + ending for ids in self._processor.encode(documents, num_threads=threads)]
 
     def cut(self, ids: list[int], most: int) -> list[int]:
-        """A document's first ``most`` token ids; one that is cut still ends with the end of sequence."""
+        """A document's first ``most`` token ids; if it is cut, it still ends with the end of sequence."""
         if len(ids) > most and self.eos >= 0:
             return [*ids[: most - 1], self.eos]
         return ids[:most]
@@ -67,10 +67,10 @@ class Tokenizer:
 
 
 def load_tokenizer(model: str) -> Tokenizer:
-    """A tokenizer from a file or from a hub repository that holds ``spiece.model`` (such as t5-base).
+    """A tokenizer from a file, or from a hub repository with a ``spiece.model`` (such as t5-base).
 
     Raises:
-        UserError: no such file, not a sentencepiece model, or the hub does not give it.
+        UserError: the file does not exist or is not a sentencepiece model, or the hub does not give it.
     """
     path = Path(model)
     if not os.path.isfile(path) and (path.suffix == ".model" or model.startswith((".", "/"))):
@@ -79,7 +79,7 @@ def load_tokenizer(model: str) -> Tokenizer:
         path = Path(_from_hub(model))
     try:
         tokenizer = Tokenizer(path.read_bytes())
-        if not tokenizer.vocab_size:  # sentencepiece takes an empty file for a model
+        if not tokenizer.vocab_size:  # sentencepiece accepts an empty file as a model
             raise RuntimeError("no pieces in it")
         return tokenizer
     except (OSError, RuntimeError) as error:
@@ -87,7 +87,7 @@ def load_tokenizer(model: str) -> Tokenizer:
 
 
 def tokenizer_in(folder: Path) -> Path | None:
-    """The sentencepiece model of a checkpoint directory; None where it has no tokenizer.
+    """The sentencepiece model of a checkpoint directory; None if it has no tokenizer.
 
     Raises:
         UserError: its tokenizer is of another kind.
@@ -103,7 +103,7 @@ def tokenizer_in(folder: Path) -> Path | None:
 
 
 def find_tokenizer(config: Config, documents: Iterable[str], vocab_size: int) -> Tokenizer:
-    """The tokenizer that a recipe asks for: loaded, or trained on documents.
+    """The tokenizer of a recipe: loaded, or trained on documents.
 
     Raises:
         UserError: see :func:`load_tokenizer` and :func:`train_tokenizer`.
@@ -114,7 +114,7 @@ def find_tokenizer(config: Config, documents: Iterable[str], vocab_size: int) ->
 
 
 def normalization_of(config: Config) -> str:
-    """How a recipe trains a tokenizer: one of KINDS."""
+    """The normalization with which a recipe trains a tokenizer: a key of KINDS."""
     if config.tokenizer.normalization != AUTO:
         return config.tokenizer.normalization
     return NFKC if config.data.source == "demo" else NONE
@@ -125,8 +125,8 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, normalization: st
 
     Args:
         documents: text; the first 20 million characters are used.
-        vocab_size: pieces; fewer where the corpus does not carry as many.
-        normalization: ``none``, with which every text comes back as it was (but for U+2581, sentencepiece's
+        vocab_size: number of pieces; fewer if the corpus does not support as many.
+        normalization: ``none``, with which every text decodes to the original (except U+2581, sentencepiece's
             own sign for a space), or ``nmt_nfkc``.
 
     Raises:
@@ -139,12 +139,12 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, normalization: st
             sentence_iterator=_lines(documents, unreadable),
             model_writer=proto,
             vocab_size=vocab_size,
-            hard_vocab_limit=False,  # of a small corpus as many as it carries
+            hard_vocab_limit=False,  # a small corpus gets as many as it supports
             pad_id=0,
             eos_id=1,
             unk_id=2,
             bos_id=-1,
-            character_coverage=0.99999,  # a small corpus keeps its rare capitals
+            character_coverage=0.99999,  # keeps the rare capitals of a small corpus
             max_sentence_length=1 << 20,
             num_threads=TRAINING_THREADS,
             minloglevel=2,
@@ -161,7 +161,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, normalization: st
 
 
 def _reason(error: str, normalization: str) -> str:
-    """Why sentencepiece trained nothing, and what to do, from its own words."""
+    """Why sentencepiece failed to train, and what to do, from its own message."""
     few = re.search(r"smaller than required_chars\. \d+ vs (\d+)", error)
     if few:
         bytes_too = f"and 256 bytes (--tokenizer.normalization={NFKC} does without these) "
@@ -175,7 +175,7 @@ def _reason(error: str, normalization: str) -> str:
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Refuse a tokenizer whose ids the embedding cannot hold.
+    """Refuse a tokenizer whose ids exceed the embedding.
 
     Raises:
         UserError: a token id is outside the model's vocabulary.
@@ -188,7 +188,7 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 
 def _lines(documents: Iterable[str], unreadable: list[UserError]) -> Iterator[str]:
-    """Lines to train on; a user's error is kept aside, since sentencepiece wraps what it is given."""
+    """Lines to train on; a UserError is also stored in ``unreadable``, because sentencepiece wraps errors."""
     characters = 0
     try:
         for document in documents:

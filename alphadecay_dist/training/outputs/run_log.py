@@ -1,4 +1,4 @@
-"""What rank 0 writes of a run while it trains; a file that cannot be written ends it on all ranks."""
+"""What rank 0 logs of a run while it trains; a file that cannot be written ends the run on all ranks."""
 
 from __future__ import annotations
 
@@ -13,23 +13,19 @@ from tqdm import tqdm
 
 from alphadecay_dist.control.refresh import DECAY, Refresh
 from alphadecay_dist.errors import RunError
-from alphadecay_dist.training.outputs.run_files import (
-    METRICS,
-    STATUS,
-    RunFiles,
-    Tracker,
-    means_by_type,
-)
+from alphadecay_dist.training.outputs.module_types import means_by_type
+from alphadecay_dist.training.outputs.run_files import METRICS, STATUS, RunFiles
+from alphadecay_dist.training.outputs.wandb_run import Tracker
 from alphadecay_dist.training.process.preemption import StopRequests
 
-SHOWN_AT_ONCE, SECONDS_BETWEEN = 10, 10.0  # lines of refreshes: all of the first ones, then one in a while
+SHOWN_AT_ONCE, SECONDS_BETWEEN = 10, 10.0  # the first refreshes are all shown, later ones now and then
 
 
 class RunLog:
-    """The run's files and wandb on rank 0; elsewhere it takes records and does nothing.
+    """The run's files and wandb on rank 0; on other ranks it does nothing.
 
-    An update is never ended by a line that cannot be written: the other ranks would wait for this one. The
-    failure is left with the requests to stop, and the ranks hear of it where they hear of those. Nothing is
+    A line that cannot be written does not raise: the other ranks would wait for this one. The failure is
+    left with the requests to stop, and all ranks learn of it when they next agree on those. Nothing is
     written after it, so that no file has a gap.
 
     Args:
@@ -43,7 +39,7 @@ class RunLog:
         self._tracker = tracker
         self._requests = requests
         self._refreshes = 0
-        self._shown_at = -math.inf  # the last refresh's line
+        self._shown_at = -math.inf  # when the last refresh was shown
 
     def line(self, name: str, record: Mapping[str, Any], wandb: bool = True) -> None:
         """A line in a file of the output directory, and in wandb under the file's name."""
@@ -97,8 +93,8 @@ class RunLog:
             work(self._files)
         except OSError as error:
             self._requests.fail(
-                f"{self._files.folder / name} cannot be written: {error.strerror}; mend that and start "
-                "again: the last checkpoint stands"
+                f"{self._files.folder / name} cannot be written: {error.strerror}; fix that and start "
+                "again: the last checkpoint is whole"
             )
 
 

@@ -16,12 +16,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alphadecay_dist.errors import RunError
 from alphadecay_dist.training.process.exit_codes import PREEMPTED
 from alphadecay_dist.training.process.launcher import Launcher
-from alphadecay_dist.training.process.ranks import Ranks
+
+if TYPE_CHECKING:  # requests are heard before torch is loaded
+    from alphadecay_dist.training.process.ranks import Ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 ONE_REQUEST = 3.0  # seconds within which signals are one request: launchers send several

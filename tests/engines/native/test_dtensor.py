@@ -16,7 +16,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from alphadecay_dist import AlphaDecay, UserError, param_groups
-from alphadecay_dist.engines.native.dtensor import DTensorSource, mesh_pieces
+from alphadecay_dist.engines.native.dtensor import DTensorSource, mesh_layout
 from alphadecay_dist.engines.native.host import PlainHost
 from alphadecay_dist.sharding.layout import Flat, Piece, check_cover
 from tests.engines.tiny import SHAPES, TUNABLE, filled, groups_of, matrices_of
@@ -217,25 +217,18 @@ def twice_sharded(draw):
 @given(any_placement(4) | twice_sharded())
 def test_drawn_pieces_cover_the_tensor_once(case):
     shape, mesh, placements = case
-
-    class Source:
-        name = "w"
-
-        def pieces(self):
-            return mesh_pieces(shape, placements, mesh, tuple(range(math.prod(mesh))))
-
-    Source.shape = shape
-    check_cover(Source())
+    check_cover("w", mesh_layout(shape, placements, mesh, tuple(range(math.prod(mesh)))), shape)
 
 
 def test_replicas_are_in_the_same_order_in_every_piece():
-    pieces = mesh_pieces((6, 4), (Replicate(), Shard(0)), (2, 2), (0, 1, 2, 3))
+    pieces = mesh_layout((6, 4), (Replicate(), Shard(0)), (2, 2), (0, 1, 2, 3)).pieces
     assert [piece.holders for piece in pieces] == [(0, 2), (1, 3)]
     assert [piece.index.ranges for piece in pieces] == [
         ((Flat(0, 3),), (Flat(0, 4),)),
         ((Flat(3, 6),), (Flat(0, 4),)),
     ]
-    strided = mesh_pieces((8, 2), (_StridedShard(0, split_factor=2), Shard(0)), (2, 2), (0, 1, 2, 3))
+    placements = (_StridedShard(0, split_factor=2), Shard(0))
+    strided = mesh_layout((8, 2), placements, (2, 2), (0, 1, 2, 3)).pieces
     assert strided[0] == Piece((0,), strided[0].index)
     assert [piece.index.ranges[0] for piece in strided] == [
         (Flat(0, 2),),

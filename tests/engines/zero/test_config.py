@@ -14,7 +14,7 @@ from alphadecay_dist.engines.zero.config import read_json, resolve
 from alphadecay_dist.engines.zero.training import ZeroTraining
 from alphadecay_dist.errors import UserError
 
-CONFIGS = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
+CONFIGS = sorted((Path(__file__).parents[3] / "ds_configs").glob("*.json"))
 RECIPE = {"global_batch": 24, "micro_batch": 4, "accumulation": 3, "clip": 1.0, "dtype": "bfloat16"}
 FILLED = {
     "train_batch_size": 24,

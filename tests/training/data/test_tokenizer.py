@@ -25,7 +25,7 @@ from alphadecay_dist.training.data.tokenizer import (
 from alphadecay_dist.training.recipe import NFKC, NONE, DataConfig
 
 VOCABULARY = 512
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

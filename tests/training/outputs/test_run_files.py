@@ -1,4 +1,4 @@
-"""What a run leaves behind: JSON lines, status.json, wandb."""
+"""The files of a run: JSON lines and status.json."""
 
 from __future__ import annotations
 
@@ -8,20 +8,15 @@ import os
 
 import pytest
 
-from alphadecay_dist.control.refresh import ModuleRefresh, Refresh
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.outputs.run_files import (
     DECAY,
     EVAL,
     METRICS,
     RunFiles,
-    Tracker,
-    means_by_type,
-    modules_by_type,
     read_lines,
     read_status,
 )
-from tests.training.processes import in_a_new_process
 
 
 @pytest.fixture
@@ -71,7 +66,7 @@ def test_a_lagged_refresh_is_kept_by_when_it_was_written(files):
     assert [line["step"] for line in read_lines(files.folder / DECAY)] == [0, 10]
 
 
-def test_beginning_anew_drops_everything_and_makes_no_file(files):
+def test_beginning_again_drops_everything_and_makes_no_file(files):
     files.append(METRICS, {"step": 1})
     files.keep_until(0)
     assert (files.folder / METRICS).read_text() == ""
@@ -92,10 +87,10 @@ def test_a_last_line_that_was_cut_short_is_left_out_and_written_over(files):
 @pytest.mark.parametrize(
     "line", ["{", "[]", '"x"', "{}", '{"step": "3"}', '{"step": 3, "written_at": {}}', "[" * 100_000, "\0"]
 )
-def test_a_line_that_is_no_record_is_named(files, line):
+def test_a_line_that_is_not_a_record_is_named(files, line):
     (files.folder / METRICS).write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
     for read in (lambda: read_lines(files.folder / METRICS), lambda: files.keep_until(5)):
-        with pytest.raises(UserError, match=r"run_files.jsonl: line 2 is no record: .*; take it out"):
+        with pytest.raises(UserError, match=r"metrics.jsonl: line 2 is not a record: .*; remove it"):
             read()
 
 
@@ -118,106 +113,3 @@ def test_status_is_replaced_whole_and_leaves_nothing_beside_it(files):
     assert json.loads(os.read(before, 1000))["state"] == "running"  # a reader keeps the old one whole
     os.close(before)
     assert [path.name for path in files.folder.iterdir()] == ["status.json"]
-
-
-REFRESH = Refresh(
-    step=0,
-    written_at=0,
-    seconds=0.1,
-    bytes_received=(0,),
-    modules={
-        "model.layers.0.self_attn.q_proj": ModuleRefresh(2.0, 0.1, 0, "assigned"),
-        "model.layers.0.mlp.up_proj": ModuleRefresh(None, 0.1, 0, "undefined"),
-        "model.layers.1.self_attn.q_proj": ModuleRefresh(3.0, 0.3, 0, "assigned"),
-    },
-)
-
-
-def test_means_by_type_leave_out_an_undefined_alpha():
-    assert list(modules_by_type(REFRESH.modules)) == ["q", "up"]
-    assert means_by_type(REFRESH) == pytest.approx(
-        {"alpha/q": 2.5, "weight_decay/q": 0.2, "weight_decay/up": 0.1}
-    )
-
-
-@pytest.mark.launcher
-def test_off_loads_and_writes_nothing(tmp_path):
-    code = (
-        "tracker = Tracker('off', folder, {}, False)\n"
-        "tracker.log(1, {'loss': 1.0}); tracker.close(0)\n"
-        "print('wandb' in sys.modules)"
-    )
-    assert in_a_new_process(code, tmp_path).stdout.split() == ["False"]
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_off_takes_records_in_this_process_too(tmp_path):
-    tracker = Tracker("off", tmp_path, {}, resumed=True)
-    tracker.log(1, {"loss": None})
-    tracker.close(1)
-    assert list(tmp_path.iterdir()) == []
-
-
-LOGINS = [  # a netrc file, variables, and whether that is a login
-    (None, {}, False),
-    ("machine example.org login a password b\n", {}, False),
-    ("not a netrc file", {}, False),
-    (f"machine api.wandb.ai login user password {'x' * 40}\n", {}, True),
-    ("machine api.wandb.ai login user password x\n", {}, False),
-    (None, {"WANDB_API_KEY": "x" * 40}, True),
-    (None, {"WANDB_API_KEY": "x" * 40, "WANDB_MODE": "offline"}, False),
-    (None, {"WANDB_API_KEY": ""}, False),
-]
-FIND_LOGINS = """
-import json, os, wandb
-for home, variables in json.loads((folder / "logins.json").read_text()):
-    if os.fork() == 0:  # wandb looks once in a process
-        os.environ.update(variables, HOME=home)
-        print(run_files._logged_in(wandb.setup().settings))
-        sys.exit()
-    os.wait()
-"""
-
-
-@pytest.mark.launcher
-def test_auto_is_online_with_a_key_or_a_netrc_entry_alone(tmp_path):
-    given = []
-    for number, (netrc, variables, _) in enumerate(LOGINS):
-        home = tmp_path / str(number)
-        home.mkdir()
-        given.append((str(home), variables))
-        if netrc is not None:
-            (home / ".netrc").write_text(netrc)
-            (home / ".netrc").chmod(0o600)
-    (tmp_path / "logins.json").write_text(json.dumps(given))
-    found = in_a_new_process(FIND_LOGINS, tmp_path).stdout.split()
-    assert found == [str(expected) for _, _, expected in LOGINS]
-
-
-@pytest.mark.launcher
-@pytest.mark.parametrize("mode", ["offline", "auto"])
-def test_without_a_login_wandb_runs_offline_and_asks_nothing(tmp_path, mode):
-    code = (
-        f"tracker = Tracker({mode!r}, folder, {{'train': {{'steps': 2}}}}, False)\n"
-        "tracker.log(1, {'loss': 1.5, 'grad_norm': None})\n"
-        "tracker.log(2, {'loss': 0.5})\n"
-        "print(tracker._run.summary['loss'], tracker._run.offline)\n"
-        "tracker.close(0)"
-    )
-    found = in_a_new_process(code, tmp_path)
-    assert found.stdout.split() == ["0.5", "True"]
-    assert "login" not in found.stdout + found.stderr
-    (run,) = (tmp_path / "wandb").glob("offline-run-*")
-    identity = (tmp_path / "wandb_id").read_text().strip()
-    assert run.name.endswith(identity)
-    assert (run / f"run-{identity}.wandb").stat().st_size > 0
-
-
-@pytest.mark.launcher
-def test_a_resumed_run_keeps_its_wandb_id(tmp_path):
-    for resumed in (False, True):
-        in_a_new_process(f"Tracker('offline', folder, {{}}, {resumed}).close(0)", tmp_path)
-    identity = (tmp_path / "wandb_id").read_text().strip()
-    runs = [path.name for path in (tmp_path / "wandb").glob("offline-run-*")]
-    assert runs
-    assert all(name.endswith(identity) for name in runs)

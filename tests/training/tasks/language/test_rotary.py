@@ -22,7 +22,7 @@ pytestmark = pytest.mark.ranks
 def check_tables(path, stage):
     config = json.loads((ROOT / "ds_configs" / f"zero{stage}.json").read_text())
     sizes = {"global_batch": 2, "micro_batch": 1, "accumulation": 1, "clip": 0.0, "dtype": "bfloat16"}
-    engine = training_for(zero_config.resolve(config, **sizes))
+    engine = training_for("deepspeed", zero_config.resolve(config, **sizes))
     engine.start()
     model_config = models.read_model_config(path, 64)
     model = engine.construct(lambda: models.build_model(model_config, TrainConfig()))

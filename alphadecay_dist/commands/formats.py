@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +14,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig
 
-from alphadecay_dist.checkpoint.manifest import flush
 from alphadecay_dist.checkpoint.reader import Checkpoint, find, without_checkpoint
 from alphadecay_dist.checkpoint.restore import StoredWhole, stored_tensors, stored_weights
 from alphadecay_dist.commands.hf_tokenizer import hf_tokenizer, hf_tokenizer_config, special_ids
 from alphadecay_dist.engines.state import WEIGHT
 from alphadecay_dist.engines.zero.universal import MASTER, Parameter, write_universal
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.files import new_directory
 from alphadecay_dist.training.build import TOKENIZER
 from alphadecay_dist.training.changes import differing
+from alphadecay_dist.training.optimizer import learning_rate
 from alphadecay_dist.training.recipe import Config
-from alphadecay_dist.training.schedule import learning_rate
 from alphadecay_dist.training.state import saved_state
 from alphadecay_dist.training.tasks.language.model import (
     build_on_meta,
@@ -147,22 +145,14 @@ def export_universal(found: Trained, output: Path) -> None:
 
 def _made(output: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a directory, which gets its name when all is on disk: half of it never has it."""
-    partial = output.parent / f".{output.name}.partial"
     try:
         if output.is_file() or (output.is_dir() and any(output.iterdir())):
             raise UserError(f"{output}: is there already; give another --output, or remove it")
-        shutil.rmtree(partial, ignore_errors=True)  # of an export that was broken off
-        partial.mkdir(parents=True)
-        write(partial)
-        for path in (*partial.rglob("*"), partial):
-            flush(path)
-        os.replace(partial, output)
-        flush(output.parent)
+        with new_directory(output) as folder:
+            write(folder)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"{output}: cannot be written: {reason}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _tokenizer(checkpoint: Checkpoint) -> bytes:

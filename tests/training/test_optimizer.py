@@ -8,8 +8,8 @@ import math
 import pytest
 
 from alphadecay_dist.training.config import load_config
+from alphadecay_dist.training.optimizer import learning_rate
 from alphadecay_dist.training.recipe import OptimizerConfig
-from alphadecay_dist.training.schedule import learning_rate
 
 
 def rates(steps, **options):

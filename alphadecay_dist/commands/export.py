@@ -1,0 +1,42 @@
+"""``alphadecay export``: a run's weights in the formats of others."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument(
+        "path", type=Path, help="a run, of which the newest checkpoint is taken, or a checkpoint"
+    )
+    parser.add_argument(
+        "--to",
+        choices=("hf", "deepspeed"),
+        required=True,
+        help="hf: weights, config and tokenizer "
+        "for transformers; deepspeed: its universal checkpoint, optimizer state included",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where to; new or empty")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="hf: of the weights (default: float32, the masters)",
+    )
+    parser.add_argument("--model", metavar="JSON", help="hf: the model's config, where the run's own is gone")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the export, and print where it is and what of."""
+    import torch
+
+    from alphadecay_dist.commands.formats import export_hf, export_universal, trained
+
+    found = trained(args.path)
+    if args.to == "hf":
+        export_hf(found, args.output, getattr(torch, args.dtype), args.model)
+    else:
+        export_universal(found, args.output)
+    print(f"{args.output}: {found.checkpoint.folder}, update {found.checkpoint.manifest.step}")

@@ -1,0 +1,30 @@
+"""Files that a command is to write, looked at before what is written in them is computed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from alphadecay_dist.errors import UserError
+
+PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
+
+
+def require_place(option: str, path: Path | None, kinds: Sequence[str] = ()) -> None:
+    """Refuse a file that cannot be written.
+
+    Args:
+        option: that names it.
+        path: None is fine.
+        kinds: endings that it may have; all by default.
+
+    Raises:
+        UserError: its directory cannot be written to, or it ends otherwise.
+    """
+    if path is None:
+        return
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise UserError(f"{option} {path}: found no directory to write to; choose another")
+    if kinds and path.suffix.lower() not in kinds:
+        raise UserError(f"{option} {path}: found {path.suffix!r}, expected one of {', '.join(kinds)}")

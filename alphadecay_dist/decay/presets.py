@@ -1,0 +1,48 @@
+"""Presets: choices that go together and are no settings, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What code under a preset does; the defaults are the paper's (arXiv 2506.14562).
+
+    Attributes:
+        tunes_ends: whether the first and the last nn.Linear of a model are tuned.
+        cuts_fused: whether a fused weight is analysed part by part.
+        lead: updates by which a refresh comes before each multiple of ``interval``.
+        squared: metrics that are mapped as their squares.
+        fits: estimators of alpha that stand for others, by the name that a user gives.
+        bounded: maps whose decays stay within ``min_ratio`` and ``max_ratio``; None is all.
+        refused: metrics that it cannot repeat, and why.
+        coupled: whether its decay is meant to be added to the gradient (L2) of an adaptive optimizer.
+    """
+
+    tunes_ends: bool = True
+    cuts_fused: bool = True
+    lead: int = 0
+    squared: tuple[str, ...] = ()
+    fits: Mapping[str, str] = field(default_factory=dict)
+    bounded: tuple[str, ...] | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
+    coupled: bool = False
+
+
+PUBLISHED = Preset()
+PRESETS: dict[str, Preset] = {
+    REFERENCE: Preset(  # the released code
+        tunes_ends=False,
+        cuts_fused=False,
+        lead=1,
+        squared=("spectral_norm", "frobenius_norm"),
+        fits={"fix_finger": "fix_finger_released"},
+        bounded=("linear",),
+        refused={"matrix_entropy": "the released code's entropy (6e-5 added to every share)"},
+        coupled=True,
+    ),
+}

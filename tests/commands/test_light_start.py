@@ -1,0 +1,148 @@
+"""Help and mistakes come back at once: nothing slow is loaded before a command runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from alphadecay_dist import cli
+from alphadecay_dist.commands import COMMANDS, Command
+
+ROOT = Path(__file__).parents[2]
+SLOW = ("torch", "numpy", "transformers", "deepspeed", "datasets", "sentencepiece", "safetensors", "wandb")
+RUN = f"""
+import json, sys
+import {{module}}
+try:
+    code = {{module}}.main({{arguments}})
+except SystemExit as end:
+    code = end.code
+print()
+print(json.dumps([code, [name for name in {SLOW} if name in sys.modules]]))
+"""
+OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+
+
+def run(module, argv):
+    """What a command line prints on stdout and stderr, its exit code, and the slow packages it has loaded."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN.format(module=module, arguments=argv)],
+        env={name: value for name, value in os.environ.items() if name not in OF_RANKS},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    *printed, last = done.stdout.splitlines()
+    code, loaded = json.loads(last)
+    return "\n".join(printed), done.stderr, code, loaded
+
+
+ACTIONS = (["data", "prepare"], ["data", "verify"])
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), *ACTIONS], ids=" ".join)
+def test_help_loads_nothing_slow(command):
+    printed, errors, code, loaded = run("alphadecay_dist.cli", [*command, "--help"])
+    assert (code, errors, loaded) == (0, "", [])
+    assert printed.startswith(f"usage: {' '.join(['alphadecay', *command])} ")
+
+
+MISTAKES = {
+    "": "the following arguments are required: COMMAND; see alphadecay --help",
+    "planx": "argument COMMAND: invalid choice: 'planx'",
+    "--bogus report x": "'--bogus': unknown option; see alphadecay report --help",
+    "report": "the following arguments are required: run; see alphadecay report --help",
+    "report x --ot=y.png": "'--ot=y.png': unknown option; did you mean --out? see alphadecay report --help",
+    "report x --out=y.docx": "--out y.docx: found '.docx', expected one of .png",
+    "spectrum x --fit=hil": "argument --fit: invalid choice: 'hil' (choose from",
+    "spectrum x --xmin_pos=two": "argument --xmin_pos: invalid float value: 'two'",
+    "spectrum x --json=no/such/rows.json": "--json no/such/rows.json: found no directory to write to",
+    "plan": "the following arguments are required: --world_size; see alphadecay plan --help",
+    "plan --world_size=2": "plan: expected either --recipe NAME or --config PATH",
+    "plan --world_size=2 --sharding=zero9": "argument --sharding: invalid choice: 'zero9'",
+    "plan --world_size=2 --recipe=llama_60": "recipe 'llama_60': unknown; did you mean 'llama_60m'?",
+    "plan --world_size=2 --recipe=demo --bandwidth=fast": "--bandwidth: found 'fast', expected bytes",
+    "data": "the following arguments are required: ACTION; see alphadecay data --help",
+    "data verify": "the following arguments are required: DIR; see alphadecay data verify --help",
+    "data prepare --output=x --data.sorce=y": "unknown key data.sorce; did you mean 'source'?",
+    "data prepare --output=x --datta.source=y": "unknown section 'datta'; did you mean 'data'?",
+    "data prepare --output=x --lr=1": "'--lr=1': unknown option; did you mean --optimizer.lr?",
+    "data prepare --output=x --train.steps=0": "train.steps: found 0, expected 1 or more",
+    "doctor --train.step=3": "unknown key train.step; did you mean 'steps'?",
+    "doctor --train.steps=many": "train.steps: found 'many', expected int",
+    "doctor --train.steps": "'train.steps': expected --section.key=value, such as --train.steps=100",
+    "doctor --engine=fsdp": "argument --engine: invalid choice: 'fsdp'",
+    "doctor --timout=3": "'--timout=3': unknown option; did you mean --timeout?",
+    "export x --to=onnx": "argument --to: invalid choice: 'onnx'",
+    "export x": "the following arguments are required: --to, --output",
+    "table": "the following arguments are required: table; see alphadecay table --help",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_is_one_line_and_loads_nothing_slow(line):
+    _, errors, code, loaded = run("alphadecay_dist.cli", line.split())
+    assert (code, loaded) == (2, [])
+    (error,) = errors.splitlines()
+    program = "alphadecay doctor" if line.startswith("doctor") else "alphadecay"
+    assert error.startswith(f"{program}: error: {MISTAKES[line]}")
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("--train.step=3", "unknown key train.step; did you mean 'steps'?"),
+        ("--lr=3", "'--lr=3': unknown option; did you mean --optimizer.lr?"),
+        ("--accept_changes=all", "argument --accept_changes: found 'all', expected some of model,tokenizer,"),
+    ],
+)
+def test_a_mistake_in_the_trainers_options_loads_nothing_slow(line, error):
+    _, errors, code, loaded = run("train", [line])
+    assert (code, loaded) == (2, [])
+    assert errors.startswith(f"train.py: error: {error}")
+
+
+def test_the_trainers_help_loads_nothing_slow():
+    printed, errors, code, loaded = run("train", ["--help"])
+    assert (code, errors, loaded) == (0, "", [])
+    assert "--train.steps=100" in printed
+
+
+def test_every_command_has_a_module_and_every_module_of_one_is_registered():
+    modules = {row.module: import_module(row.module) for row in COMMANDS.values()}
+    assert all(callable(own.add_arguments) and callable(own.run) for own in modules.values())
+    files = (ROOT / "alphadecay_dist" / "commands").glob("*.py")
+    found = {file.stem for file in files if "def add_arguments(" in file.read_text()}
+    assert {f"alphadecay_dist.commands.{stem}" for stem in found} == set(modules)
+
+
+TOY = """
+def add_arguments(parser):
+    parser.add_argument("number", type=int)
+
+
+def run(args):
+    print(f"twice is {2 * args.number}")
+    return 3
+"""
+
+
+def test_a_command_of_another_package_is_a_row_and_a_module(tmp_path, monkeypatch, capsys):
+    (tmp_path / "toy_commands").mkdir()
+    (tmp_path / "toy_commands" / "twice.py").write_text(TOY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(COMMANDS, "twice", Command("toy_commands.twice", "doubles a number"))
+    assert cli.main(["twice", "4"]) == 3
+    assert capsys.readouterr().out == "twice is 8\n"
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert "doubles a number" in capsys.readouterr().out
