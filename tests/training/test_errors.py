@@ -163,12 +163,12 @@ ENGINES = {
         lambda _: ["--engine=ddp", "--engine.replicate=2"],
         ["engine.replicate", "2", "ddp", "fsdp2 alone"],
     ),
+}
+AFTER_THE_RANKS_MEET = {
     "replicas do not divide": (
         lambda _: ["--engine.replicate=3"],
         ["engine.replicate", "3", "divisor", "ranks, 2"],
     ),
-}
-AFTER_THE_RANKS_MEET = {
     "too short": (
         lambda f: [f"--data.source={small_corpus(f)}", f"--data.validation={small_corpus(f)}"],
         ["too short for one batch", "11 of the 12 sequences"],
@@ -209,7 +209,7 @@ MISTAKES = {**BEFORE_THE_RANKS_MEET, **ENGINES, **AFTER_THE_RANKS_MEET}
 def argv_of(name, folder):
     """Options of a run that has nothing wrong but this."""
     wrong, words = MISTAKES[name]
-    engine = [] if name in ENGINES else ["--deepspeed", ZERO2]
+    engine = [] if name in ENGINES or name.startswith("replicas") else ["--deepspeed", ZERO2]
     argv = [*engine, "--output_dir", str(folder / "run"), *tiny_options(folder, data__pack=False)]
     return [*argv, *wrong(folder)], words
 
