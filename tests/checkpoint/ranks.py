@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ Index = Flat | Grid
 
 class _Shared:
     def __init__(self, world_size: int) -> None:
-        self.barrier = threading.Barrier(world_size, timeout=20)
+        self.barrier = threading.Barrier(world_size, timeout=60)  # a busy disk flushes for seconds
         self.values: list[Any] = [None] * world_size
 
 
@@ -48,9 +49,21 @@ class Ranks(Collectives):
 def on_ranks(world_size: int, work: Callable[[Ranks], Any]) -> list[Any]:
     """Call ``work`` with every rank, at the same time."""
     shared = _Shared(world_size)
-    with ThreadPoolExecutor(world_size) as pool:
-        futures = [pool.submit(work, Ranks(rank, world_size, shared)) for rank in range(world_size)]
-        return [future.result() for future in futures]
+    outcomes: list[Future[Any]] = [Future() for _ in range(world_size)]
+
+    def call(rank: int) -> None:
+        try:
+            outcomes[rank].set_result(work(Ranks(rank, world_size, shared)))
+        except BaseException as error:
+            outcomes[rank].set_exception(error)
+
+    for rank in range(world_size):  # daemons: one that hangs fails its test and keeps no process
+        threading.Thread(target=call, args=(rank,), daemon=True).start()
+    late = wait(outcomes, timeout=120).not_done
+    if late:
+        faulthandler.dump_traceback()
+    assert not late, "ranks did not end in 120 s; the tracebacks of all threads are above"
+    return [outcome.result() for outcome in outcomes]
 
 
 class State:

@@ -23,7 +23,7 @@ def held(monkeypatch):
     write_shard, event = writer.write_shard, threading.Event()
 
     def wait(*args):
-        assert event.wait(20)
+        assert event.wait(60)
         return write_shard(*args)
 
     monkeypatch.setattr(writer, "write_shard", wait)
