@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alphadecay_dist import cli
 from alphadecay_dist.checkpoint.reader import read
-from alphadecay_dist.commands import exports
+from alphadecay_dist.commands import formats
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.tasks.language import export, model
 from tests.foreign import init_error, spectrum_error
@@ -47,7 +47,7 @@ def exported(run, output, *options):
 
 def trained_logits(run, ids):
     """Logits of the model that was trained, built and filled as the trainer does."""
-    config = exports.trained(run).config
+    config = formats.trained(run).config
     built = model.build_model(model.read_model_config(config.model.name, config.train.seq_len), config.train)
     weights = final_weights(run)
     with torch.no_grad():

@@ -12,7 +12,7 @@ import train
 from alphadecay_dist import cli
 from alphadecay_dist.checkpoint.reader import newest, read
 from alphadecay_dist.checkpoint.writer import STATE
-from alphadecay_dist.commands import exports
+from alphadecay_dist.commands import formats
 from alphadecay_dist.training.data.corpus import open_corpora
 from alphadecay_dist.training.data.tokenizer import train_tokenizer
 from alphadecay_dist.training.recipe import NFKC, DataConfig
@@ -267,7 +267,7 @@ def test_export_has_the_model_that_was_trained(moved, capsys):
     assert cli.main([*argv, str(moved / "other"), "--model", str(moved / "tiny.json")]) == 2
     assert "hidden_act: found 'gelu', the run was begun with 'silu'" in capsys.readouterr().err
     go_on(moved, "--accept_changes=model")  # it is another model from here on, and says so
-    found = exports.trained(moved / "run").checkpoint
+    found = formats.trained(moved / "run").checkpoint
     kept = model_config(found, saved_state(found), None)
     assert (kept.hidden_act, kept.rope_parameters["rope_theta"]) == ("gelu", 5e5)
 
