@@ -49,10 +49,10 @@ def start(argv: list[str], requests: StopRequests) -> None:
     end_with_launcher()
     options = parse(argv)
     from alphadecay_dist.training.process.environment import limit_threads  # noqa: PLC0415  (loads torch)
-    from alphadecay_dist.training.run import run  # noqa: PLC0415
+    from alphadecay_dist.training.run import run_recipe  # noqa: PLC0415
 
     limit_threads()
-    run(options, requests)
+    run_recipe(options, requests)
 
 
 def main(argv: list[str]) -> int:

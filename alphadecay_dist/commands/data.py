@@ -37,11 +37,11 @@ def run(args: argparse.Namespace) -> None:
 
 def _prepare(args: argparse.Namespace) -> None:
     config = load_config(args.recipe, args.overrides)
-    from alphadecay_dist.training.data.prepare import prepare
+    from alphadecay_dist.training.data.prepare import prepare_corpus
     from alphadecay_dist.training.tasks.language.model import read_model_config
 
     vocabulary = read_model_config(config.model.name, config.train.seq_len).vocab_size
-    _describe(args.output, prepare(config, vocabulary, args.output))
+    _describe(args.output, prepare_corpus(config, vocabulary, args.output))
     print(f"train from it: --data.prepared={args.output}")
 
 

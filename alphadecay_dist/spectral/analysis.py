@@ -11,7 +11,7 @@ from torch import Tensor
 from alphadecay_dist.errors import warn
 from alphadecay_dist.spectral.esd import ESD, conv_esd, esd
 from alphadecay_dist.spectral.estimator import PUBLISHED, Estimator
-from alphadecay_dist.spectral.farms import farms
+from alphadecay_dist.spectral.farms import pooled_windows
 from alphadecay_dist.spectral.metrics import (
     alpha_hat,
     frobenius_norm,
@@ -112,7 +112,7 @@ def _densities(weights: Tensor, estimator: Estimator) -> ESD:
     windows = estimator.windows
     if windows is None and weights.ndim == 3:
         return esd(weights)
-    rows = [conv_esd(weight) if windows is None else farms(weight, windows) for weight in weights]
+    rows = [conv_esd(weight) if windows is None else pooled_windows(weight, windows) for weight in weights]
     return ESD(torch.stack([row.values for row in rows]), torch.stack([row.error for row in rows]))
 
 

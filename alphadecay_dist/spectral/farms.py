@@ -13,7 +13,7 @@ from alphadecay_dist.spectral.esd import ESD, esd, pooled
 from alphadecay_dist.spectral.estimator import Windows
 
 
-def farms(matrix: Tensor, windows: Windows) -> ESD:
+def pooled_windows(matrix: Tensor, windows: Windows) -> ESD:
     """Eigenvalues of the correlation matrices of all windows together.
 
     Args:

@@ -31,7 +31,7 @@ from alphadecay_dist.training.process.preemption import StopRequests, noop
 from alphadecay_dist.training.process.ranks import Ranks
 
 
-def run(options: Options, requests: StopRequests) -> None:
+def run_recipe(options: Options, requests: StopRequests) -> None:
     """Run a recipe.
 
     Args:

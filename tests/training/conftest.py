@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from alphadecay_dist.training.data import prepare as preparing
-from alphadecay_dist.training.data.prepare import prepare
+from alphadecay_dist.training.data.prepare import prepare_corpus
 from tests.training.corpora import numbered, write_files
 from tests.training.preparations import VOCABULARY, recipe
 from tests.training.sequences import SIZES
@@ -22,5 +22,5 @@ def prepared(texts, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preparing, "SHARD_TOKENS", 100)
         patch.setattr(preparing, "BATCH", 3)
-        prepare(recipe(texts), VOCABULARY, folder)
+        prepare_corpus(recipe(texts), VOCABULARY, folder)
     return folder

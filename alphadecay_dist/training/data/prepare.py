@@ -49,7 +49,7 @@ SHARD_TOKENS = 1 << 27  # a shard ends after the batch of documents that reaches
 BATCH = 1000  # documents that are tokenized together, on all cores
 
 
-def prepare(config: Config, vocabulary: int, folder: Path) -> Manifest:
+def prepare_corpus(config: Config, vocabulary: int, folder: Path) -> Manifest:
     """Tokenize a recipe's training and validation data into a directory, or continue doing so.
 
     Args:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from alphadecay_dist.cli import main
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.data import prepare as preparing
-from alphadecay_dist.training.data.prepare import prepare
+from alphadecay_dist.training.data.prepare import prepare_corpus
 from alphadecay_dist.training.data.prepared import read_manifest, verify
 from tests.training.corpora import number_tokenizer, numbered, write_files, write_lines
 from tests.training.preparations import VOCABULARY, recipe
@@ -47,12 +47,12 @@ def test_a_killed_preparation_is_never_whole_and_goes_on_to_the_same_files(
 
             patch.setattr(preparing, "write_atomically", or_die)
             try:
-                prepare(recipe(texts), VOCABULARY, folder)
+                prepare_corpus(recipe(texts), VOCABULARY, folder)
             except Killed:
                 with pytest.raises(UserError, match="not finished"):
                     read_manifest(folder)
         patch.setattr(preparing, "write_atomically", write)
-        prepare(recipe(texts), VOCABULARY, folder)
+        prepare_corpus(recipe(texts), VOCABULARY, folder)
     files = {path.name: path.read_bytes() for path in prepared.iterdir()}
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
     verify(folder)
@@ -60,9 +60,9 @@ def test_a_killed_preparation_is_never_whole_and_goes_on_to_the_same_files(
 
 def test_a_finished_preparation_is_left_as_it_is(tmp_path, texts):
     folder = tmp_path / "data"
-    prepare(recipe(texts), VOCABULARY, folder)
+    prepare_corpus(recipe(texts), VOCABULARY, folder)
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != "lock"}
-    prepare(recipe(texts), VOCABULARY, folder)
+    prepare_corpus(recipe(texts), VOCABULARY, folder)
     assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir() if p.name != "lock"} == before
 
 
@@ -72,13 +72,13 @@ def test_two_preparations_are_not_mixed(tmp_path, texts, finished, monkeypatch):
     if not finished:
         monkeypatch.setattr(preparing, "_write_split", lambda *_: (_ for _ in ()).throw(Killed))
     with contextlib.suppress(Killed):
-        prepare(recipe(texts), VOCABULARY, folder)
+        prepare_corpus(recipe(texts), VOCABULARY, folder)
     for other, words in (
         ((recipe(texts, holdout=5), VOCABULARY), "source.holdout 4, found 5"),
         ((recipe(texts), VOCABULARY + 1), "tokenizer.vocabulary 64, found 65"),
     ):
         with pytest.raises(UserError, match=words) as caught:
-            prepare(*other, folder)
+            prepare_corpus(*other, folder)
         assert "holds data prepared with" in str(caught.value)
         assert "\n" not in str(caught.value)
 
@@ -96,12 +96,12 @@ def test_progress_that_cannot_be_is_one_line(tmp_path, texts, monkeypatch, chang
     folder = tmp_path / "data"
     monkeypatch.setattr(preparing, "_write_split", lambda *_: sys.exit())  # progress is written before
     with contextlib.suppress(SystemExit):
-        prepare(recipe(texts), VOCABULARY, folder)
+        prepare_corpus(recipe(texts), VOCABULARY, folder)
     monkeypatch.undo()
     path = folder / "progress.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UserError, match=f"progress.json .*{words}.*empty the directory"):
-        prepare(recipe(texts), VOCABULARY, folder)
+        prepare_corpus(recipe(texts), VOCABULARY, folder)
 
 
 def test_two_processes_cannot_prepare_the_same_directory(tmp_path, texts):
@@ -110,7 +110,7 @@ def test_two_processes_cannot_prepare_the_same_directory(tmp_path, texts):
         preparing._locked(tmp_path / "data"),
         pytest.raises(UserError, match="another process prepares data there"),
     ):
-        prepare(recipe(texts), VOCABULARY, tmp_path / "data")
+        prepare_corpus(recipe(texts), VOCABULARY, tmp_path / "data")
 
 
 def test_the_command_prepares_a_recipe_with_changes(texts, tmp_path, capsys):

@@ -19,7 +19,7 @@ from alphadecay_dist.training.data.batches import (
     open_data,
     validation_sequences,
 )
-from alphadecay_dist.training.data.prepare import prepare
+from alphadecay_dist.training.data.prepare import prepare_corpus
 from alphadecay_dist.training.data.prepared import (
     PreparedSequences,
     dtype_for,
@@ -158,7 +158,7 @@ def test_the_type_is_the_smallest_that_holds_every_id():
 
 def test_ids_beyond_16_bits_come_back(tmp_path, texts, monkeypatch):
     monkeypatch.setattr(preparing, "dtype_for", lambda _: "<u4")
-    prepare(recipe(texts), VOCABULARY, tmp_path / "data")
+    prepare_corpus(recipe(texts), VOCABULARY, tmp_path / "data")
     source, _ = open_prepared(str(tmp_path / "data"))
     assert source.document(0).dtype == np.uint32
     assert source.document(0).tolist()[-1] == 1
@@ -267,7 +267,7 @@ def test_a_flipped_bit_is_found_by_verify(prepared, tmp_path, capsys):
 
 
 def test_a_state_of_other_data_is_refused(prepared, texts, tmp_path):
-    prepare(recipe(texts, holdout=5), VOCABULARY, tmp_path / "other")
+    prepare_corpus(recipe(texts, holdout=5), VOCABULARY, tmp_path / "other")
     other = data_of(tmp_path / "other")
     with pytest.raises(UserError, match="is not what the run was begun with"):
         other.load(data_of(prepared).state())
@@ -275,7 +275,7 @@ def test_a_state_of_other_data_is_refused(prepared, texts, tmp_path):
 
 def test_more_lanes_than_sequences_are_refused(tmp_path):
     folder = write_files(tmp_path / "texts", [numbered(8)])
-    prepare(recipe(folder, holdout=4), VOCABULARY, tmp_path / "data")
+    prepare_corpus(recipe(folder, holdout=4), VOCABULARY, tmp_path / "data")
     with pytest.raises(UserError, match="has 6 sequences for 12 lanes"):
         data_of(tmp_path / "data", lanes=12)
     with pytest.raises(UserError, match="too short for one batch: found 6 of the 12 sequences"):
