@@ -19,6 +19,8 @@ import alphadecay_dist.openmp  # noqa: F401  (before torch is loaded)
 
 # isort: split
 
+from alphadecay_dist.engines.rank_variables import settle_rank
+from alphadecay_dist.engines.versions import require
 from alphadecay_dist.training.arguments import Parser, normalized
 from alphadecay_dist.training.field_help import listing
 from alphadecay_dist.training.options import Options, add_options, options_of
@@ -43,11 +45,10 @@ def parse(argv: list[str]) -> Options:
 
 def start(argv: list[str], requests: StopRequests) -> None:
     """Find out which rank this is, and run what the command line asks for."""
-    from alphadecay_dist.engines.rank_variables import settle_rank  # noqa: PLC0415  (checks torch's version)
-
     settle_rank()
     end_with_launcher()
     options = parse(argv)
+    require("torch")  # before it is loaded
     from alphadecay_dist.training.process.environment import limit_threads  # noqa: PLC0415  (loads torch)
     from alphadecay_dist.training.run import run_recipe  # noqa: PLC0415
 

@@ -5,6 +5,7 @@ See :class:`AlphaDecay` and :func:`param_groups`; ``alphadecay_dist.spectral.ana
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import TYPE_CHECKING
 
@@ -31,11 +32,16 @@ else:
     }
     _load = lazy_names(__name__, _HOMES)
 
+    @functools.cache
+    def _require_torch() -> None:
+        """Refuse an old torch before a module fails on it, and warn of a new one once."""
+        importlib.import_module(f"{__name__}.engines.versions").require("torch")
+
     def __getattr__(name: str) -> object:
         if name == "spectral":
             return importlib.import_module(f"{__name__}.spectral")
         if name in _HOMES and name != "UserError":
-            importlib.import_module(f"{__name__}.engines")  # before all that an old torch would not load
+            _require_torch()
         return _load(name)
 
     def __dir__() -> list[str]:

@@ -12,6 +12,8 @@ from importlib import import_module
 
 from alphadecay_dist import __version__
 from alphadecay_dist.commands import COMMANDS
+from alphadecay_dist.engines.rank_variables import settle_rank
+from alphadecay_dist.engines.versions import require
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.arguments import Parser, normalized
 from alphadecay_dist.training.process.exit_codes import USER_ERROR, exit_code_of
@@ -33,8 +35,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run_as_rank(words: list[str]) -> int:
     """Run what is started on every rank; rank 0 speaks for all."""
-    from alphadecay_dist.engines.rank_variables import settle_rank  # noqa: PLC0415  (checks torch's version)
-
     settle_rank()
     end_with_launcher()
     return _run(words)
@@ -44,6 +44,7 @@ def _run(words: list[str]) -> int:
     """Run what a command line asks for; returns the exit code."""
     args, rest = _parser(words).parse_known_args(words)
     args.overrides = args.left_over(rest)
+    require("torch")  # before a command loads it
     return args.command(args) or 0
 
 

@@ -131,7 +131,8 @@ def check(rank: int, engine: str, device: str) -> dict[str, float]:
         decay = AlphaDecay(
             model, optimizer, engine=wrapped, weight_decay=0.1, dtype=dtype, memory_budget=budget
         )
-        exchange, schedule = decay._exchange, decay._exchange.schedule
+        exchange = decay._measure._exchange
+        schedule = exchange.schedule
         for name, matrix in exchange.matrices():
             whole = value(name, tuple(matrix.shape))
             assert torch.equal(matrix.float().cpu(), whole), f"{engine}: {name} is not what it was"

@@ -84,7 +84,7 @@ def check_measured(sharding):
         )
         refresh = decay.refresh()
         owners = {name: module.owner for name, module in refresh.modules.items()}
-        exchange = decay._exchange
+        exchange = decay._measure._exchange
         found.append((owners, list(refresh.bytes_received), exchange.bytes_sent, exchange.peak_bytes))
     return found
 

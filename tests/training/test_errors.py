@@ -70,7 +70,7 @@ BEFORE_THE_RANKS_MEET = {
     "value of nothing": (lambda _: ["--overwrite", "3"], ["'3'", "belongs to no option", "--help"]),
     "option without value": (lambda _: ["--output_dir"], ["--output_dir", "expected one argument"]),
     "wrong type": (lambda _: ["--train.steps=many"], ["train.steps", "'many'", "int"]),
-    "lag": (lambda _: ["--decay.lag=-1"], ["decay.lag", "-1", "0 or more"]),
+    "lag": (lambda _: ["--decay.lag=-1"], ["decay.lag", "-1", "0 <= lag"]),
     "lag of an interval": (
         lambda _: ["--decay.interval=9", "--decay.lag=9"],
         ["lag", "9 with interval 9", "0 <= lag < interval"],
@@ -79,7 +79,7 @@ BEFORE_THE_RANKS_MEET = {
     "interval 0": (lambda _: ["--decay.interval=0"], ["decay.interval", "0", "1 or more"]),
     "min above max": (
         lambda _: ["--decay.min_ratio=6"],
-        ["decay.min_ratio", "6", "decay.max_ratio 5", "min_ratio <= max_ratio"],
+        ["decay.min_ratio", "6", "max_ratio 5", "min_ratio <= max_ratio"],
     ),
     "no DeepSpeed JSON": (lambda _: ["--deepspeed=no.json"], ["--deepspeed no.json", "no such file"]),
     "not JSON": (lambda f: [f"--deepspeed={write(f / 'ds.json', '{stage: 2}')}"], ["ds.json", "not JSON"]),
