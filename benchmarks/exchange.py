@@ -166,7 +166,7 @@ def resident() -> int:
 def ours_over(model: nn.Module, host: Any, dtype: torch.dtype | None = None) -> Exchange:
     """Our exchange over the weights as a host holds them."""
     weights = tuned_weights(model)
-    rule = Settings(0.1, 500, 2 / 3, 5.0)
+    rule = Settings()
     return plan_exchange(weights, lambda: host.sources(weights, dtype), rule, group=host.group, dtype=dtype)
 
 

@@ -28,7 +28,7 @@ def cells(line):
 
 @pytest.mark.launcher
 def test_a_refresh_is_timed():
-    header, _, row = run("control/refresh.py", "--sizes", "60m", "--repeats", "1")[-3:]
+    header, _, row = run("refresh.py", "--sizes", "60m", "--repeats", "1")[-3:]
     found = dict(zip(cells(header), cells(row), strict=True))
     assert found["matrices"] == "56"
     assert float(found["alpha error, ours"]) < 1e-5

@@ -36,7 +36,7 @@ CHOICES: dict[str, Collection[str]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Settings of weight decay.
 
