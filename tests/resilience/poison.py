@@ -8,7 +8,7 @@ import os
 import torch
 
 import train
-from alphadecay_dist.training import loop
+from alphadecay_dist.training.tasks.language.task import LanguageModel
 
 MICRO_BATCHES = 2  # an update and rank
 
@@ -19,16 +19,16 @@ def loss_plus_nan(loss):
 
 def poisoned(argv, poison, updates):
     """Train; on rank 1 the first micro-batch of some updates has a loss that is spoilt."""
-    original, calls = loop._loss, 0
+    original, calls = LanguageModel.loss, 0
 
-    def spoilt(model, batch):
+    def spoilt(own, model, batch):
         nonlocal calls
-        loss = original(model, batch)
+        loss = original(own, model, batch)
         if not torch.is_grad_enabled() or os.environ["RANK"] != "1":
             return loss
         number, first = divmod(calls, MICRO_BATCHES)
         calls += 1
         return poison(loss) if number + 1 in updates and first == 0 else loss
 
-    loop._loss = spoilt
+    LanguageModel.loss = spoilt
     return train.main(argv)
