@@ -93,7 +93,11 @@ def test_a_full_disk_is_one_line_on_all_ranks_and_the_run_goes_on_after_it(tmp_p
     # Nor do, from an update on, the lines of the log.
     outcomes = run_ranks(train_until_full, 2, argv, small.place, 3)
     check_one_line(
-        outcomes, 1, "train.py: failed: ", ".jsonl cannot be written: No space", "checkpoint stands"
+        outcomes,
+        1,
+        "train.py: failed: ",
+        ".jsonl cannot be written: No space",
+        "the last checkpoint is whole",
     )
     status = read_status(output)
     assert (status["state"], status["exit_code"]) == ("failed", 1)
