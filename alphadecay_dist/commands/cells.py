@@ -14,6 +14,7 @@ from typing import Any
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.config import load_config, nearest, read_yaml
 from alphadecay_dist.training.outputs.run_files import EVAL, read_lines, read_status
+from alphadecay_dist.training.tasks.registry import task_named
 
 KEYS = ("recipe", "deepspeed", "output", "options", "axes")
 SEED = "train.seed"
@@ -53,15 +54,18 @@ class Cell:
         """How far the run is.
 
         Returns:
-            ``state`` (status.json's, ``not begun``, or what is wrong with the cell), ``step``, and the
-            validation ``perplexity`` of a run that is finished.
+            ``state`` (status.json's, ``not begun``, or what is wrong with the cell), ``step``, and of a run
+            that is finished the ``number`` of its last evaluation that its task shows, with its ``name``.
         """
         status = read_status(self.folder)
         if status is None:
-            return {"state": self._mistake() or "not begun", "step": 0, "perplexity": None}
+            return {"state": self._mistake() or "not begun", "step": 0, "number": None}
         finished = status["state"] == "finished"
         lines = read_lines(self.folder / EVAL) if finished else []
-        return {**status, "perplexity": lines[-1]["perplexity"] if lines else None}
+        if not lines:
+            return {**status, "number": None}
+        name = task_named(load_config(self.recipe, self.overrides).model.task).shown
+        return {**status, "number": lines[-1][name], "name": name}
 
     def _mistake(self) -> str | None:
         try:
@@ -117,22 +121,22 @@ def cell_of(path: str, number: int) -> Cell:
 
 
 def show(cells: list[Cell]) -> str:
-    """A line a cell; then, of cells that differ in the seed alone, mean and spread of their perplexities."""
+    """A line a cell; then, of cells that differ in the seed alone, mean and spread of their numbers."""
     results = [cell.result() for cell in cells]
     lines = [
         f"{number:4}  {_name(cell.place)}  {result['state']}"
         + (f" at update {result['step']}" if result["step"] else "")
-        + (f", perplexity {result['perplexity']:.2f}" if result["perplexity"] else "")
+        + (f", {result['name']} {result['number']:.2f}" if result["number"] else "")
         for number, (cell, result) in enumerate(zip(cells, results, strict=True))
     ]
-    groups: dict[str, list[float]] = {}
+    groups: dict[tuple[str, str], list[float]] = {}
     for cell, result in zip(cells, results, strict=True):
-        if SEED in cell.place and result["perplexity"]:
+        if SEED in cell.place and result["number"]:
             rest = {axis: value for axis, value in cell.place.items() if axis != SEED}
-            groups.setdefault(_name(rest), []).append(result["perplexity"])
-    for name, values in groups.items():
+            groups.setdefault((_name(rest), result["name"]), []).append(result["number"])
+    for (place, name), values in groups.items():
         spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        lines.append(f"mean  {name}  perplexity {statistics.fmean(values):.2f}{spread}, {len(values)} seeds")
+        lines.append(f"mean  {place}  {name} {statistics.fmean(values):.2f}{spread}, {len(values)} seeds")
     return "\n".join(lines)
 
 

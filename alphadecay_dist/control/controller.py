@@ -19,7 +19,7 @@ from torch import nn
 
 from alphadecay_dist.control.advice import Advice
 from alphadecay_dist.control.lagged import PendingRefresh
-from alphadecay_dist.control.measures import Measured, measure_for
+from alphadecay_dist.control.measures import LaggedMeasure, Measured, measure_for
 from alphadecay_dist.control.module_table import ModuleTable
 from alphadecay_dist.control.options import dtype_of, require_parts
 from alphadecay_dist.control.refresh import Measurement, Refresh, TunedModule
@@ -138,7 +138,7 @@ class AlphaDecay:
         due = self.settings.due(self._updates) and self._refreshed_at != self._updates
         if due and self.settings.lag:
             self._cancel_pending()
-            self._pending = self._measure.begin(self._updates)
+            self._pending = self._background.begin(self._updates)
             self._refreshed_at = self._updates
         elif due:
             refresh = self.refresh()
@@ -164,8 +164,14 @@ class AlphaDecay:
             return None
         begin = time.perf_counter() - pending.seconds
         self._pending = None
-        found = self._measure.settle(pending)
+        found = self._background.settle(pending)
         return self._apply(pending.step, found, pending.bytes_received, begin)
+
+    @property
+    def _background(self) -> LaggedMeasure:
+        """The measure where a refresh is pending or lags, which settings allow for these alone."""
+        assert isinstance(self._measure, LaggedMeasure)
+        return self._measure
 
     def _cancel_pending(self) -> None:
         """Forget a pending refresh, and end its thread."""
@@ -205,7 +211,7 @@ class AlphaDecay:
         """
         pending = self._pending
         if pending is not None:
-            self._measure.settle(pending)
+            self._background.settle(pending)
         state = DecayState(
             self._updates,
             self._refreshed_at,

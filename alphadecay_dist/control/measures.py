@@ -39,10 +39,7 @@ class Measured:
 
 
 class Measure(ABC):
-    """Gives a number for each matrix, equal on every rank. All ranks construct it together.
-
-    :meth:`begin` and :meth:`settle` are for policies that overlap with training; the others never come there.
-    """
+    """Gives a number for each matrix, equal on every rank. All ranks construct it together."""
 
     @abstractmethod
     def measure(self) -> dict[str, Measurement]:
@@ -56,16 +53,20 @@ class Measure(ABC):
     def received_by_rank(self) -> tuple[int, ...]:
         """Bytes of weights that each rank receives from others for one measurement."""
 
+
+class LaggedMeasure(Measure):
+    """One that can also measure in the background, for policies that overlap with training."""
+
+    @abstractmethod
     def begin(self, updates: int) -> PendingRefresh:
         """Begin in the background, after so many finished updates. Collective."""
-        raise NotImplementedError(f"{type(self).__name__} has no background")
 
+    @abstractmethod
     def settle(self, pending: PendingRefresh) -> dict[str, Measurement]:
         """What a pending one found: waited for and shared once. Collective, that once."""
-        raise NotImplementedError(f"{type(self).__name__} has no background")
 
 
-class SpectrumMeasure(Measure):
+class SpectrumMeasure(LaggedMeasure):
     """The metric of each matrix's spectrum, computed by its owner rank.
 
     Phases: the shards of each matrix go to its owner (exchange), the owner computes eigenvalues and reads the
@@ -108,11 +109,11 @@ class SpectrumMeasure(Measure):
         return self._exchange.received_by_rank()
 
     def begin(self, updates: int) -> PendingRefresh:
-        """See :class:`Measure`."""
+        """See :class:`LaggedMeasure`."""
         return self._lagged.begin(updates)
 
     def settle(self, pending: PendingRefresh) -> dict[str, Measurement]:
-        """See :class:`Measure`."""
+        """See :class:`LaggedMeasure`."""
         if pending.found is None:
             assert pending.running is not None
             pending.found = self._share(pending.running.analyses())
