@@ -1,4 +1,4 @@
-"""Errors that are told in one line, and warnings that end nothing."""
+"""Errors that are reported in one line, and warnings that end nothing."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def count(data: Any, key: str) -> int:
     """A whole number from 0 on.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
     """
     return counted(get(data, key, int), key)
 
@@ -36,7 +36,7 @@ def counted(value: Any, key: str) -> int:
     """``value`` where it is a whole number from 0 on.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
     """
     if type(value) is not int or not 0 <= value <= LARGEST:  # true is an int to Python
         raise ValueError(f"has {shown(value)} as {key}, expected a number")
@@ -47,7 +47,7 @@ def finite(value: Any, key: str) -> float:
     """``value`` where it is a finite number.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
     """
     try:
         number = float(value) if type(value) in (int, float) else math.nan

@@ -126,7 +126,7 @@ def silent_node(job: Job) -> str | None:
 
 def wait_for_slurm(job: Job) -> None:
     """Let SLURM give a silent node up: it then requeues the job, and not to that node."""
-    found = re.search(r"^SlurmdTimeout\s*=\s*(\d+)", told("scontrol", "show", "config"), re.MULTILINE)
+    found = re.search(r"^SlurmdTimeout\s*=\s*(\d+)", output_of("scontrol", "show", "config"), re.MULTILINE)
     end = time.monotonic() + (int(found.group(1)) if found else 300) + PROBE
     while time.monotonic() < end and not ended_by_others(job_state(job)):
         time.sleep(2)
@@ -134,17 +134,17 @@ def wait_for_slurm(job: Job) -> None:
 
 def job_state(job: Job) -> dict[str, str]:
     """How SLURM sees the job now."""
-    text = told("scontrol", "show", "job", job.id, "--oneliner")
+    text = output_of("scontrol", "show", "job", job.id, "--oneliner")
     return {name: field(text, name) for name in ("JobState", "Reason", "PreemptTime")}
 
 
 def first_address(hosts: str) -> str:
     """Where rank 0 listens: the address by which SLURM itself knows the job's first node."""
-    first = told("scontrol", "show", "hostnames", hosts).split()[0]
-    return field(told("scontrol", "show", "node", first, "--oneliner"), "NodeAddr") or first
+    first = output_of("scontrol", "show", "hostnames", hosts).split()[0]
+    return field(output_of("scontrol", "show", "node", first, "--oneliner"), "NodeAddr") or first
 
 
-def told(*command: str) -> str:
+def output_of(*command: str) -> str:
     """What one of SLURM's commands prints; nothing where it fails."""
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout
 

@@ -49,10 +49,10 @@ def decide(end: End) -> tuple[bool, str]:
     if ended_by_others(end.state):
         return False, "cancelled, or requeued by SLURM: left to it"
     if end.failed and not end.silent:
-        mend = (
-            "it would fail again" if end.code == MISTAKE else "mend what failed, and the same sbatch goes on"
+        advice = (
+            "it would fail again" if end.code == MISTAKE else "fix what failed, and the same sbatch goes on"
         )
-        return False, f"not requeued: {mend}"
+        return False, f"not requeued: {advice}"
     if end.restarts >= end.limit:
         return False, f"not requeued: REQUEUE_LIMIT={end.limit} is reached; the same sbatch goes on"
     return True, f"back into the queue, {end.restarts + 1} of at most {end.limit} times"

@@ -1,10 +1,10 @@
-"""A refresh beside training: taken now, computed by a host thread, written a fixed number of updates later.
+"""A refresh in the background: taken now, computed by a host thread, written a fixed number of updates later.
 
 1. At the refresh every rank gathers the matrices that it owns, as ever, and keeps them: a snapshot.
 2. One host thread of each rank analyses it while updates go on; on a GPU on a stream of its own. It takes
    part in no collective and changes no setting of the process: training computes as it would without it.
 3. ``lag`` updates later the training's own thread waits for it where it must, shares what was found with all
-   ranks, and writes. The update is told by counting alone, so that ranks, fast and slow runs, and resumes
+   ranks, and writes. The update is known by counting alone, so that ranks, fast and slow runs, and resumes
    agree; collectives stay in one thread and in their order, so that no second process group is needed.
 """
 
@@ -47,7 +47,7 @@ def device_of(name: str) -> torch.device | None:
 
 
 class LaggedRefresher:
-    """Begins refreshes beside training.
+    """Begins refreshes in the background of training.
 
     Args:
         exchange: brings the matrices.
@@ -107,14 +107,14 @@ def _require_exact_products(kinds: Iterable[str]) -> None:
     """Refuse TF32 and bf16 products of fp32 matrices, on the types of devices that may be computed on.
 
     The precision is one setting of the whole process. A refresh with lag 0 sets it and puts it back while no
-    update runs; a thread beside training cannot.
+    update runs; a thread in the background cannot.
     """
     found = matmul_precisions()
     for kind in sorted(kinds):
         if found[kind] not in EXACT:
             raise UserError(
                 f"lag: found {_FLAGS[kind]}.fp32_precision {found[kind]!r}, expected 'ieee': the spectra are "
-                "computed beside training, under the same setting; use lag 0, or train in bf16 instead"
+                "computed in the background, under the same setting; use lag 0, or train in bf16 instead"
             )
 
 

@@ -94,7 +94,7 @@ class NullWriter:
 
 
 class GroupWriter:
-    """Writes each module's decay into its param group, fetched anew and found by name."""
+    """Writes each module's decay into its param group, fetched again each time and found by name."""
 
     def __init__(self, host: Host) -> None:
         self._host = host

@@ -14,7 +14,7 @@ K = TypeVar("K", bound=Hashable)
 def judge_places(places: Sequence[Place]) -> list[Problem]:
     """Problems that prevent the ranks from joining."""
     mistakes = {place.rank: place.mistake for place in places if place.mistake is not None}
-    problems = _problems(True, places, mistakes, "options", "the same recipe on every node", "mend that")
+    problems = _problems(True, places, mistakes, "options", "the same recipe on every node", "fix that")
     kinds = Counter(place.device for place in places)
     if len(kinds) > 1:
         odd = {place.rank: "none" for place in places if place.device == "cpu"}

@@ -89,7 +89,7 @@ def host_for(
     found = registry.engine_of(engine)
     if found is None or found.host is None:
         raise UserError(
-            f"engine: found {type(engine).__name__}, which is none of {', '.join(registry.ENGINES)}; "
+            f"engine: found {type(engine).__name__}, which is not one of {', '.join(registry.ENGINES)}; "
             "give the engine that trains the model"
         )
     return registry.load(found.host)(engine)

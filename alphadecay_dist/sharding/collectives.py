@@ -131,14 +131,14 @@ class Collectives:
             raise
         except Exception as error:
             fault = error
-        mine = None if fault is None else _as_told(fault)
-        faults = [(rank, told) for rank, told in enumerate(self.gather(mine)) if told is not None]
+        mine = None if fault is None else _as_report(fault)
+        faults = [(rank, found) for rank, found in enumerate(self.gather(mine)) if found is not None]
         if not faults:
             return
-        first, told = faults[0]
-        if fault is not None and mine == told:
+        first, report = faults[0]
+        if fault is not None and mine == report:
             raise fault
-        kind, text = told
+        kind, text = report
         raise kind(f"rank {first}: {text}") from fault
 
     def require_equal(
@@ -177,7 +177,7 @@ class Collectives:
         of_main = self.broadcast(list(lines))
         own = _first_difference(of_main, lines)
         mine = None if own is None else (own, self.rank, _both_at(own, of_main, lines, self.rank))
-        place, _, text = min(told for told in self.gather(mine) if told is not None)
+        place, _, text = min(found for found in self.gather(mine) if found is not None)
         if details is None:
             return text
         with self.raise_on_all_ranks():
@@ -239,7 +239,7 @@ def collective_device(group: dist.ProcessGroup | None, stored: str = "cpu") -> t
     return torch.device("cpu")
 
 
-def _as_told(fault: Exception) -> tuple[type[Exception], str]:
+def _as_report(fault: Exception) -> tuple[type[Exception], str]:
     """An error in a form that travels: its kind, of those that are kept, and its text."""
     kind = next((kind for kind in _KINDS if isinstance(fault, kind)), None)
     if kind is None:

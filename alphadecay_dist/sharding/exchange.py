@@ -225,7 +225,7 @@ class Exchange:
             if found != expected:
                 raise RuntimeError(
                     f"{name}: rank {self._rank} holds {found} elements, its layout says {expected} elements; "
-                    "construct AlphaDecay again after the weights were sharded anew"
+                    "construct AlphaDecay again after the weights were sharded again"
                 )
 
     def share(

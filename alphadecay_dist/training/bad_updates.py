@@ -17,7 +17,7 @@ class BadUpdates:
 
     Attributes:
         policy: one of ``POLICIES``.
-        limit: how many in a row are borne; for ``rollback``, without a new checkpoint between them.
+        limit: how many in a row are tolerated; for ``rollback``, without a new checkpoint between them.
         total: how many there were.
         in_a_row: how many since the last good update; for ``rollback``, since the last checkpoint.
     """
@@ -45,7 +45,7 @@ class BadUpdates:
             )
         if self.in_a_row > self.limit:
             raise RunError(
-                f"{what}; train.on_nonfinite={self.policy} has borne {self.limit} before it, which is "
+                f"{what}; train.on_nonfinite={self.policy} has tolerated {self.limit} before it, which is "
                 "train.max_skips"
             )
 

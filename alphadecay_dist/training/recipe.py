@@ -172,7 +172,7 @@ class CheckpointConfig:
         keep: whole checkpoints that are kept, the newest ones; 0 keeps all.
         deadline: stop as at a signal (save, exit code 75) this long after the process began: seconds, or
             such as ``11h50m``; null is off. An update and a save still have to fit behind it.
-        background: copy what is saved to host memory and write it beside training; each rank needs the
+        background: copy what is saved to host memory and write it in the background; each rank needs the
             memory of its file for that.
         trust: whether --init_from may open pickles (``pytorch_model.bin``); tensors alone are read from them.
     """

@@ -137,12 +137,12 @@ def _written(
     inputs: Inputs,
     lock: FolderLock,
 ) -> None:
-    """Write the run's beginning; a file system that refuses it is the user's to mend."""
+    """Write the run's beginning; a file system that refuses it is the user's to fix."""
     try:
         _prepare_folder(checked, start, own, inputs, lock)
     except OSError as error:
         raise UserError(
-            f"{checked.folder}: cannot be written: {error.strerror}; mend that and start again, or choose "
+            f"{checked.folder}: cannot be written: {error.strerror}; fix that and start again, or choose "
             "another --output_dir"
         ) from None
 

@@ -66,7 +66,7 @@ def test_the_names_load_no_torch():
 
 def test_what_is_no_engine_has_no_host():
     assert engine_of("zero3") is None
-    with pytest.raises(UserError, match=r"engine: found str, which is none of fsdp2, ddp, deepspeed"):
+    with pytest.raises(UserError, match=r"engine: found str, which is not one of fsdp2, ddp, deepspeed"):
         host_for(None, None, "zero3", None)
 
 

@@ -119,7 +119,7 @@ def test_more_than_max_skips_in_a_row_fail_the_run(tmp_path, policy):
     codes, status, run = run_poisoned(tmp_path, "ddp", policy, **changes)
     assert codes == [1, 1]
     assert status["state"] == "failed"
-    assert f"train.on_nonfinite={policy} has borne 2 before it" in status["reason"]
+    assert f"train.on_nonfinite={policy} has tolerated 2 before it" in status["reason"]
     assert steps_of(run) == list(range(1, BAD + 2 if policy == "skip" else BAD))
 
 
@@ -140,6 +140,6 @@ def test_a_good_update_ends_a_row_of_skips_and_a_checkpoint_one_of_rollbacks():
         getattr(bad, ends_not)()
         again = BadUpdates(policy, 1)
         again.load(bad.state())
-        with pytest.raises(RunError, match=r"three; .* has borne 1"):
+        with pytest.raises(RunError, match=r"three; .* has tolerated 1"):
             again.count("three")
         assert again.total == 3

@@ -64,8 +64,8 @@ def status(code, state="preempted"):
         (143, None, RUNNING, True, "back into the queue"),
         (2, None, RUNNING, False, "it would fail again"),
         (2, status(2, "failed"), AT_LIMIT, False, "it would fail again"),
-        (1, status(1, "failed"), RUNNING, False, "mend what failed"),
-        (137, status(None, "running"), RUNNING, False, "mend what failed"),  # out of memory
+        (1, status(1, "failed"), RUNNING, False, "fix what failed"),
+        (137, status(None, "running"), RUNNING, False, "fix what failed"),  # out of memory
         (1, status(1, "failed"), ENDING, False, "left to it"),  # its node has died
     ],
 )

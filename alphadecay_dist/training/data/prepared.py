@@ -113,7 +113,7 @@ def read_manifest(folder: Path) -> Manifest:
         if found != file["bytes"]:
             raise UserError(
                 f"data.prepared {folder}: {name} has {found or 'no'} bytes, expected {file['bytes']}; "
-                "prepare it anew"
+                "prepare it again"
             )
     return manifest
 
@@ -162,7 +162,7 @@ def verify(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     for name, file in _files(manifest).items():
         if _sha256(folder / name) != file["sha256"]:
-            raise UserError(f"data.prepared {folder}: {name} was changed (sha256); prepare it anew")
+            raise UserError(f"data.prepared {folder}: {name} was changed (sha256); prepare it again")
     open_prepared(str(folder))
     return manifest
 
@@ -251,7 +251,7 @@ def open_prepared(folder: str) -> tuple[Shards, Shards]:
         raise UserError(f"data.prepared {folder}: {TOKENIZER} cannot be read: {error}") from None
     if sha256(proto) != manifest.tokenizer["sha256"]:
         raise UserError(
-            f"data.prepared {folder}: {TOKENIZER} is not the one that it was made with; prepare it anew"
+            f"data.prepared {folder}: {TOKENIZER} is not the one that it was made with; prepare it again"
         )
     train, validation = (Shards(path, manifest, split, proto) for split in SPLITS)
     return train, validation
@@ -275,7 +275,7 @@ def check_tokenizer(manifest: Manifest, folder: Path, config: TokenizerConfig, v
         UserError: the tokenizers differ.
     """
     made = manifest.tokenizer
-    hint = f"prepare it anew, or give --tokenizer.model={folder / TOKENIZER}"
+    hint = f"prepare it again, or give --tokenizer.model={folder / TOKENIZER}"
     if config.model != TRAIN and os.path.isfile(config.model):
         if sha256(load_tokenizer(config.model).proto) != made["sha256"]:
             raise UserError(
@@ -372,6 +372,6 @@ class PreparedLane:
         if state.get("prepared") != self._shards.fingerprint:
             raise UserError(
                 f"data.prepared {self._shards.folder}: is not what the run was begun with; give it the same "
-                "data, or start anew with --resume none and another --output_dir"
+                "data, or start a new run with --resume none and another --output_dir"
             )
         self._taken = count(state, "taken")

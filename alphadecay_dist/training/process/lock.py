@@ -70,7 +70,7 @@ class FolderLock:
             raise
         except OSError as error:
             raise UserError(
-                f"--output_dir {self._path.parent}: its {LOCK} cannot be opened: {error.strerror}; mend that "
+                f"--output_dir {self._path.parent}: its {LOCK} cannot be opened: {error.strerror}; fix that "
                 "and start again, or choose another directory"
             ) from None
         try:
