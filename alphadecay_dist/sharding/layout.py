@@ -170,7 +170,7 @@ class ShardSource(Protocol):
     layout: Layout
 
     def local(self) -> Tensor | None:
-        """This rank's piece, one-dimensional; None if it holds none. Read at each call: engines move storage."""
+        """This rank's piece, one-dimensional; None if it holds none. Read at each call: storage moves."""
         ...
 
 

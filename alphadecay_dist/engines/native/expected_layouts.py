@@ -1,6 +1,6 @@
 """The layout of each weight under torch's engines, as their sources will show them, from the model alone.
 
-FSDP1's padding is repeated here; ``tests/commands/test_plan.py`` compares it with real runs.
+FSDP1's padding is repeated here; ``tests/commands/test_plan_measured.py`` compares it with real runs.
 """
 
 from __future__ import annotations
