@@ -1,7 +1,7 @@
 """The layout of each weight under ZeRO, as its sources will show them, from shapes alone.
 
-DeepSpeed is not loaded. Its padding is repeated here; ``tests/commands/test_plan_measured.py`` compares it with real
-runs.
+DeepSpeed is not loaded. Its padding is repeated here; ``tests/commands/test_plan_measured.py`` compares it
+with real runs.
 """
 
 from __future__ import annotations
