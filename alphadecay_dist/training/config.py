@@ -12,7 +12,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -22,6 +22,9 @@ from alphadecay_dist.training.recipe import AT_LEAST, AT_MOST, CHOICES, SIZES, W
 from alphadecay_dist.training.tasks.registry import DEFAULT, TASKS, options_of
 from alphadecay_dist.training.units import bytes_of
 
+if TYPE_CHECKING:  # it moves within importlib from release to release
+    from importlib.abc import Traversable
+
 DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d*)?)s?)?")
 UNITS = (86400, 3600, 60, 1)
 LONGEST = 1000  # characters of a text in a recipe
@@ -30,8 +33,39 @@ LARGEST = 2**63 - 1  # of a whole number
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
-    folder = resources.files("alphadecay_dist.recipes")
-    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+    return names_in(resources.files("alphadecay_dist.recipes"), ".yaml")
+
+
+def names_in(folder: Traversable, ending: str) -> list[str]:
+    """Names of the files in a folder of the package that end so, without the ending."""
+    return sorted(item.name.removesuffix(ending) for item in folder.iterdir() if item.name.endswith(ending))
+
+
+def named_text(what: str, name: str, folder: Traversable, endings: tuple[str, ...], advice: str = "") -> str:
+    """The text of a file that comes with the package, by its name, or of any other by its path.
+
+    Args:
+        what: it is, as errors begin.
+        name: a path has a slash or one of the endings.
+        folder: of the package.
+        endings: of such files; the first is that of the package's own.
+        advice: how the error about an unknown name ends.
+
+    Raises:
+        UserError: there is no such file or name, or it cannot be read.
+    """
+    if name.endswith(endings) or "/" in name:
+        path = Path(name)
+        if not os.path.isfile(path):
+            raise UserError(f"{what} {name}: no such file")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{what} {name}: cannot be read: {error}") from None
+    known = names_in(folder, endings[0])
+    if name not in known:
+        raise UserError(f"{what} {name!r}: unknown{nearest(name, known)}{advice}")
+    return (folder / f"{name}{endings[0]}").read_text(encoding="utf-8")
 
 
 def load_config(recipe: str, overrides: Iterable[str] = ()) -> Config:
@@ -91,18 +125,7 @@ def defaults() -> dict[str, Any]:
 
 def read_yaml(recipe: str) -> dict[str, Any]:
     """The raw content of a recipe file or of a named recipe."""
-    if recipe.endswith((".yaml", ".yml")) or "/" in recipe:
-        path = Path(recipe)
-        if not os.path.isfile(path):
-            raise UserError(f"recipe {recipe}: no such file")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"recipe {recipe}: cannot be read: {error}") from None
-    elif recipe in recipe_names():
-        text = (resources.files("alphadecay_dist.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
-    else:
-        raise UserError(f"recipe {recipe!r}: unknown{nearest(recipe, recipe_names())}")
+    text = named_text("recipe", recipe, resources.files("alphadecay_dist.recipes"), (".yaml", ".yml"))
     tree = _parse_yaml(text, f"recipe {recipe}")
     if not isinstance(tree, dict):
         raise UserError(f"recipe {recipe}: found {shown(tree)}, expected sections with keys and values")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from alphadecay_dist.engines.versions import require
 from alphadecay_dist.errors import UserError, shown
-from alphadecay_dist.training.config import nearest
+from alphadecay_dist.training.config import named_text, names_in
 from alphadecay_dist.training.recipe import TrainConfig
 from alphadecay_dist.training.tasks.initial import generator_for
 from alphadecay_dist.training.tasks.language.hf_config import require_llama
@@ -46,10 +44,12 @@ TAKEN = (
 )
 
 
+MODELS = resources.files("alphadecay_dist.recipes") / "models"
+
+
 def model_names() -> list[str]:
     """Names of the model configs that come with the package."""
-    folder = resources.files("alphadecay_dist.recipes") / "models"
-    return sorted(item.name.removesuffix(".json") for item in folder.iterdir())
+    return names_in(MODELS, ".json")
 
 
 def read_model_config(name: str, seq_len: int) -> LlamaConfig:
@@ -59,20 +59,7 @@ def read_model_config(name: str, seq_len: int) -> LlamaConfig:
         UserError: unknown or unreadable, a size missing, a hidden size that the heads do not divide, or
             fewer positions than the sequence length.
     """
-    if name.endswith(".json") or "/" in name:
-        path = Path(name)
-        if not os.path.isfile(path):
-            raise UserError(f"model.name {name}: no such file")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"model.name {name}: cannot be read: {error}") from None
-    elif name in model_names():
-        text = (resources.files("alphadecay_dist.recipes") / "models" / f"{name}.json").read_text("utf-8")
-    else:
-        raise UserError(
-            f"model.name {name!r}: unknown{nearest(name, model_names())}; or give a path to a JSON"
-        )
+    text = named_text("model.name", name, MODELS, (".json",), "; or give a path to a JSON")
     try:
         sizes = json.loads(text)
     except (ValueError, RecursionError) as error:
