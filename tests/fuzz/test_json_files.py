@@ -16,7 +16,7 @@ from alphadecay_dist.checkpoint.restore import stored_weights
 from alphadecay_dist.engines.zero.config import premultiply_refusal, read_json, resolve
 from alphadecay_dist.engines.zero.training import ZeroTraining
 from alphadecay_dist.training.data.batches import TrainingData
-from alphadecay_dist.training.data.prepare import PROGRESS, prepare
+from alphadecay_dist.training.data.prepare import PROGRESS, prepare_corpus
 from alphadecay_dist.training.data.prepared import MANIFEST, open_prepared, verify
 from alphadecay_dist.training.recipe import DataConfig
 from tests.checkpoint.layouts import SHARD, load, save
@@ -174,7 +174,7 @@ def test_a_shard_of_prepared_data(shards, data, suffix):
 def broken_off(tmp_path_factory, texts):
     """A preparation that ended in the middle, and its progress."""
     folder = tmp_path_factory.mktemp("broken") / "data"
-    prepare(recipe(texts), VOCABULARY, folder)
+    prepare_corpus(recipe(texts), VOCABULARY, folder)
     whole = json.loads((folder / MANIFEST).read_text())
     header = {key: whole[key] for key in ("format", "dtype", "tokenizer", "source")}
     (folder / MANIFEST).unlink()
@@ -195,7 +195,7 @@ def test_the_progress_of_a_preparation(broken_off, texts, data):
     )
     (folder / PROGRESS).write_bytes(content)
     (folder / MANIFEST).unlink(missing_ok=True)
-    accepted(lambda: prepare(recipe(texts), VOCABULARY, folder))
+    accepted(lambda: prepare_corpus(recipe(texts), VOCABULARY, folder))
 
 
 def test_the_fixtures_are_whole(checkpoints, shards, broken_off, texts):
@@ -209,4 +209,4 @@ def test_the_fixtures_are_whole(checkpoints, shards, broken_off, texts):
     folder, progress = broken_off
     (folder / PROGRESS).write_text(json.dumps(progress))
     (folder / MANIFEST).unlink(missing_ok=True)
-    assert accepted(lambda: prepare(recipe(texts), VOCABULARY, folder))
+    assert accepted(lambda: prepare_corpus(recipe(texts), VOCABULARY, folder))

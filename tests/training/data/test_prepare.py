@@ -169,7 +169,7 @@ def slowly(path, text):
     time.sleep(float(sys.argv[1]))
     write(path, text)
 prepare.write_atomically = slowly
-prepare.prepare(load_config("demo", sys.argv[3:]), 64, Path(sys.argv[2]))
+prepare.prepare_corpus(load_config("demo", sys.argv[3:]), 64, Path(sys.argv[2]))
 """
 
 
