@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alphadecay_dist.commands.paths import require_there
 from alphadecay_dist.training.arguments import Parser
 from alphadecay_dist.training.config import load_config
 
@@ -46,6 +47,7 @@ def _prepare(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
+    require_there(args.folder, "the directory of a prepared corpus")
     from alphadecay_dist.training.data.prepared import verify
 
     _describe(args.folder, verify(args.folder))

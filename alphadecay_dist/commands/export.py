@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from alphadecay_dist.commands.paths import require_there
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
@@ -30,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the export, and print where it is and what of."""
+    require_there(args.path, "the directory of a run or of a checkpoint")
     import torch
 
     from alphadecay_dist.commands.formats import export_hf, export_universal, trained

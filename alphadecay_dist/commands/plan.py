@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alphadecay_dist.commands.paths import require_there
 from alphadecay_dist.engines.registry import SHARDINGS
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.config import load_config
@@ -44,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="JSON",
         help="what a rank of the job can do: gram, tridiagonal (flop/s, required), bandwidth (bytes/s, or a "
-        "text such as 25GB/s), update_seconds (default: this machine's speed, measured now)",
+        "text such as 25GB/s), update_seconds, device (cuda unless it says cpu) (default: this machine's "
+        "speed, measured now)",
     )
     parser.add_argument(
         "--bandwidth", metavar="RATE", help="bytes a second that a rank takes in, or such as 25GB/s, 200Gb/s"
@@ -57,6 +59,9 @@ def run(args: argparse.Namespace) -> None:
     """Print the forecast."""
     if (args.recipe is None) == (args.config is None):
         raise UserError("plan: expected either --recipe NAME or --config PATH")
+    for path, expected in ((args.config, "a HF config.json or its directory"), (args.machine, "a JSON file")):
+        if path is not None:
+            require_there(path, expected)
     recipe = load_config(args.recipe) if args.recipe is not None else None
     refreshed, rank = _given_of_job(args), _given_of_machine(args)
     import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from alphadecay_dist.commands.writable import PICTURES, require_place
+from alphadecay_dist.commands.paths import PICTURES, require_place, require_there
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw the run, and print where the picture is."""
+    require_there(args.run, "the output directory of a run")
     picture = args.out or args.run / "report.png"
     require_place("--out", picture, PICTURES)
     from alphadecay_dist.commands.pictures import plot_run

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alphadecay_dist.commands.writable import PICTURES, require_place
+from alphadecay_dist.commands.paths import PICTURES, require_place, require_there
 from alphadecay_dist.decay import SHAPES
 from alphadecay_dist.decay.settings import CHOOSABLE_FITS, NORMALIZE, Settings
 from alphadecay_dist.errors import UserError
@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> None:
     require_place("--json", args.json)
     require_place("--csv", args.csv)
     require_place("--plot", args.plot, PICTURES)
+    require_there(args.path, "a safetensors file, or the directory of a HF model, a run or a checkpoint")
     from alphadecay_dist.commands import pictures, spectrum_rows
     from alphadecay_dist.commands.weight_files import open_weights
 

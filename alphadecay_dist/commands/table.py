@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
+
+from alphadecay_dist.commands.paths import require_there
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print what was asked for: one cell's options, the numbers of all, or their results."""
+    require_there(Path(args.table), "a YAML file such as slurm/table.yaml")
     from alphadecay_dist.commands.cells import cell_of, read_table, show
 
     if args.cell is not None:

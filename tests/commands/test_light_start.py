@@ -17,22 +17,30 @@ from alphadecay_dist.commands import COMMANDS, Command
 ROOT = Path(__file__).parents[2]
 SLOW = ("torch", "numpy", "transformers", "deepspeed", "datasets", "sentencepiece", "safetensors", "wandb")
 RUN = f"""
-import json, sys
+import contextlib, io, json, sys
 import {{module}}
-try:
-    code = {{module}}.main({{arguments}})
-except SystemExit as end:
-    code = end.code
-print()
-print(json.dumps([code, [name for name in {SLOW} if name in sys.modules]]))
+answers = []
+for line in {{lines}}:
+    out, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        try:
+            code = {{module}}.main(line)
+        except SystemExit as end:
+            code = end.code
+    loaded = [name for name in {SLOW} if name in sys.modules]
+    answers.append([out.getvalue(), errors.getvalue(), code, loaded])
+print(json.dumps(answers))
 """
 OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 
 
-def run(module, argv):
-    """What a command line prints on stdout and stderr, its exit code, and the slow packages it has loaded."""
+def answers(module, lines):
+    """What command lines print on stdout and stderr, their exit codes, and the slow packages loaded by then.
+
+    One process reads them all: where one loads something slow, the test of that line is the first to fail.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", RUN.format(module=module, arguments=argv)],
+        [sys.executable, "-c", RUN.format(module=module, lines=lines)],
         env={name: value for name, value in os.environ.items() if name not in OF_RANKS},
         capture_output=True,
         text=True,
@@ -41,19 +49,18 @@ def run(module, argv):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    *printed, last = done.stdout.splitlines()
-    code, loaded = json.loads(last)
-    return "\n".join(printed), done.stderr, code, loaded
+    return json.loads(done.stdout)
 
 
 ACTIONS = (["data", "prepare"], ["data", "verify"])
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), *ACTIONS], ids=" ".join)
-def test_help_loads_nothing_slow(command):
-    printed, errors, code, loaded = run("alphadecay_dist.cli", [*command, "--help"])
-    assert (code, errors, loaded) == (0, "", [])
-    assert printed.startswith(f"usage: {' '.join(['alphadecay', *command])} ")
+def test_help_loads_nothing_slow():
+    commands = [[], *([name] for name in COMMANDS), *ACTIONS]
+    helps = answers("alphadecay_dist.cli", [[*command, "--help"] for command in commands])
+    for command, (printed, errors, code, loaded) in zip(commands, helps, strict=True):
+        assert (code, errors, loaded) == (0, "", [])
+        assert printed.startswith(f"usage: {' '.join(['alphadecay', *command])} ")
 
 
 MISTAKES = {
@@ -62,17 +69,22 @@ MISTAKES = {
     "--bogus report x": "'--bogus': unknown option; see alphadecay report --help",
     "report": "the following arguments are required: run; see alphadecay report --help",
     "report x --ot=y.png": "'--ot=y.png': unknown option; did you mean --out? see alphadecay report --help",
-    "report x --out=y.docx": "--out y.docx: found '.docx', expected one of .png",
+    "report . --out=y.docx": "--out y.docx: found '.docx', expected one of .png",
     "spectrum x --fit=hil": "argument --fit: invalid choice: 'hil' (choose from",
     "spectrum x --xmin_pos=two": "argument --xmin_pos: invalid float value: 'two'",
+    "report no/such": "no/such: no such file or directory; give the output directory of a run",
+    "spectrum no/such": "no/such: no such file or directory; give a safetensors file, or",
     "spectrum x --json=no/such/rows.json": "--json no/such/rows.json: found no directory to write to",
     "plan": "the following arguments are required: --world_size; see alphadecay plan --help",
     "plan --world_size=2": "plan: expected either --recipe NAME or --config PATH",
     "plan --world_size=2 --sharding=zero9": "argument --sharding: invalid choice: 'zero9'",
     "plan --world_size=2 --recipe=llama_60": "recipe 'llama_60': unknown; did you mean 'llama_60m'?",
     "plan --world_size=2 --recipe=demo --bandwidth=fast": "--bandwidth: found 'fast', expected bytes",
+    "plan --world_size=2 --config=no/such": "no/such: no such file or directory; give a HF config.json",
+    "plan --world_size=2 --recipe=demo --machine=x": "x: no such file or directory; give a JSON file",
     "data": "the following arguments are required: ACTION; see alphadecay data --help",
     "data verify": "the following arguments are required: DIR; see alphadecay data verify --help",
+    "data verify no/such": "no/such: no such file or directory; give the directory of a prepared corpus",
     "data prepare --output=x --data.sorce=y": "unknown key data.sorce; did you mean 'source'?",
     "data prepare --output=x --datta.source=y": "unknown section 'datta'; did you mean 'data'?",
     "data prepare --output=x --lr=1": "'--lr=1': unknown option; did you mean --optimizer.lr?",
@@ -84,37 +96,42 @@ MISTAKES = {
     "doctor --timout=3": "'--timout=3': unknown option; did you mean --timeout?",
     "export x --to=onnx": "argument --to: invalid choice: 'onnx'",
     "export x": "the following arguments are required: --to, --output",
+    "export no/such --to=hf --output=x": "no/such: no such file or directory; give the directory of a run",
+    "table no/such": "no/such: no such file or directory; give a YAML file such as slurm/table.yaml",
     "table": "the following arguments are required: table; see alphadecay table --help",
 }
 
 
+@pytest.fixture(scope="module")
+def refusals():
+    return dict(
+        zip(MISTAKES, answers("alphadecay_dist.cli", [line.split() for line in MISTAKES]), strict=True)
+    )
+
+
 @pytest.mark.parametrize("line", MISTAKES)
-def test_a_mistake_is_one_line_and_loads_nothing_slow(line):
-    _, errors, code, loaded = run("alphadecay_dist.cli", line.split())
+def test_a_mistake_is_one_line_and_loads_nothing_slow(refusals, line):
+    _, errors, code, loaded = refusals[line]
     assert (code, loaded) == (2, [])
     (error,) = errors.splitlines()
     program = "alphadecay doctor" if line.startswith("doctor") else "alphadecay"
     assert error.startswith(f"{program}: error: {MISTAKES[line]}")
 
 
-@pytest.mark.parametrize(
-    ("line", "error"),
-    [
-        ("--train.step=3", "unknown key train.step; did you mean 'steps'?"),
-        ("--lr=3", "'--lr=3': unknown option; did you mean --optimizer.lr?"),
-        ("--accept_changes=all", "argument --accept_changes: found 'all', expected some of model,tokenizer,"),
-    ],
-)
-def test_a_mistake_in_the_trainers_options_loads_nothing_slow(line, error):
-    _, errors, code, loaded = run("train", [line])
-    assert (code, loaded) == (2, [])
-    assert errors.startswith(f"train.py: error: {error}")
+OF_THE_TRAINER = {
+    "--train.step=3": "unknown key train.step; did you mean 'steps'?",
+    "--lr=3": "'--lr=3': unknown option; did you mean --optimizer.lr?",
+    "--accept_changes=all": "argument --accept_changes: found 'all', expected some of model,tokenizer,",
+}
 
 
-def test_the_trainers_help_loads_nothing_slow():
-    printed, errors, code, loaded = run("train", ["--help"])
-    assert (code, errors, loaded) == (0, "", [])
+def test_the_trainers_help_and_mistakes_in_its_options_load_nothing_slow():
+    (printed, *rest), *refused = answers("train", [["--help"], *([line] for line in OF_THE_TRAINER)])
+    assert rest == ["", 0, []]
     assert "--train.steps=100" in printed
+    for error, (_, errors, code, loaded) in zip(OF_THE_TRAINER.values(), refused, strict=True):
+        assert (code, loaded) == (2, [])
+        assert errors.startswith(f"train.py: error: {error}")
 
 
 def test_every_command_has_a_module_and_every_module_of_one_is_registered():

@@ -1,4 +1,4 @@
-"""Files that a command is to write, looked at before what is written in them is computed."""
+"""Paths that a command is given, looked at before anything slow is loaded or computed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,20 @@ from pathlib import Path
 from alphadecay_dist.errors import UserError
 
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
+
+
+def require_there(path: Path, expected: str) -> None:
+    """Refuse a path at which nothing is.
+
+    Args:
+        path: of a file or a directory.
+        expected: what the command takes, as in "the directory of a run".
+
+    Raises:
+        UserError: there is nothing.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file or directory; give {expected}")
 
 
 def require_place(option: str, path: Path | None, kinds: Sequence[str] = ()) -> None:
