@@ -27,6 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="the long counts too")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:  # a file shares its fixtures in one worker of pytest-xdist, and all jobs one SLURM
         where = "slurm" if item.get_closest_marker("slurm") else item.nodeid.partition("::")[0]
