@@ -27,6 +27,7 @@ from alphadecay_dist.spectral import analyze_each
 
 VOCABULARY = 32000
 SIZES = {  # hidden, intermediate, layers, whether the head is timed too
+    "tiny": (128, 344, 2, True),
     "60m": (512, 1376, 8, True),
     "130m": (768, 2048, 12, True),
     "350m": (1024, 2736, 24, True),

@@ -43,7 +43,7 @@ def test_solvers_are_timed():
 
 @pytest.mark.launcher
 def test_the_exchange_is_timed_and_moves_a_wth():
-    lines = run("exchange.py", "--sizes", "60m", "--ranks", "2", "--repeats", "1")
+    lines = run("exchange.py", "--sizes", "tiny", "--ranks", "2", "--repeats", "1")
     assert len(lines) == 4 + 4
     assert all(float(cells(line)[8]) == 2.0 for line in lines[4:])
 
@@ -51,8 +51,8 @@ def test_the_exchange_is_timed_and_moves_a_wth():
 @pytest.mark.launcher
 def test_updates_with_many_groups_and_with_two_are_timed():
     sizes = ("--matrices", "4", "--width", "64", "--rows", "4", "--repeats", "2")
-    lines = run("groups.py", "--engine", "zero3", "fsdp2", "ddp", "--ranks", "2", *sizes)
-    assert len(lines) == 4 + 6
+    lines = run("groups.py", "--engine", "zero3", "--ranks", "2", *sizes)
+    assert len(lines) == 4 + 2
     assert all(float(cell) > 0 for line in lines[4:] for cell in cells(line)[3:])
 
 
@@ -88,6 +88,7 @@ def test_saving_is_timed_both_ways(tmp_path):
 
 
 @pytest.mark.launcher
+@pytest.mark.long
 def test_updates_are_timed_alone_and_beside_a_busy_process(tmp_path):
     sizes = ("--repeats", "1", "--updates", "3")
     rows = [cells(line) for line in run("busy.py", *sizes, *tiny_options(tmp_path))[-3:]]

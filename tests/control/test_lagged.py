@@ -217,7 +217,10 @@ decay.step()
 
 
 @pytest.mark.launcher
-@pytest.mark.parametrize(("last", "code"), [("", 0), ("sys.exit(3)", 3), ("raise KeyError('mine')", 1)])
+@pytest.mark.parametrize(
+    ("last", "code"),
+    [pytest.param("", 0, marks=pytest.mark.long), ("sys.exit(3)", 3), ("raise KeyError('mine')", 1)],
+)
 def test_a_process_ends_with_its_own_exit_code_and_without_finishing_the_spectra(last, code):
     root = Path(__file__).parents[2]
     done = subprocess.run(

@@ -16,7 +16,9 @@ TORCHRUN = ("torchrun", "--nproc_per_node", 2)
 @pytest.mark.parametrize(
     "command",
     [
-        (*TORCHRUN, "--master_port", "PORT", "--no-python", "alphadecay"),
+        pytest.param(
+            (*TORCHRUN, "--master_port", "PORT", "--no-python", "alphadecay"), marks=pytest.mark.long
+        ),
         (*DEEPSPEED, "--master_port", "PORT", "--no_python", "alphadecay"),
         ("python", "-m", "alphadecay_dist.cli"),
     ],

@@ -123,7 +123,9 @@ def test_zero_keeps_both_groups(stage):
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize(("stage", "apply"), [("3", "groups"), ("fsdp2", "premultiply")])
+@pytest.mark.parametrize(
+    ("stage", "apply"), [pytest.param("3", "groups", marks=pytest.mark.long), ("fsdp2", "premultiply")]
+)
 def test_a_recipe_decays_no_norms_and_a_resumed_run_goes_on(tmp_path, stage, apply):
     options = tiny_options(
         tmp_path, decay__untuned="zero_1d", decay__apply=apply, train__clip=0.0, train__steps=16

@@ -17,30 +17,35 @@ from tests.training.runs import engine_options, tiny_options, train_on
 
 pytestmark = [pytest.mark.kills, pytest.mark.launcher]
 
-EVERY, STEPS = 5, 70
+EVERY = 5
+LAUNCHER, RANK = "the launcher", "a rank"
 
 
 @pytest.mark.parametrize(
-    ("launcher", "engine"),
+    ("launcher", "engine", "victims", "steps"),
     [
-        ("deepspeed", "2"),
-        ("torchrun", "fsdp2"),
-        ("python", "fsdp2"),
+        ("deepspeed", "2", [RANK], 30),
+        ("torchrun", "fsdp2", [LAUNCHER], 30),
+        ("python", "fsdp2", [RANK], 30),
         *(
-            pytest.param(*pair, marks=pytest.mark.long)
+            pytest.param(*pair, [LAUNCHER, RANK, RANK], 70, marks=pytest.mark.long)
             for pair in [
                 ("deepspeed", "1"),
+                ("deepspeed", "2"),
                 ("deepspeed", "3"),
                 ("deepspeed", "3_offload"),
                 ("torchrun", "ddp"),
+                ("torchrun", "fsdp2"),
             ]
         ),
     ],
 )
-def test_three_kills_through_a_launcher_and_the_run_is_the_unbroken_one(tmp_path, launcher, engine):
+def test_after_kills_through_a_launcher_the_run_is_the_unbroken_one(
+    tmp_path, launcher, engine, victims, steps
+):
     options = tiny_options(
         tmp_path,
-        train__steps=STEPS,
+        train__steps=steps,
         checkpoint__every=EVERY,
         checkpoint__keep=2,
         eval__tokens=500,
@@ -49,12 +54,11 @@ def test_three_kills_through_a_launcher_and_the_run_is_the_unbroken_one(tmp_path
     given = [*engine_options(engine), *options]
     output = tmp_path / "run"
     dice = random.Random(f"{launcher}/{engine}")
-    victims = ["the launcher", "a rank", dice.choice(["the launcher", "a rank"])]
     for victim in dice.sample(victims, len(victims)):
         begin = begin_of(output)
         with launched(launcher, output, given) as process:
             done = killed_in_mid_run(process, output, victim, dice)
-        assert begin <= done < STEPS
+        assert begin <= done < steps
         assert 0 <= done - begin_of(output) <= EVERY, f"{victim} killed after update {done}"
     with launched(launcher, output, given) as process:
         assert process.wait(300) == 0, (tmp_path / "printed").read_text()
@@ -69,7 +73,7 @@ def killed_in_mid_run(process, output, victim, dice):
     wait_until(lambda: status.is_file() and status.stat().st_mtime_ns > before, 120)
     wait_until(lambda: updates(output) > read_status(output)["step"], 120)
     time.sleep(dice.uniform(0, 0.6))
-    own = process.pid if victim == "the launcher" else dice.choice(sorted(ranks_of(output)))
+    own = process.pid if victim == LAUNCHER else dice.choice(sorted(ranks_of(output)))
     assert process.poll() is None, "it ended before it was killed"
     os.kill(own, signal.SIGKILL)
     process.wait(60)

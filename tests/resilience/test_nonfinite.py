@@ -17,7 +17,7 @@ from tests.resilience.poison import loss_plus_nan, poisoned
 from tests.training.runs import argv_of, left_behind, tiny_options
 
 BAD = 6  # the update that is not finite
-ENGINES = ["fsdp2", "ddp", pytest.param("1", marks=pytest.mark.long), "2", "3"]
+ENGINES = ["fsdp2", "ddp", *(pytest.param(stage, marks=pytest.mark.long) for stage in "12"), "3"]
 
 
 def loss_times_inf(loss):

@@ -37,14 +37,14 @@ TERM, INT, USR2 = signal.SIGTERM, signal.SIGINT, signal.SIGUSR2
 @pytest.mark.parametrize(
     ("engine", "place", "call", "signals", "steps"),
     [
-        ("2", "gradients", 3, [TERM], {3}),
         ("3", "gradients", 6, [INT, TERM], {6}),
         ("fsdp2", "gradients", 8, [USR2], {8}),  # where an evaluation is due
         ("ddp", "step", 2, [INT], {2, 3}),
         ("2", "refresh", 2, [USR2], {6, 7}),
-        ("3", "evaluate", 2, [TERM], {4}),
         ("fsdp2", "evaluate", 4, [TERM], {12}),  # the last
         ("2", "write_shard", 1, [INT], {5}),
+        pytest.param("2", "gradients", 3, [TERM], {3}, marks=pytest.mark.long),
+        pytest.param("3", "evaluate", 2, [TERM], {4}, marks=pytest.mark.long),
     ],
 )
 def test_all_ranks_stop_at_one_update_and_the_next_start_is_the_unbroken_run(

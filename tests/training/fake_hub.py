@@ -1,7 +1,7 @@
 """A hub on this machine that holds a small allenai/c4 and fails as it is told, and what C4 then gives.
 
-``python -m tests.training.fake_hub '["ok", "cut", "503"]'`` answers the first three requests for a part of a
-file so (the last answer holds for all later ones) and prints what was read as JSON.
+``python -m tests.training.fake_hub '[["ok", "cut", "503"]]'`` answers the first three requests for a part of
+a file so (the last answer holds for all later ones), and prints what was read as JSON; so for each list.
 """
 
 from __future__ import annotations
@@ -115,26 +115,41 @@ class Hub(BaseHTTPRequestHandler):
         self.close_connection = self.close_connection or sent is not None
 
 
-def main(faults: list[str]) -> None:
-    """Read C4 from a hub with faults, and print what came of it."""
+def main(runs: list[list[str]]) -> None:
+    """Read C4 from a hub with faults, each time in a fork of its own, and print what came of each."""
     Hub.files = {
         "README.md": README.encode(),
         "en/c4-train.00000-of-00001.json.gz": _file(TRAIN),
         "en/c4-validation.00000-of-00001.json.gz": _file(documents(3, 1)),
     }
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     os.environ.pop("HF_HUB_OFFLINE", None)
     os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+
     os.environ["HF_HOME"] = tempfile.mkdtemp()
 
+    import datasets.packaged_modules.json.json
     import fsspec
+    import torch
 
+    assert datasets
+    assert torch  # each fork would load them again
+    fsspec.spec.AbstractBufferedFile.DEFAULT_BLOCK_SIZE = 1 << 22  # several requests a file
+    for faults in runs:
+        child = os.fork()
+        if not child:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            print(json.dumps(_read(faults)), flush=True)
+            os._exit(0)  # connections are open
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def _read(faults: list[str]) -> dict[str, object]:
+    """Read C4 once; from its training file on the hub fails as it is told."""
     from alphadecay_dist.errors import UserError
     from alphadecay_dist.training.data.corpus import open_corpora
     from alphadecay_dist.training.recipe import DataConfig
 
-    fsspec.spec.AbstractBufferedFile.DEFAULT_BLOCK_SIZE = 1 << 22  # several requests a file
     corpus, _ = open_corpora(DataConfig(source="c4"))
     revision = corpus.revision
     corpus, validation = open_corpora(DataConfig(source="c4", revision=revision))  # as a resume asks for it
@@ -150,7 +165,7 @@ def main(faults: list[str]) -> None:
             read.update(text.encode())
     except UserError as caught:
         error = str(caught)
-    told = {
+    return {
         "rows": rows,
         "digest": read.hexdigest(),
         "error": error,
@@ -158,10 +173,9 @@ def main(faults: list[str]) -> None:
         "waits": waits,
         "revision": revision,
     }
-    print(json.dumps(told))
 
 
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]))
     sys.stdout.flush()
-    os._exit(0)  # connections that are open
+    os._exit(0)  # the server is open
