@@ -11,18 +11,19 @@ from alphadecay_dist.errors import UserError
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
 
 
-def require_there(path: Path, expected: str) -> None:
+def require_there(path: Path, expected: str, option: str = "") -> None:
     """Refuse a path at which nothing is.
 
     Args:
         path: of a file or a directory.
         expected: what the command takes, as in "the directory of a run".
+        option: that names it, where one does.
 
     Raises:
         UserError: there is nothing.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such file or directory; give {expected}")
+    if not os.path.exists(path):  # Path's raises where a name is too long
+        raise UserError(f"{f'{option} {path}'.lstrip()}: no such file or directory; give {expected}")
 
 
 def require_place(option: str, path: Path | None, kinds: Sequence[str] = ()) -> None:

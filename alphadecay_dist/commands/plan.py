@@ -59,9 +59,10 @@ def run(args: argparse.Namespace) -> None:
     """Print the forecast."""
     if (args.recipe is None) == (args.config is None):
         raise UserError("plan: expected either --recipe NAME or --config PATH")
-    for path, expected in ((args.config, "a HF config.json or its directory"), (args.machine, "a JSON file")):
-        if path is not None:
-            require_there(path, expected)
+    if args.config is not None:
+        require_there(args.config, "a HF config.json or its directory", "--config")
+    if args.machine is not None:
+        require_there(args.machine, "the JSON of a machine profile", "--machine")
     recipe = load_config(args.recipe) if args.recipe is not None else None
     refreshed, rank = _given_of_job(args), _given_of_machine(args)
     import torch

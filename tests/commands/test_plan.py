@@ -221,11 +221,14 @@ def test_masters_are_planned_in_fp32(capsys, profile):
         (["--recipe", "llama_1b", "--world_size", "8", "--tensor_parallel", "2"], "tensor_parallel: found 2"),
         (["--recipe", "llama_1b", "--world_size", "8", "--interval", "0"], "interval: found 0"),
         (["--recipe", "llama_1b", "--world_size", "8", "--memory_budget", "0"], "memory_budget: found 0"),
-        (["--recipe", "llama_1b", "--world_size", "8", "--machine", "nowhere.json"], "no machine profile"),
+        (
+            ["--recipe", "llama_1b", "--world_size", "8", "--machine", "nowhere.json"],
+            "--machine nowhere.json: no such file",
+        ),
         (["--recipe", "llama_1b", "--world_size", "8", "--bandwidth", "fast"], "--bandwidth: found 'fast'"),
         (["--recipe", "demo", "--world_size", "2", "--update_seconds", "0"], "--update_seconds: found 0.0"),
         (["--recipe", "llama_1b", "--world_size", "8", "--memory_budget", "x"], "--memory_budget: found 'x'"),
-        (["--config", "nowhere", "--world_size", "8"], "--config nowhere"),
+        (["--config", "nowhere", "--world_size", "8"], "--config nowhere: no such file"),
     ],
 )
 def test_mistakes_are_one_line(capsys, options, words):
