@@ -24,9 +24,9 @@ LAUNCHER, RANK = "the launcher", "a rank"
 @pytest.mark.parametrize(
     ("launcher", "engine", "victims", "steps"),
     [
-        ("deepspeed", "2", [RANK], 30),
-        ("torchrun", "fsdp2", [LAUNCHER], 30),
-        ("python", "fsdp2", [RANK], 30),
+        ("deepspeed", "2", [RANK], 60),
+        ("torchrun", "fsdp2", [LAUNCHER], 60),
+        ("python", "fsdp2", [RANK], 60),
         *(
             pytest.param(*pair, [LAUNCHER, RANK, RANK], 70, marks=pytest.mark.long)
             for pair in [
