@@ -20,12 +20,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.ports import free_port
+from tests.ports import free_port, worker
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 NODES = ("n1", "n2")
 CONFIG = """\
 ClusterName=test
+FirstJobId={first}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser={user}
@@ -113,7 +114,12 @@ class Cluster:
         nodes = "\n".join(NODE.format(name=name, host=host, port=free_port()) for name in NODES)
         (self.folder / "slurm.conf").write_text(
             CONFIG.format(
-                folder=self.folder, host=host, port=free_port(), user=getpass.getuser(), nodes=nodes
+                folder=self.folder,
+                first=1 + 2000 * worker(),  # a job has a port by its number
+                host=host,
+                port=free_port(),
+                user=getpass.getuser(),
+                nodes=nodes,
             )
         )
         (self.folder / "gres.conf").write_text(GPUS.format(folder=self.folder))
