@@ -24,8 +24,8 @@ LAUNCHER, RANK = "the launcher", "a rank"
 @pytest.mark.parametrize(
     ("launcher", "engine", "victims", "steps"),
     [
-        ("deepspeed", "2", [RANK], 60),
-        ("torchrun", "fsdp2", [LAUNCHER], 60),
+        ("deepspeed", "2", [RANK], 40),
+        ("torchrun", "fsdp2", [LAUNCHER], 40),
         ("python", "fsdp2", [RANK], 60),
         *(
             pytest.param(*pair, [LAUNCHER, RANK, RANK], 70, marks=pytest.mark.long)
