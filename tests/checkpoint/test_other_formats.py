@@ -58,6 +58,7 @@ def saved_by_deepspeed(folder):
     return engine._zero3_consolidated_16bit_state_dict()
 
 
+@pytest.mark.launcher
 @pytest.mark.ranks
 def test_a_deepspeed_checkpoint_and_the_command_that_converts_it(tmp_path, capsys):
     folder = tmp_path / "ds"
@@ -74,6 +75,7 @@ def test_a_deepspeed_checkpoint_and_the_command_that_converts_it(tmp_path, capsy
     assert list(rows_of(out)) == list(weights)
 
 
+@pytest.mark.launcher
 @pytest.mark.parametrize("place", ["dcp", "dcp/pytorch_model_fsdp_0"])
 def test_a_checkpoint_of_torch_distributed_and_the_command_that_converts_it(tmp_path, capsys, place):
     weights = llama_weights()

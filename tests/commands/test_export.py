@@ -23,7 +23,7 @@ from alphadecay_dist.training.tasks.language import export, model
 from tests.foreign import init_error, spectrum_error
 from tests.training.runs import SIZES, final_weights, tiny_options, train_on
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.launcher]
 
 
 def trained_run(folder, tied):

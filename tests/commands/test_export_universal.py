@@ -25,7 +25,7 @@ from tests.checkpoint.ranks import cut
 from tests.multirank import run_ranks
 from tests.training.runs import final_weights, tiny_options, train_on
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.launcher]
 
 DONE, END = 7, 12  # a refresh between them
 

@@ -166,6 +166,7 @@ def test_the_rule_is_the_one_given(weights):
 SETTINGS = {"decay__normalize": "mean", "decay__assign": "sqrt", "decay__xmin_pos": 3.0}
 
 
+@pytest.mark.launcher
 @pytest.mark.ranks
 @pytest.mark.parametrize(
     ("stage", "world_size", "interval", "options"),
@@ -193,6 +194,7 @@ def test_a_run_is_read_as_it_refreshed(tmp_path, stage, world_size, interval, op
             assert found[name]["weight_decay"] == pytest.approx(module["weight_decay"], abs=1e-4)
 
 
+@pytest.mark.launcher
 @pytest.mark.ranks
 def test_of_a_run_the_newest_whole_checkpoint_is_read(tmp_path, capsys):
     folder = tmp_path / "run"

@@ -97,6 +97,7 @@ def train_toy(folder, argv):
     return train.main(argv)
 
 
+@pytest.mark.launcher
 @pytest.mark.ranks
 def test_the_trainer_takes_it_from_a_recipe_and_resumes_it(toy, tmp_path):
     options = [*tiny_options(tmp_path, decay__policy="by_depth", train__steps=6), "--output_dir"]

@@ -101,6 +101,7 @@ def test_a_slow_rank_of_one_machine_is_warned_of_alone(tmp_path):
     assert ("bandwidth within a node", ["n0"], [3]) in done.problems()
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize("absent", [1, 0])
 def test_a_rank_that_does_not_come_is_named_in_time(tmp_path, absent):
     done = doctor(tmp_path, 2, "--timeout=3", absent=(absent,))
@@ -135,6 +136,7 @@ def failing_check():
     links.exchange = broken
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize(
     ("spoil", "line"),
     [
@@ -155,12 +157,14 @@ def dies():
     measures.shared_memory = lambda: os._exit(9)
 
 
+@pytest.mark.kills
 def test_a_rank_that_dies_in_a_check_is_named(tmp_path):
     done = doctor(tmp_path, 2, "--timeout=30", spoils={1: dies}, nodes=True)
     assert done.codes == {0: 2, 1: 9}, done.printed
     assert "rank 1 on n1: ended or hangs altogether" in done.printed[0].splitlines()[0]
 
 
+@pytest.mark.kills
 def test_when_rank_0_dies_the_others_say_so_themselves(tmp_path):
     done = doctor(tmp_path, 2, "--timeout=30", spoils={0: dies}, nodes=True)
     assert done.codes == {0: 9, 1: 2}, done.printed

@@ -16,7 +16,7 @@ from alphadecay_dist.spectral import batch
 from tests.engines.tiny import TUNABLE, backward, engine_of, filled
 from tests.multirank import run_ranks
 
-LAG, INTERVAL, UPDATES = 3, 7, 30
+LAG, INTERVAL, UPDATES = 2, 4, 16
 SETTINGS = {"weight_decay": 0.5, "min_ratio": 0.2, "max_ratio": 5.0, "interval": INTERVAL}
 ENGINES = ["plain", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 
@@ -141,7 +141,7 @@ def check_lag(engine):
         found_weights, found_decays, written = trained(engine, policy)
         assert found_decays == decays
         assert same(found_weights, weights)
-        assert written == [(7 * n, 7 * n + LAG, 7 * n + LAG) for n in range(4)]
+        assert written == [(INTERVAL * n, INTERVAL * n + LAG, INTERVAL * n + LAG) for n in range(4)]
     for control in (at_once, off):
         assert not same(trained(engine, control)[0], weights)
 

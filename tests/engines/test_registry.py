@@ -106,6 +106,7 @@ os._exit(code)
 """
 
 
+@pytest.mark.launcher
 @pytest.mark.ranks
 def test_a_file_and_a_line_make_an_engine_that_the_trainer_trains(tmp_path, monkeypatch):
     package = tmp_path / "toy"

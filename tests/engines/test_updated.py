@@ -26,7 +26,7 @@ UNEVEN = [*TUNABLE, (5, 3)]  # the last is not tuned
 # ZeRO-1 and 2 lay a group's weights one behind the other. A matrix product rounds by where its operands lie
 # in memory: even without decay two layouts have equal weights only if each begins at a multiple of 64 bytes.
 SHAPES = [(64, 172), (64, 68), (172, 64), (68, 64), (50, 96), (5, 3)]
-UPDATES = 30
+UPDATES, INTERVAL = 12, 4
 BASE = 0.5
 BOTH = ("groups", "premultiply")
 
@@ -36,7 +36,7 @@ def groups_for(apply):
 
 
 def controller(model, optimizer, apply, engine=None):
-    return AlphaDecay(model, optimizer, engine=engine, weight_decay=BASE, interval=10, apply=apply)
+    return AlphaDecay(model, optimizer, engine=engine, weight_decay=BASE, interval=INTERVAL, apply=apply)
 
 
 def whole(parameter):

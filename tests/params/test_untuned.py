@@ -122,6 +122,7 @@ def test_zero_keeps_both_groups(stage):
         assert len({decay for _, decay in found[:-2]}) == 2
 
 
+@pytest.mark.launcher
 @pytest.mark.ranks
 @pytest.mark.parametrize(
     ("stage", "apply"), [pytest.param("3", "groups", marks=pytest.mark.long), ("fsdp2", "premultiply")]

@@ -20,6 +20,7 @@ EVEN = {
 }
 
 
+@pytest.mark.launcher
 @pytest.mark.ranks
 @pytest.mark.parametrize(("dtype", "asked"), [("float32", "premultiply"), ("bfloat16", "auto")])
 def test_the_trainer_gives_the_same_weights_with_either(tmp_path, dtype, asked):
@@ -37,6 +38,7 @@ def test_the_trainer_gives_the_same_weights_with_either(tmp_path, dtype, asked):
     assert not any(torch.equal(value, uniform[name]) for name, value in own.items() if "proj" in name)
 
 
+@pytest.mark.launcher
 @pytest.mark.ranks
 def test_uniform_in_two_groups_is_uniform_in_many(tmp_path):
     weights = []
@@ -47,6 +49,7 @@ def test_uniform_in_two_groups_is_uniform_in_many(tmp_path):
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+@pytest.mark.launcher
 @pytest.mark.ranks
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path):
     options = tiny_options(tmp_path, **EVEN, decay__apply="premultiply")

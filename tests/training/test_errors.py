@@ -226,6 +226,7 @@ def test_a_mistake_is_one_line_before_the_ranks_meet(tmp_path, monkeypatch, capf
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.launcher
 @pytest.mark.ranks
 @pytest.mark.parametrize("name", ["contradiction", *AFTER_THE_RANKS_MEET])
 def test_a_mistake_is_one_line_on_rank_0_and_exit_code_2_on_all(tmp_path, name):
@@ -235,6 +236,7 @@ def test_a_mistake_is_one_line_on_rank_0_and_exit_code_2_on_all(tmp_path, name):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.launcher
 @pytest.mark.ranks
 def test_resume_none_leaves_a_run_that_is_there_as_it_is(tmp_path):
     run = tmp_path / "run"
@@ -248,6 +250,7 @@ def test_resume_none_leaves_a_run_that_is_there_as_it_is(tmp_path):
     assert {path.name: path.read_text() for path in run.iterdir()} == before
 
 
+@pytest.mark.launcher
 @pytest.mark.ranks
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_a_mistake_on_1_or_3_ranks_is_one_line_too(tmp_path, world_size):

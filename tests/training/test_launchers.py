@@ -80,6 +80,7 @@ def test_other_launchers_give_the_same_run(tmp_path, launcher, engine):
     assert losses == pytest.approx([line["loss"] for line in expected["metrics"]], abs=1e-5)
 
 
+@pytest.mark.launcher
 @pytest.mark.ranks
 def test_dry_run_prints_config_plan_and_first_batch_and_writes_nothing(tmp_path):
     output = tmp_path / "run"
@@ -92,6 +93,7 @@ def test_dry_run_prints_config_plan_and_first_batch_and_writes_nothing(tmp_path)
     assert not output.exists()
 
 
+@pytest.mark.launcher
 @pytest.mark.ranks
 def test_init_from_starts_with_the_weights_of_a_hf_checkpoint(tmp_path):
     options = tiny_options(tmp_path, train__steps=2)

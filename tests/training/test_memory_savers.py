@@ -28,6 +28,7 @@ def test_activation_checkpointing_keeps_less():
     assert saved_bytes(TrainConfig(activation_checkpointing=True)) < 0.5 * saved_bytes(TrainConfig())
 
 
+@pytest.mark.launcher
 @pytest.mark.ranks
 @pytest.mark.parametrize(
     ("engine", "saver"),

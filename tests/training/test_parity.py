@@ -12,7 +12,7 @@ from alphadecay_dist.checkpoint.restore import stored_weights
 from alphadecay_dist.training.tasks.language import model as models
 from tests.training.runs import distance, final_weights, plain_torch, tiny_options, train_on
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.launcher]
 
 CLOSE = 2e-5  # relative distance of fp32 weights after a run; what ignores the decay is 100 times off
 

@@ -18,7 +18,7 @@ from tests.multirank import run_ranks
 from tests.training.corpora import numbered, write_lines
 from tests.training.runs import ENGINES, final_weights, same_weights, tiny_options, train_on, without_times
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.launcher]
 
 
 def prepared(folder, **overrides):

@@ -81,6 +81,7 @@ def same_tensors(left, right):
     return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
 
 
+@pytest.mark.launcher
 @pytest.mark.ranks
 @pytest.mark.parametrize(("engine", "world_size"), [("ddp", 1), ("fsdp2", 2), ("3", 2)])
 def test_a_run_in_two_parts_is_the_unbroken_one(tmp_path, engine, world_size):
@@ -117,6 +118,7 @@ def test_a_run_in_two_parts_is_the_unbroken_one(tmp_path, engine, world_size):
     assert same_tensors(broken, tmp_path / "whole")
 
 
+@pytest.mark.launcher
 @pytest.mark.ranks
 def test_the_ranks_do_not_change_the_run_nor_its_evaluation(tmp_path):
     alone, _ = run(1, "ddp", tmp_path / "alone")
@@ -130,6 +132,7 @@ def test_the_ranks_do_not_change_the_run_nor_its_evaluation(tmp_path):
     assert all(torch.allclose(found[key], expected[key], atol=1e-5) for key in expected)
 
 
+@pytest.mark.launcher
 @pytest.mark.ranks
 def test_what_the_task_fixes_cannot_change_and_a_dry_run_shows_its_data(tmp_path):
     run(1, "ddp", tmp_path / "run", "--train.stop_after=2")

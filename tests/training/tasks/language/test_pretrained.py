@@ -271,6 +271,7 @@ def mistral(weights: LlamaForCausalLM, **config):
     return model
 
 
+@pytest.mark.launcher
 @pytest.mark.ranks
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_taken_is_the_function_that_it_was(tmp_path, name):
