@@ -4,6 +4,7 @@ import alphadecay_dist.openmp  # noqa: F401  (before torch is loaded; processes 
 
 # isort: split
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,11 @@ from hypothesis import settings
 
 settings.register_profile("suite", deadline=None)  # on a busy machine any example may take long
 settings.load_profile("suite")
+
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers share the cores; what they start sets its own
+    workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
 
 
 @pytest.fixture

@@ -96,6 +96,7 @@ def test_the_simple_example_and_the_package_train_alike(simple, dtype, of_decays
     assert min(moved for name, moved in without.items() if name.startswith("blocks.")) > 1e-3
 
 
+@pytest.mark.launcher
 def test_the_simple_example_runs_without_the_package():
     code = (
         f"import runpy, sys; runpy.run_path({str(SCRIPT)!r}, run_name='__main__'); "

@@ -196,7 +196,7 @@ def any_placement(draw, world_size):
 @pytest.mark.parametrize("world_size", [1, 2, 3, pytest.param(4, marks=pytest.mark.long)])
 def test_drawn_placements_arrive_whole(world_size):
     @settings(deadline=None, max_examples=2)
-    @given(st.lists(any_placement(world_size), min_size=12, max_size=12))
+    @given(st.lists(any_placement(world_size), min_size=8, max_size=8))
     def drawn(cases):
         run_ranks(check_any_placement, world_size, cases)
 

@@ -9,7 +9,7 @@ import pytest
 from tests.training.processes import started
 from tests.training.runs import ROOT, left_behind, tiny_options, train_on
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.launcher]
 
 ZERO2 = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json")]
 
