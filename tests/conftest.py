@@ -4,6 +4,7 @@ import alphadecay_dist.openmp  # noqa: F401  (before torch is loaded; processes 
 
 # isort: split
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -18,6 +19,15 @@ settings.load_profile("suite")
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers share the cores; what they start sets its own
     workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
+
+
+gc.disable()  # loading and collecting make much and drop little
+
+
+def pytest_collection_finish() -> None:
+    """What was loaded stays: the collector need not go through it."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

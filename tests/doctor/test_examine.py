@@ -13,7 +13,7 @@ from alphadecay_dist.training.options import Options
 from alphadecay_dist.training.preflight import resolve
 from tests.doctor.ranks import doctor
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.launcher]  # the command itself, on forked ranks
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

@@ -102,7 +102,7 @@ def contents(folder):
     return {name: content for name, content in snapshot(folder).items() if not (folder / name).is_symlink()}
 
 
-@draws(150)
+@draws(75)
 @given(
     done=st.lists(harms(), min_size=1, max_size=4),
     resume=st.sampled_from(["auto", "auto", "none", *STEPS, "nowhere"]),

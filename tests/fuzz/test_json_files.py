@@ -30,7 +30,7 @@ DEEPSPEED = [json.loads(path.read_text()) for path in sorted((ROOT / "ds_configs
 RECIPE = {"global_batch": 24, "micro_batch": 8, "accumulation": 3, "clip": 1.0, "dtype": "float32"}
 
 
-@draws(200)
+@draws(100)
 @given(
     content=st.sampled_from(DEEPSPEED).flatmap(changed).map(lambda tree: json.dumps(tree).encode())
     | damaged(json.dumps(DEEPSPEED[-1]).encode())
@@ -73,7 +73,7 @@ def look_through(folder):
         weight.read()
 
 
-@draws(300)
+@draws(150)
 @given(data=st.data())
 def test_a_checkpoints_manifest(checkpoints, data):
     _, _, whole = checkpoints
@@ -81,7 +81,7 @@ def test_a_checkpoints_manifest(checkpoints, data):
     accepted(lambda: from_text(text), ValueError)
 
 
-@draws(100)
+@draws(50)
 @given(data=st.data())
 def test_a_checkpoint_whose_manifest_was_changed(checkpoints, data):
     root, newer, whole = checkpoints
@@ -138,7 +138,7 @@ def train_from(folder):
         TrainingData(source, number_tokenizer(), DataConfig(pack=pack), TRAIN, 0, 1).next_update()
 
 
-@draws(150)
+@draws(75)
 @given(data=st.data())
 def test_a_manifest_of_prepared_data(shards, data):
     folder, whole = shards

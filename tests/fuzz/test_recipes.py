@@ -61,7 +61,7 @@ TREES = st.sampled_from(sorted(WHOLE)).flatmap(lambda name: changed(WHOLE[name])
 TEXTS = st.sampled_from(sorted(WHOLE)).flatmap(lambda name: damaged(yaml.safe_dump(WHOLE[name]).encode()))
 
 
-@draws(150)
+@draws(75)
 @given(tree=TREES)
 def test_a_recipe_that_was_changed(place, tree):
     (place / "a.yaml").write_text(
@@ -70,7 +70,7 @@ def test_a_recipe_that_was_changed(place, tree):
     accepted(lambda: config_of(str(place / "a.yaml")))
 
 
-@draws(150)
+@draws(75)
 @given(content=TEXTS | st.sampled_from(SNIPPETS))
 def test_a_recipe_that_is_hardly_yaml(place, content):
     (place / "a.yaml").write_bytes(content)
@@ -93,7 +93,7 @@ OPTIONS = st.one_of(
 )
 
 
-@draws(150)
+@draws(75)
 @given(st.lists(OPTIONS, min_size=1, max_size=3))
 @example(["--train.seed=1" + "0" * 400])
 @example(["--recipe=" + "x/" * 3000])
@@ -130,7 +130,7 @@ def test_a_whole_start(place, options, sizes):
     assert snapshot(place) == before
 
 
-@draws(100)
+@draws(50)
 @given(
     content=changed(SIZES).map(lambda tree: json.dumps(tree).encode()) | damaged(json.dumps(SIZES).encode())
 )

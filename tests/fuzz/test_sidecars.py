@@ -45,7 +45,7 @@ def as_bytes(strategy):
     return strategy.map(lambda tree: json.dumps(tree).encode())
 
 
-@draws(150)
+@draws(75)
 @given(content=as_bytes(changed(STATE)) | damaged(json.dumps(STATE).encode()))
 def test_a_checkpoints_state(place, content):
     """Its checksum fits, so that what reads it sees it."""
@@ -69,7 +69,7 @@ def lanes(texts, prepared):
     return [(data, json.loads(json.dumps(data.state()))) for data in made]
 
 
-@draws(100)
+@draws(50)
 @given(data=st.data(), which=st.integers(0, 3))
 def test_positions_in_the_data(lanes, data, which):
     training, state = lanes[which]
@@ -96,7 +96,7 @@ def controllers():
     return made
 
 
-@draws(100)
+@draws(50)
 @given(data=st.data(), which=st.integers(0, 1), whole=st.booleans())
 def test_the_decays_state(controllers, data, which, whole):
     decay, state = controllers[which]
@@ -134,7 +134,7 @@ def write_lines(place, data, name):
     (place / name).write_bytes(data.draw(lines | damaged(whole)))
 
 
-@draws(100)
+@draws(50)
 @given(data=st.data(), name=st.sampled_from(list(LINES)))
 def test_lines_of_the_log(place, data, name):
     write_lines(place, data, name)
@@ -171,7 +171,7 @@ def test_a_lock(place, content):
     first.release()
 
 
-@draws(100)
+@draws(50)
 @given(content=damaged(number_tokenizer().proto) | st.binary(max_size=300))
 def test_a_tokenizer(place, content):
     (place / "a.model").write_bytes(content)
@@ -187,7 +187,7 @@ def pickled(tensors, old):
 PICKLES = [pickled({"a.weight": torch.ones(3, 2), "b": torch.zeros(2)}, old) for old in (False, True)]
 
 
-@draws(150)
+@draws(75)
 @given(data=st.data(), content=st.sampled_from(PICKLES))
 def test_a_pickle(place, data, content):
     flips = data.draw(st.lists(st.integers(0, len(content) - 1), max_size=4))
@@ -209,7 +209,7 @@ INDEX = {"metadata": {"total_size": 8}, "weight_map": {NAMES[0]: "a.safetensors"
 HF_CONFIG = {**SIZES, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "rope_scaling": None}
 
 
-@draws(150)
+@draws(75)
 @given(
     index=as_bytes(changed(INDEX))
     | damaged(json.dumps(INDEX).encode())

@@ -50,6 +50,13 @@ class Source:
         return self.whole.flatten()[slice(*mine[0])] if mine else None
 
 
+ZERO_SHARDS = [(torch.float32, 0), (torch.float32, 10_000), (torch.bfloat16, 5000)]
+
+
+def check_all_zero_shards():
+    return [check_zero_shards(*case) for case in ZERO_SHARDS]
+
+
 def check_zero_shards(dtype, threshold):
     engine, model, _ = engine_of(3, SHAPES, dtype, stage3_param_persistence_threshold=threshold)
     persistent = [matrix.parameter.ds_persist for matrix in matrices_of(model)]
@@ -93,12 +100,10 @@ def check_zero_shards(dtype, threshold):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-@pytest.mark.parametrize(
-    ("dtype", "threshold"), [(torch.float32, 0), (torch.float32, 10_000), (torch.bfloat16, 5000)]
-)
-def test_zero_shards_arrive_whole_at_their_owner_and_only_there(world_size, dtype, threshold):
-    owned = run_ranks(check_zero_shards, world_size, dtype, threshold)
-    assert sorted(name for names in owned for name in names) == [f"layers.{n}.up" for n in range(len(SHAPES))]
+def test_zero_shards_arrive_whole_at_their_owner_and_only_there(world_size):
+    for owned in zip(*run_ranks(check_all_zero_shards, world_size), strict=True):
+        found = sorted(name for names in owned for name in names)
+        assert found == [f"layers.{n}.up" for n in range(len(SHAPES))]
 
 
 def check_replicated():
@@ -313,6 +318,7 @@ def check_killed():
     assert time.monotonic() - begin < 30
 
 
+@pytest.mark.kills
 def test_a_killed_rank_ends_the_others_with_a_message():
     with pytest.raises(AssertionError) as raised:
         run_ranks(check_killed, 3)
@@ -331,6 +337,7 @@ def check_killed_in_share():
         exchange.share(dict.fromkeys(found.owners, (0.0,)), dict.fromkeys(found.owners, 1))
 
 
+@pytest.mark.kills
 def test_a_rank_that_is_killed_where_no_weight_moves_ends_the_others_with_a_message():
     with pytest.raises(AssertionError) as raised:
         run_ranks(check_killed_in_share, 2)

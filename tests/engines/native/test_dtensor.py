@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -55,17 +55,19 @@ def check_sharded(layout, shapes):
     return check_gathering(sources, values, dist.group.WORLD)
 
 
-LAYOUTS = [("fsdp", size) for size in (1, 2, 3, 4)] + [("hsdp", 2), ("hsdp", 4)]
-LAYOUTS += [(layout, size) for layout in ("tp_columns", "tp_rows") for size in (2, 4)]
+def check_layouts(layouts):
+    even = [(m - m % 2, n - n % 2) for m, n in SHAPES]
+    return [check_sharded(layout, even if layout == "tp_rows" else SHAPES) for layout in layouts]
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize(("layout", "world_size"), LAYOUTS)
-def test_what_fully_shard_made_arrives_whole(layout, world_size):
-    shapes = [(m - m % 2, n - n % 2) for m, n in SHAPES] if layout == "tp_rows" else SHAPES
-    owned = run_ranks(check_sharded, world_size, layout, shapes)
-    assert sum(owned) == len(SHAPES)
-    assert min(owned) > 0
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_what_fully_shard_made_arrives_whole(world_size):
+    layouts = ("fsdp", "hsdp", "tp_columns", "tp_rows") if world_size % 2 == 0 else ("fsdp",)
+    found = zip(*run_ranks(check_layouts, world_size, layouts), strict=True)
+    for layout, owned in zip(layouts, found, strict=True):
+        assert sum(owned) == len(SHAPES), layout
+        assert min(owned) > 0, layout
 
 
 def check_training(layout):
@@ -107,7 +109,7 @@ def check_training(layout):
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize(("layout", "world_size"), [("fsdp", 1), ("fsdp", 2), ("fsdp", 3), ("hsdp", 4)])
+@pytest.mark.parametrize(("layout", "world_size"), [("fsdp", 1), ("fsdp", 3), ("hsdp", 4)])
 def test_sharded_training_has_the_decays_of_one_process(layout, world_size):
     run_ranks(check_training, world_size, layout)
 
@@ -195,8 +197,8 @@ def any_placement(draw, world_size):
 @pytest.mark.ranks
 @pytest.mark.parametrize("world_size", [1, 2, 3, pytest.param(4, marks=pytest.mark.long)])
 def test_drawn_placements_arrive_whole(world_size):
-    @settings(deadline=None, max_examples=2)
-    @given(st.lists(any_placement(world_size), min_size=8, max_size=8))
+    @settings(deadline=None, max_examples=1, phases=[Phase.generate])
+    @given(st.lists(any_placement(world_size), min_size=8, max_size=8).filter(lambda c: len(set(c)) > 5))
     def drawn(cases):
         run_ranks(check_any_placement, world_size, cases)
 

@@ -67,7 +67,7 @@ def test_sequences_are_documents_or_cut_from_the_joined_ones(prepared, pack):
     assert all_sequences(prepared, pack) == expected
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     lanes=st.sampled_from([1, 2, 3, 4, 6, 12]),
     world_size=st.sampled_from(WORLDS),
@@ -80,7 +80,7 @@ def test_the_order_does_not_depend_on_the_ranks(prepared, lanes, world_size, pac
     assert updates_of(ranks, 16) == updates_of([data_of(prepared, **options)], 16)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     lanes=st.sampled_from([1, 2, 3, 4, 6, 12]),
     pack=st.booleans(),
