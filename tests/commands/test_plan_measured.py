@@ -87,6 +87,8 @@ def check_measured(sharding):
 CASES = [(s, 3) for s in ("ddp", "zero2", "zero3", "fsdp2", "fsdp1")]
 CASES += [("zero3", 4), ("fsdp2", 4), ("hsdp", 4), ("zero0", 2)]
 CASES += [("zero1_masters", 3), ("zero2_masters", 2), ("hybrid", 4), ("tp", 4)]
+FEWER = [(s, 1) for s in ("ddp", "zero2", "zero3", "fsdp2")]
+FEWER += [(s, 2) for s in ("zero3", "fsdp2", "hsdp", "fsdp1")]
 OF = {
     "hsdp": ("fsdp2", {"replicas": 2}),
     "hybrid": ("fsdp1", {"replicas": 2}),
@@ -96,7 +98,9 @@ OF = {
 
 @pytest.mark.ranks
 @pytest.mark.filterwarnings("ignore:.*FSDP.*")
-@pytest.mark.parametrize(("sharding", "world_size"), CASES)
+@pytest.mark.parametrize(
+    ("sharding", "world_size"), [*CASES, *(pytest.param(*case, marks=pytest.mark.long) for case in FEWER)]
+)
 def test_a_forecast_is_what_a_refresh_measures(sharding, world_size):
     job = job_for(model_for(sharding), dtype=torch.float32)
     name, options = OF.get(sharding, (sharding, {}))

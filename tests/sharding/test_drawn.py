@@ -71,7 +71,7 @@ def test_under_zero(world_size, kinds):
 def check_fsdp(shapes):
     size = dist.get_world_size()
     hybrid = ["HYBRID_SHARD"] if size % 2 == 0 else []
-    for strategy in ("FULL_SHARD", *hybrid):
+    for strategy in ("FULL_SHARD", "SHARD_GRAD_OP", *hybrid):
         for each_linear in (True, False):
             model, values = filled(shapes)
             check_plain(wrapped(model, strategy, each_linear=each_linear), values)

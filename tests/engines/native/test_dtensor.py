@@ -109,7 +109,10 @@ def check_training(layout):
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize(("layout", "world_size"), [("fsdp", 1), ("fsdp", 3), ("hsdp", 4)])
+@pytest.mark.parametrize(
+    ("layout", "world_size"),
+    [("fsdp", 1), ("fsdp", 3), ("hsdp", 4), pytest.param("fsdp", 2, marks=pytest.mark.long)],
+)
 def test_sharded_training_has_the_decays_of_one_process(layout, world_size):
     run_ranks(check_training, world_size, layout)
 

@@ -47,7 +47,7 @@ def check_wrapped(strategy, each_linear):
 
 CASES = {
     1: ["FULL_SHARD"],
-    2: ["NO_SHARD", "HYBRID_SHARD"],
+    2: ["FULL_SHARD", "NO_SHARD", "HYBRID_SHARD"],
     3: ["FULL_SHARD", "SHARD_GRAD_OP"],
     4: ["FULL_SHARD", "HYBRID_SHARD"],
 }
