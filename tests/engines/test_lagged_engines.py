@@ -18,7 +18,7 @@ from tests.multirank import run_ranks
 
 LAG, INTERVAL, UPDATES = 2, 4, 12
 SETTINGS = {"weight_decay": 0.5, "min_ratio": 0.2, "max_ratio": 5.0, "interval": INTERVAL}
-ENGINES = ["plain", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
+ENGINES = ["plain", "ddp", "fsdp2", pytest.param("zero1", marks=pytest.mark.long), "zero2", "zero3"]
 
 
 class Training:

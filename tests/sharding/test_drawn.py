@@ -68,10 +68,9 @@ def test_under_zero(world_size, kinds):
     drawn(check_zero, world_size, kinds)
 
 
-def check_fsdp(shapes):
+def check_fsdp(shapes, strategies):
     size = dist.get_world_size()
-    hybrid = ["HYBRID_SHARD"] if size % 2 == 0 else []
-    for strategy in ("FULL_SHARD", "SHARD_GRAD_OP", *hybrid):
+    for strategy in strategies:
         for each_linear in (True, False):
             model, values = filled(shapes)
             check_plain(wrapped(model, strategy, each_linear=each_linear), values)
@@ -91,6 +90,14 @@ def check_plain(model, values):
     check_gathering(sources, values, dist.group.WORLD)
 
 
-@pytest.mark.parametrize("world_size", [3, 4])
-def test_under_fsdp(world_size):
-    drawn(check_fsdp, world_size)
+@pytest.mark.parametrize(
+    ("world_size", "strategies"),
+    [
+        (3, ["FULL_SHARD"]),
+        (4, ["FULL_SHARD", "HYBRID_SHARD"]),
+        pytest.param(3, ["SHARD_GRAD_OP"], marks=pytest.mark.long),
+        pytest.param(4, ["SHARD_GRAD_OP"], marks=pytest.mark.long),
+    ],
+)
+def test_under_fsdp(world_size, strategies):
+    drawn(check_fsdp, world_size, strategies)

@@ -45,17 +45,18 @@ def check_wrapped(strategy, each_linear):
     return owned
 
 
-CASES = {
-    1: ["FULL_SHARD"],
-    2: ["FULL_SHARD", "NO_SHARD", "HYBRID_SHARD"],
-    3: ["FULL_SHARD", "SHARD_GRAD_OP"],
-    4: ["FULL_SHARD", "HYBRID_SHARD"],
-}
+CASES = [
+    (1, ["FULL_SHARD"]),
+    (2, ["NO_SHARD", "HYBRID_SHARD"]),
+    (3, ["FULL_SHARD", "SHARD_GRAD_OP"]),
+    (4, ["FULL_SHARD", "HYBRID_SHARD"]),
+    pytest.param(2, ["FULL_SHARD"], marks=pytest.mark.long),
+]
 
 
-@pytest.mark.parametrize("world_size", CASES)
-def test_what_fsdp1_holds_arrives_whole(world_size):
-    for owned in zip(*run_ranks(check_cases, world_size, CASES[world_size]), strict=True):
+@pytest.mark.parametrize(("world_size", "strategies"), CASES)
+def test_what_fsdp1_holds_arrives_whole(world_size, strategies):
+    for owned in zip(*run_ranks(check_cases, world_size, strategies), strict=True):
         assert sum(owned) == len(SHAPES)
         assert min(owned) > 0
 

@@ -112,7 +112,7 @@ def failing(stream, failures, error=None):
     return Corpus(HubFiles(Failing(stream, iter(failures), error), "text", "c4"), "c4")
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(failures=st.lists(st.integers(0, 9), max_size=len(WAITS)), shuffle=st.sampled_from([1, 4, 100]))
 def test_a_connection_that_fails_changes_no_document_and_no_order(folder, stream, waits, failures, shuffle):
     corpus, _ = open_corpora(DataConfig(source=str(folder), holdout=1000))
