@@ -15,6 +15,7 @@ from tqdm import tqdm
 from alphadecay_dist.commands.stored_rule import tuned_tensors
 from alphadecay_dist.commands.weight_files import StoredWeights
 from alphadecay_dist.decay import weight_decay_of
+from alphadecay_dist.decay.maps import Moment
 from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.tuned_rule import released_ends
@@ -116,7 +117,7 @@ def _decays(rows: Mapping[str, Sequence[Row]], settings: Settings) -> dict[str, 
     parts = {row.name: row for own in rows.values() for row in own}
     values = {name: settings.value_of(row.analysis) for name, row in parts.items()}
     sizes = {name: math.prod(row.shape) for name, row in parts.items()}
-    assigned = settings.decays(values, dict.fromkeys(parts, settings.weight_decay), sizes)
+    assigned = settings.assign_to(Moment(values, dict.fromkeys(parts, settings.start), sizes, first=True))
     return {
         weight: weight_decay_of([assigned[row.name].weight_decay for row in own])
         for weight, own in rows.items()

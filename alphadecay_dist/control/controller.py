@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,19 +20,23 @@ from torch import nn
 
 from alphadecay_dist.control.advice import Advice
 from alphadecay_dist.control.lagged import PendingRefresh
-from alphadecay_dist.control.measures import LaggedMeasure, Measured, measure_for
+from alphadecay_dist.control.measure import LaggedMeasure, Measured
+from alphadecay_dist.control.measures import measure_for
 from alphadecay_dist.control.module_table import ModuleTable
 from alphadecay_dist.control.options import dtype_of, require_parts
 from alphadecay_dist.control.refresh import Measurement, Refresh, TunedModule
 from alphadecay_dist.control.state import DecayState
 from alphadecay_dist.control.writers import writer_for
-from alphadecay_dist.decay.settings import Settings, settings_from
+from alphadecay_dist.decay import Assignment
+from alphadecay_dist.decay.maps import Moment
+from alphadecay_dist.decay.settings import Settings, only_watches, settings_from
 from alphadecay_dist.engines.given import unwrapped
 from alphadecay_dist.engines.host import Host, host_for
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.coverage import coverage
 from alphadecay_dist.params.group_snapshot import GroupSnapshot
 from alphadecay_dist.params.groups import weights_in
+from alphadecay_dist.params.inventory import Weight, tuned_weights
 from alphadecay_dist.sharding.collectives import Collectives
 from alphadecay_dist.sharding.planning import analysed
 
@@ -80,23 +85,26 @@ class AlphaDecay:
         dtype: torch.dtype | str | None = None,
         **given: Any,
     ) -> None:
-        trained = unwrapped(model, optimizer, engine, process_group)
-        self._host: Host = host_for(*trained)
+        watches = only_watches(settings, given)
+        trained = unwrapped(model, optimizer, engine, process_group, watches=watches)
+        self._host: Host = host_for(*trained, watches=watches)
         self._ranks = Collectives(self._host.group)
         with self._ranks.raise_on_all_ranks():
             self.settings = settings_from(settings, given)
+            _require_whole_updates(self.settings)
             read_as = dtype_of(dtype)
             require_parts(parts)
-            named = weights_in(self._host.param_groups(), trained.model, parts or {})
+            named = self._named(trained.model, parts or {})
             weights = analysed(named, trained.model, self.settings)
         self._measure = measure_for(Measured(self._host, weights, self.settings, read_as))
-        self._table = ModuleTable(weights, self.settings.weight_decay)
+        self._table = ModuleTable(weights, self.settings)
         self._updates = 0
         self._refreshed_at: int | None = None
+        self._written_at: int | None = None
         self._pending: PendingRefresh | None = None
         with self._ranks.raise_on_all_ranks():
             self._writer = writer_for(self.settings, self._host, named)
-        self._groups = GroupSnapshot(self._host.param_groups())
+        self._groups = GroupSnapshot([] if watches else self._host.param_groups())
         self._advice = Advice(self._host, self.settings, str(self._table), coverage(trained.model, weights))
 
     @property
@@ -129,6 +137,10 @@ class AlphaDecay:
         Returns:
             The refresh that was written, if there was one.
         """
+        if boundary is not None and self.settings.reads_gradients:
+            refusal = self._host.early_gradients_refusal()
+            if refusal is not None:
+                raise UserError(f"step(boundary={boundary}): {refusal}")
         if boundary is None:
             boundary = self._host.at_boundary()
         self._advice.at_step(boundary)
@@ -140,10 +152,33 @@ class AlphaDecay:
             self._cancel_pending()
             self._pending = self._background.begin(self._updates)
             self._refreshed_at = self._updates
+        elif due and self.settings.row.each_update:
+            self._act()
         elif due:
             refresh = self.refresh()
+        self._spread()
         self._updates += 1
         return refresh
+
+    @torch.no_grad()
+    def _act(self) -> None:
+        """What a policy does at each update: as a refresh, but nothing is reported of it."""
+        self._assign(self._measure.measure())
+        self._refreshed_at = self._updates
+        self._advice.refreshed()
+
+    def _spread(self) -> None:
+        """Write how far a change has come that is spread over updates."""
+        spread, written = self.settings.row.spread, self._written_at
+        if spread and written is not None and self._updates < written + spread:
+            self._writer.write(self._table.module_numbers(self._share_at(self._updates)), {})
+
+    def _share_at(self, updates: int) -> float:
+        """How far the update after so many is from what was assigned before to what was assigned last."""
+        spread, written = self.settings.row.spread, self._written_at
+        if not spread or written is None:
+            return 1.0
+        return min(1.0, (updates - written + 1) / spread)
 
     @torch.no_grad()
     def refresh(self) -> Refresh:
@@ -190,17 +225,29 @@ class AlphaDecay:
             received: bytes by rank.
             begin: the time when the refresh began, less what training went on beside it.
         """
-        values = {name: found.value for name, found in shared.items()}
-        assigned = self.settings.decays(values, self._table.decays, self._table.sizes)
-        self._table.refreshed(shared, assigned)
-        self._write()
+        assigned = self._assign(shared)
         self._advice.refreshed()
-        modules = self._table.reports(shared, assigned, self.settings.metric)
+        modules = self._table.reports(shared, assigned)
         return Refresh(step, self._updates, time.perf_counter() - begin, received, modules)
 
+    def _assign(self, shared: Mapping[str, Measurement]) -> dict[str, Assignment]:
+        """Map what was found, keep it, and hand it to what applies it."""
+        values = {name: found.value for name, found in shared.items()}
+        first = self._written_at is None
+        moment = Moment(values, self._table.numbers, self._table.sizes, first)
+        assigned = self.settings.assign_to(moment)
+        self._table.refreshed(shared, assigned, self._share_at(self._updates - 1))
+        self._written_at = self._updates
+        self._write(shared)
+        return assigned
+
     def log(self) -> dict[str, float]:
-        """See :class:`alphadecay_dist.control.protocol.DecayController`: a refresh tells all there is."""
-        return {}
+        """See :class:`alphadecay_dist.control.protocol.DecayController`: what no refresh tells.
+
+        Returns:
+            The mean decay over all tuned weights, of policies that act at each update.
+        """
+        return {"mean_decay": self._table.mean()} if self.settings.row.each_update else {}
 
     def state_dict(self) -> dict[str, str]:
         """What a resume needs, by module name: one JSON string under one fixed key.
@@ -218,8 +265,10 @@ class AlphaDecay:
             self.settings.as_dict(),
             pending,
             self._table.alphas,
-            self._table.decays,
+            self._table.numbers,
             self._table.statuses,
+            self._table.before if self.settings.row.spread else None,
+            self._written_at,
         )
         return {STATE_KEY: json.dumps(state.as_dict())}
 
@@ -260,14 +309,33 @@ class AlphaDecay:
             self._pending = loaded.pending
         self._updates = loaded.step
         self._refreshed_at = loaded.refreshed_at
-        self._table.loaded(loaded.alphas, loaded.decays, loaded.statuses)
+        self._written_at = loaded.written_at if loaded.moves == self.settings.row.moves else None
+        self._table.loaded(loaded)
         self._advice.loaded()
         self._host.loaded()
         self._write()
 
-    def _write(self) -> None:
-        """Hand each module's decay to what applies it, in groups that have their names. Collective."""
-        with self._ranks.raise_on_all_ranks():
-            restored = self._groups.restore(self._host.param_groups())
-        self._advice.restored(restored)
-        self._writer.write(self._table.module_decays())
+    def _write(self, found: Mapping[str, Measurement] = MappingProxyType({})) -> None:
+        """Hand each module's number to what applies it, in groups that have their names. Collective.
+
+        Args:
+            found: what was measured, by part.
+        """
+        if not self.settings.row.each_update or not found:  # a load may be behind: not at every update
+            with self._ranks.raise_on_all_ranks():
+                restored = self._groups.restore(self._host.param_groups())
+            self._advice.restored(restored)
+        self._writer.write(self._table.module_numbers(self._share_at(self._updates)), found)
+
+    def _named(self, model: nn.Module, parts: Mapping[str, Sequence[int]]) -> list[Weight]:
+        """The weights that the groups name; those of the default rule where the policy needs no groups."""
+        if self.settings.row.moves is None:
+            return tuned_weights(model, parts=parts)
+        return weights_in(self._host.param_groups(), model, parts)
+
+
+def _require_whole_updates(settings: Settings) -> None:
+    if settings.until is not None and settings.until < 1:
+        raise UserError(
+            f"until: found {settings.until}, expected updates: only the trainer knows how many a run has"
+        )

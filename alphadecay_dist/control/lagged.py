@@ -228,5 +228,8 @@ class PendingRefresh:
             "step": self.step,
             "write_at": self.write_at,
             "bytes_received": list(self.bytes_received),
-            "found": {part: [f.alpha, f.value, f.status, f.owner] for part, f in self.found.items()},
+            "found": {
+                part: [f.alpha, f.value, f.status, f.owner, *([dict(f.metrics)] if f.metrics else [])]
+                for part, f in self.found.items()
+            },
         }

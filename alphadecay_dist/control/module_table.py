@@ -1,4 +1,4 @@
-"""What a controller knows of each tuned module: its parts, and their alphas, decays and statuses now."""
+"""What a controller knows of each tuned module: its parts, and their alphas, numbers and statuses now."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from alphadecay_dist.control.refresh import (
     TunedModule,
     common,
     mean,
+    moved,
     report,
     status_of,
 )
+from alphadecay_dist.control.state import DecayState
 from alphadecay_dist.decay import Assignment, weight_decay_of
+from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.params.inventory import Weight
 from alphadecay_dist.sharding.planning import parts_of
 
@@ -25,16 +28,18 @@ class ModuleTable:
 
     Args:
         weights: the tuned ones.
-        weight_decay: the base decay, which every part begins with.
+        settings: of the policy, which says what every part begins with.
 
     Attributes:
         sizes: weights in each part.
         alphas: None where undefined.
-        decays: as they were assigned last.
+        numbers: what was assigned last: decays, or learning rates in base learning rates.
+        before: what was assigned before that.
         statuses: of the last refresh.
     """
 
-    def __init__(self, weights: Sequence[Weight], weight_decay: float) -> None:
+    def __init__(self, weights: Sequence[Weight], settings: Settings) -> None:
+        self._settings = settings
         self._shapes = {weight.name: weight.shape for weight in weights}
         self._parts = {weight.name: parts_of(weight) for weight in weights}
         self.sizes = {
@@ -43,7 +48,8 @@ class ModuleTable:
             for part in own
         }
         self.alphas: dict[str, float | None] = dict.fromkeys(self.sizes)
-        self.decays = dict.fromkeys(self.sizes, weight_decay)
+        self.numbers = dict.fromkeys(self.sizes, settings.start)
+        self.before = dict(self.numbers)
         self.statuses = dict.fromkeys(self.sizes, NOT_REFRESHED)
 
     def __str__(self) -> str:
@@ -51,26 +57,48 @@ class ModuleTable:
         weights = sum(map(math.prod, self._shapes.values()))
         return f"{len(self._shapes)} modules, {len(self.sizes)} matrices, {weights:,} weights"
 
-    def refreshed(self, found: Mapping[str, Measurement], assigned: Mapping[str, Assignment]) -> None:
-        """Take up what a refresh found and assigned, by part."""
+    def refreshed(
+        self, found: Mapping[str, Measurement], assigned: Mapping[str, Assignment], share: float = 1.0
+    ) -> None:
+        """Take up what a refresh found and assigned, by part; ``share`` as in :meth:`module_numbers`."""
         self.alphas = {part: own.alpha for part, own in found.items()}
-        self.decays = {part: assignment.weight_decay for part, assignment in assigned.items()}
+        self.before = self._reached(share)
+        self.numbers = {part: assignment.weight_decay for part, assignment in assigned.items()}
         self.statuses = {part: status_of(own, assigned[part]) for part, own in found.items()}
 
-    def loaded(
-        self, alphas: Mapping[str, float | None], decays: Mapping[str, float], statuses: Mapping[str, str]
-    ) -> None:
-        """Take up those of a state of the same modules, in the order that stands here."""
-        self.alphas = {part: alphas[part] for part in self.sizes}
-        self.decays = {part: decays[part] for part in self.sizes}
-        self.statuses = {part: statuses[part] for part in self.sizes}
+    def loaded(self, state: DecayState) -> None:
+        """Take up a state of the same modules, in the order that stands here.
 
-    def module_decays(self) -> dict[str, float]:
-        """The decay of each module: the mean of its parts'."""
+        What another kind of policy had assigned has no meaning here.
+        """
+        same = state.moves == self._settings.row.moves
+        start = dict.fromkeys(self.sizes, self._settings.start)
+        numbers = state.decays if same else start
+        self.alphas = {part: state.alphas[part] for part in self.sizes}
+        self.numbers = {part: numbers[part] for part in self.sizes}
+        self.before = {part: (state.before or numbers)[part] if same else start[part] for part in self.sizes}
+        self.statuses = {part: state.statuses[part] for part in self.sizes}
+
+    def module_numbers(self, share: float = 1.0) -> dict[str, float]:
+        """What each module has: the mean of its parts'.
+
+        Args:
+            share: how far it has come, from 0 to 1, from what was assigned before to what was assigned last.
+        """
+        reached = self._reached(share)
         return {
-            name: weight_decay_of([self.decays[part] for part in parts])
-            for name, parts in self._parts.items()
+            name: weight_decay_of([reached[part] for part in parts]) for name, parts in self._parts.items()
         }
+
+    def _reached(self, share: float) -> dict[str, float]:
+        if share >= 1.0:
+            return self.numbers
+        return {part: old + share * (self.numbers[part] - old) for part, old in self.before.items()}
+
+    def mean(self) -> float:
+        """The mean over all weights of what was assigned last."""
+        total = math.fsum(size * self.numbers[part] for part, size in self.sizes.items())
+        return total / sum(self.sizes.values())
 
     def modules(self) -> dict[str, TunedModule]:
         """Every module as it is now."""
@@ -79,17 +107,18 @@ class ModuleTable:
                 name,
                 self._shapes[name],
                 mean(self.alphas[part] for part in self._parts[name]),
-                weight_decay,
+                moved(self._settings, number)[0],
                 common(self.statuses[part] for part in self._parts[name]),
+                moved(self._settings, number)[1],
             )
-            for name, weight_decay in self.module_decays().items()
+            for name, number in self.module_numbers().items()
         }
 
     def reports(
-        self, found: Mapping[str, Measurement], assigned: Mapping[str, Assignment], metric: str
+        self, found: Mapping[str, Measurement], assigned: Mapping[str, Assignment]
     ) -> dict[str, ModuleRefresh]:
         """What is said of each module after a refresh was taken up."""
         return {
-            name: report(self._parts[name], found, assigned, metric, weight_decay)
-            for name, weight_decay in self.module_decays().items()
+            name: report(self._parts[name], found, assigned, self._settings, number)
+            for name, number in self.module_numbers().items()
         }

@@ -10,6 +10,7 @@ from torch import nn
 
 from alphadecay_dist.control.controller import AlphaDecay
 from alphadecay_dist.control.refresh import Refresh
+from alphadecay_dist.decay.policies import UNIFORM
 from alphadecay_dist.decay.settings import Settings
 
 
@@ -41,7 +42,7 @@ class DecayController(Protocol):
 
 
 class FixedDecay:
-    """Leaves the decays as the param groups have them: the controller of policies that measure nothing."""
+    """Leaves the decays as the param groups have them: the controller of Uniform, at no cost."""
 
     def step(self) -> Refresh | None:
         """Nothing to do."""
@@ -68,6 +69,6 @@ def controller_for(
     dtype: torch.dtype,
 ) -> DecayController:
     """The controller of the settings' policy; the arguments are those of :class:`AlphaDecay`. Collective."""
-    if settings.row.measure is None:
+    if settings.policy == UNIFORM:
         return FixedDecay()
     return AlphaDecay(model, optimizer, settings, engine=engine, dtype=dtype)

@@ -12,12 +12,15 @@ from typing import Any
 import torch.distributed as dist
 
 from alphadecay_dist.decay import Assignment
+from alphadecay_dist.decay.assign import MEASURED
+from alphadecay_dist.decay.policies import MATRIX_RATE
 from alphadecay_dist.decay.settings import Settings
-from alphadecay_dist.spectral import STATUSES, Analysis
+from alphadecay_dist.spectral import METRICS, STATUSES, Analysis
+from alphadecay_dist.spectral.report import OK
 
 DECAY = "decay.jsonl"  # a line a refresh
 ASSIGNED = "assigned"  # the status of what got the decay of its own alpha
-WRITTEN = (ASSIGNED, "all_equal")  # statuses of modules whose decay was found
+WRITTEN = (ASSIGNED, "all_equal", MEASURED)  # statuses of modules whose values were found
 NOT_REFRESHED = "not_refreshed"  # the status before the first refresh
 UNKNOWN = "unknown"  # that of an undefined alpha in states that had no statuses yet
 MIXED = "mixed"  # the status of a fused weight whose parts have several
@@ -29,19 +32,25 @@ class ModuleRefresh:
 
     Attributes:
         alpha: tail exponent; None where undefined. The mean of its parts' for a fused weight or a stack.
-        weight_decay: the decay written into the module's param group, the mean of its parts'.
+        weight_decay: the decay written into the module's param group, the mean of its parts'; None where the
+            policy moves nothing.
         owner: rank that analysed the matrix, or the first of its parts.
-        status: "assigned", "all_equal", or why alpha is undefined (``alphadecay_dist.spectral.STATUSES``),
+        status: "assigned", "all_equal", "measured" where nothing was to be assigned,
+            or why alpha is undefined (``alphadecay_dist.spectral.STATUSES``),
             in which case the module keeps the decay that it had; "mixed" where its parts differ.
         value: what was mapped, where that is another metric than alpha.
+        lr_ratio: its learning rate in base learning rates, where the policy moves that.
+        metrics: every metric of the spectrum by name, where the policy only watches; None where undefined.
         parts: the same for each part of a fused weight and each expert of a stack, by name.
     """
 
     alpha: float | None
-    weight_decay: float
+    weight_decay: float | None
     owner: int
     status: str
     value: float | None = None
+    lr_ratio: float | None = None
+    metrics: dict[str, float | None] = field(default_factory=dict)
     parts: dict[str, ModuleRefresh] = field(default_factory=dict)
 
 
@@ -81,10 +90,10 @@ class Refresh:
 
 
 def _present(module: dict[str, Any]) -> dict[str, Any]:
-    """A module's record without a value that is alpha's own and without parts where it is whole."""
+    """A module's record without what it has not: a value of its own, a rate, metrics, parts."""
     parts = {name: _present(part) for name, part in module.pop("parts").items()}
-    value = module.pop("value")
-    return {**module, **({} if value is None else {"value": value}), **({"parts": parts} if parts else {})}
+    optional = {key: module.pop(key) for key in ("value", "lr_ratio", "metrics")} | {"parts": parts}
+    return module | {key: value for key, value in optional.items() if value not in (None, {})}
 
 
 def log_refresh(folder: str | Path, refresh: Refresh | None) -> None:
@@ -111,39 +120,58 @@ class TunedModule:
         shape: of the whole weight, whatever this rank holds of it.
         alpha: tail exponent at the last refresh; None where undefined or before the first. The mean of its
             parts' for a fused weight or a stack.
-        weight_decay: what applies to it now, the mean of its parts'; with ``premultiply`` too.
+        weight_decay: what applies to it now, the mean of its parts'; with ``premultiply`` too. None where the
+            policy moves nothing.
         status: as in :class:`ModuleRefresh`; "not_refreshed" before the first refresh, "unknown" where a
             state of an earlier version does not tell.
+        lr_ratio: its learning rate in base learning rates, where the policy moves that.
     """
 
     name: str
     shape: tuple[int, ...]
     alpha: float | None
-    weight_decay: float
+    weight_decay: float | None
     status: str
+    lr_ratio: float | None = None
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What an owner found of one part: alpha, the metric's value, status."""
+    """What was found of one part: alpha, the value that is mapped, status, and who found it; more by name."""
 
     alpha: float | None
     value: float | None
     status: str
     owner: int
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
 
     @classmethod
     def decode(cls, numbers: Sequence[float], owner: int) -> Measurement:
         """From the numbers that travelled, see :func:`encode`."""
-        alpha, value, status = numbers
-        return cls(_defined(alpha), _defined(value), STATUSES[int(status)], owner)
+        alpha, value, status, *more = numbers
+        metrics = dict(zip(METRICS, map(_defined, more), strict=True)) if more else {}
+        return cls(_defined(alpha), _defined(value), STATUSES[int(status)], owner, metrics)
 
 
-def encode(analysis: Analysis, settings: Settings) -> tuple[float, float, float]:
-    """Alpha and what is mapped (NaN where undefined) and the status' number, as they travel."""
-    alpha, value = analysis.alpha, settings.value_of(analysis)
+def encoded_length(settings: Settings) -> int:
+    """How many numbers of a part travel."""
+    return 3 if settings.row.moves is not None else 3 + len(METRICS)
+
+
+def encode(analysis: Analysis, settings: Settings) -> list[float]:
+    """Alpha and what is mapped and the status' number, as they travel; NaN where undefined.
+
+    Every metric too, where the policy only watches.
+    """
     status = float(STATUSES.index(analysis.status))
-    return math.nan if alpha is None else alpha, math.nan if value is None else value, status
+    numbers = [_or_nan(analysis.alpha), _or_nan(settings.value_of(analysis)), status]
+    if settings.row.moves is None:
+        numbers += [_or_nan(getattr(analysis, metric)) for metric in METRICS]
+    return numbers
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _defined(number: float) -> float | None:
@@ -154,8 +182,8 @@ def report(
     parts: Sequence[str],
     found: Mapping[str, Measurement],
     assigned: Mapping[str, Assignment],
-    metric: str,
-    weight_decay: float,
+    settings: Settings,
+    number: float,
 ) -> ModuleRefresh:
     """What is said of one module, and of its parts if it has several.
 
@@ -163,30 +191,42 @@ def report(
         parts: its parts' names; itself for a module that is not cut.
         found: by part.
         assigned: by part.
-        metric: what was mapped.
-        weight_decay: the module's, the mean of its parts'.
+        settings: of the policy.
+        number: what the module got, the mean of its parts'.
     """
+    by_alpha = settings.reads_spectra and settings.metric == "alpha"
     reports = {}
     for part in parts:
         own, assignment = found[part], assigned[part]
+        decay, ratio = moved(settings, assignment.weight_decay)
+        value = None if by_alpha else own.value
         status = status_of(own, assignment)
-        value = None if metric == "alpha" else own.value
-        reports[part] = ModuleRefresh(own.alpha, assignment.weight_decay, own.owner, status, value)
+        reports[part] = ModuleRefresh(own.alpha, decay, own.owner, status, value, ratio, dict(own.metrics))
     if len(reports) == 1:
         return reports[parts[0]]
+    decay, ratio = moved(settings, number)
     return ModuleRefresh(
         mean(report.alpha for report in reports.values()),
-        weight_decay,
+        decay,
         reports[parts[0]].owner,
         common(report.status for report in reports.values()),
         mean(report.value for report in reports.values()),
-        reports,
+        ratio,
+        parts=reports,
     )
 
 
+def moved(settings: Settings, number: float) -> tuple[float | None, float | None]:
+    """What a module's number is: its decay, and its learning rate where the policy moves that instead."""
+    if settings.row.moves is None:
+        return None, None
+    return (settings.weight_decay, number) if settings.row.moves == MATRIX_RATE else (number, None)
+
+
 def status_of(found: Measurement, assignment: Assignment) -> str:
-    """The status of one part."""
-    return found.status if found.value is None else assignment.case
+    """The status of one part: why its value is undefined, else which case of the map it was."""
+    undefined = found.value is None and found.status != OK
+    return found.status if undefined else assignment.case
 
 
 def common(statuses: Iterable[str]) -> str:

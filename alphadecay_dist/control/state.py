@@ -9,6 +9,7 @@ from typing import Any
 
 from alphadecay_dist.control.lagged import PendingRefresh
 from alphadecay_dist.control.refresh import ASSIGNED, NOT_REFRESHED, UNKNOWN, Measurement
+from alphadecay_dist.decay.policies import POLICIES
 from alphadecay_dist.json_fields import count, counted, finite, get, items
 
 
@@ -22,8 +23,10 @@ class DecayState:
         settings: of the rule, as plain data.
         pending: a refresh that is to be written, whose findings are shared.
         alphas: None where undefined.
-        decays: as they were written last.
+        decays: what was assigned last; learning rates in base learning rates where the policy moves these.
         statuses: of the last refresh.
+        before: what was assigned before that, where a change is spread over updates.
+        written_at: updates before the last assignment; None before the first.
     """
 
     step: int
@@ -33,13 +36,23 @@ class DecayState:
     alphas: Mapping[str, float | None]
     decays: Mapping[str, float]
     statuses: Mapping[str, str]
+    before: Mapping[str, float] | None = None
+    written_at: int | None = None
+
+    @property
+    def moves(self) -> str | None:
+        """What the policy moves that the state is of; states of before there were others name none."""
+        policy = POLICIES.get(str(self.settings.get("policy", "alphadecay")))
+        return None if policy is None else policy.moves
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data."""
         return {
             "step": self.step,
             "refreshed_at": self.refreshed_at,
+            "written_at": self.written_at,
             "settings": dict(self.settings),
+            "before": self.before and dict(self.before),
             "pending": self.pending and self.pending.as_dict(),
             "modules": {
                 name: {"alpha": alpha, "weight_decay": self.decays[name], "status": self.statuses[name]}
@@ -66,6 +79,8 @@ class DecayState:
             step=count(data, "step"),
             refreshed_at=_optional(data.get("refreshed_at"), "refreshed_at", counted),
             settings=get(data, "settings", dict),
+            before=_before(data.get("before"), modules),
+            written_at=_optional(data.get("written_at", data.get("refreshed_at")), "written_at", counted),
             pending=None if pending is None else _pending(pending),
             alphas={
                 name: _optional(module.get("alpha"), f"alpha of {name}", finite)
@@ -78,6 +93,14 @@ class DecayState:
 
 def _optional(value: Any, key: str, check: Any) -> Any:
     return None if value is None else check(value, key)
+
+
+def _before(numbers: Any, modules: Mapping[str, Any]) -> dict[str, float] | None:
+    if numbers is None:
+        return None
+    if not isinstance(numbers, dict) or numbers.keys() != modules.keys():
+        raise ValueError("has other modules in 'before' than in 'modules'")
+    return {name: finite(number, f"before of {name}") for name, number in numbers.items()}
 
 
 def _decay(module: Mapping[str, Any], name: str) -> float:
@@ -103,12 +126,16 @@ def _pending(data: Mapping[str, Any]) -> PendingRefresh:
 
 
 def _found(numbers: list[Any], name: str) -> Measurement:
-    if len(numbers) != 4 or not isinstance(numbers[2], str):
-        raise ValueError(f"has {len(numbers)} values as what was found of {name}, expected 4")
-    alpha, value, status, owner = numbers
+    if len(numbers) not in (4, 5) or not isinstance(numbers[2], str):
+        raise ValueError(f"has {len(numbers)} values as what was found of {name}, expected 4 or 5")
+    alpha, value, status, owner, *more = numbers
+    if more and not isinstance(more[0], dict):
+        raise ValueError(f"has {more[0]!r} as metrics of {name}, expected an object")
+    metrics = dict(more[0]) if more else {}
     return Measurement(
         _optional(alpha, f"alpha of {name}", finite),
         _optional(value, f"value of {name}", finite),
         status,
         counted(owner, f"owner of {name}"),
+        {metric: _optional(number, f"{metric} of {name}", finite) for metric, number in metrics.items()},
     )

@@ -1,5 +1,7 @@
 """How decays reach the weights: written into a param group a module, or multiplied into the weights.
 
+``WRITERS`` has the targets by name, see also ``control/rates.py`` and ``control/coordinates.py``.
+
 Both give the same weights. Many groups make an optimizer slow; two do not, but hold one decay for all tuned
 weights: so there that decay is 0, and a hook before every optimizer step multiplies each weight by
 1 - lr * decay. That is what AdamW does with a group's decay, and equal bit for bit but for its fused CUDA
@@ -16,7 +18,11 @@ import torch
 from torch import Tensor
 
 from alphadecay_dist.control.advice import low_precision
-from alphadecay_dist.decay.policies import MATRIX_DECAY
+from alphadecay_dist.control.coordinates import CoordinateDecay
+from alphadecay_dist.control.hooks import remove_hooks
+from alphadecay_dist.control.rates import RateWriter
+from alphadecay_dist.control.refresh import Measurement
+from alphadecay_dist.decay.policies import COORDINATE_DECAY, EVERY_DECAY, MATRIX_DECAY, MATRIX_RATE
 from alphadecay_dist.decay.settings import AUTO, GROUPS, PREMULTIPLY, Settings
 from alphadecay_dist.engines.host import Host
 from alphadecay_dist.errors import UserError
@@ -25,10 +31,15 @@ from alphadecay_dist.params.inventory import Weight
 
 
 class Writer(Protocol):
-    """What a refresh hands its decays to."""
+    """What a policy hands its numbers to."""
 
-    def write(self, decays: Mapping[str, float]) -> None:
-        """Let the next optimizer steps apply these decays, by module name."""
+    def write(self, numbers: Mapping[str, float], found: Mapping[str, Measurement]) -> None:
+        """Let the next optimizer steps apply these.
+
+        Args:
+            numbers: decays, or what else the policy moves, by module name.
+            found: what was measured, by part; empty where only the numbers are known, as after a load.
+        """
         ...
 
 
@@ -43,9 +54,18 @@ def writer_for(settings: Settings, host: Host, weights: Sequence[Weight]) -> Wri
     Raises:
         UserError: see the writers.
     """
-    return (
-        NullWriter() if settings.row.moves is None else WRITERS[settings.row.moves](settings, host, weights)
-    )
+    if settings.row.moves is None:
+        return NullWriter()
+    remove_hooks(host.optimizer)
+    writer = WRITERS[settings.row.moves](settings, host, weights)
+    if settings.is_cautious or settings.row.moves == COORDINATE_DECAY:
+        return CoordinateWriter(writer, CoordinateDecay(settings, host, weights))
+    return writer
+
+
+def every_decay_writer(settings: Settings, host: Host, weights: Sequence[Weight]) -> Writer:
+    """The writer of one decay into all groups."""
+    return EveryGroupWriter(host)
 
 
 def matrix_decay_writer(settings: Settings, host: Host, weights: Sequence[Weight]) -> Writer:
@@ -57,6 +77,11 @@ def matrix_decay_writer(settings: Settings, host: Host, weights: Sequence[Weight
     """
     apply, groups = settings.apply, host.param_groups()
     layout = layout_of(groups)
+    if settings.needs_groups and layout != GROUPS:
+        raise UserError(
+            f"apply: the optimizer's groups were built for {layout!r}, expected {GROUPS!r} with policy "
+            f"{settings.policy!r}; leave param_groups(..., apply=) out"
+        )
     if apply not in (AUTO, layout):
         raise UserError(
             f"apply: found {apply!r}, but the optimizer's groups were built for {layout!r}; "
@@ -69,16 +94,19 @@ def matrix_decay_writer(settings: Settings, host: Host, weights: Sequence[Weight
     return Premultiplier(host, weights, settings.weight_decay)
 
 
-def choose_apply(optimizer: str, refusal: str | None) -> tuple[str, str]:
+def choose_apply(settings: Settings, optimizer: str, refusal: str | None) -> tuple[str, str]:
     """Which writer is the fastest that is right, to be known before the groups are built.
 
     Args:
+        settings: of the policy.
         optimizer: its name, ``adamw`` or another.
         refusal: why the engine cannot be premultiplied on; None where it can.
 
     Returns:
         ``premultiply`` or ``groups``, and why.
     """
+    if settings.needs_groups:
+        return GROUPS, f"policy {settings.policy} needs a group per matrix"
     if optimizer.lower() != "adamw":
         return GROUPS, f"the optimizer is {optimizer}, and premultiplying is AdamW's decoupled decay"
     if refusal is not None:
@@ -89,8 +117,46 @@ def choose_apply(optimizer: str, refusal: str | None) -> tuple[str, str]:
 class NullWriter:
     """Writes nothing, for policies that only measure."""
 
-    def write(self, decays: Mapping[str, float]) -> None:
+    def write(self, numbers: Mapping[str, float], found: Mapping[str, Measurement]) -> None:
         """See :class:`Writer`."""
+
+
+class EveryGroupWriter:
+    """Writes the one decay of all modules into every group, but for groups that had none from the start.
+
+    Groups for ``premultiply`` serve as well: one decay for all needs no product.
+
+    Args:
+        host: the engine that holds the groups.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        groups = host.param_groups()
+        free = [not names_in(group) and float(group["weight_decay"]) == 0 for group in groups]
+        decaying = any(not names_in(group) and float(group["weight_decay"]) > 0 for group in groups)
+        # All of them 0: a run without decay, whose groups may get some from another policy's state.
+        self._free = free if decaying or all(names_in(group) for group in groups) else [False] * len(groups)
+
+    def write(self, numbers: Mapping[str, float], found: Mapping[str, Measurement]) -> None:
+        """See :class:`Writer`."""
+        decay = next(iter(numbers.values()))
+        for group, free in zip(self._host.param_groups(), self._free, strict=False):
+            if not free:
+                group["weight_decay"] = decay
+
+
+class CoordinateWriter:
+    """Hands decays to the groups and what was measured to what applies them coordinate by coordinate."""
+
+    def __init__(self, writer: Writer, coordinates: CoordinateDecay) -> None:
+        self._writer = writer
+        self._coordinates = coordinates
+
+    def write(self, numbers: Mapping[str, float], found: Mapping[str, Measurement]) -> None:
+        """See :class:`Writer`."""
+        self._writer.write(numbers, found)
+        self._coordinates.observe(found)
 
 
 class GroupWriter:
@@ -99,11 +165,11 @@ class GroupWriter:
     def __init__(self, host: Host) -> None:
         self._host = host
 
-    def write(self, decays: Mapping[str, float]) -> None:
+    def write(self, numbers: Mapping[str, float], found: Mapping[str, Measurement]) -> None:
         """See :class:`Writer`."""
         for group in self._host.param_groups():
-            if group.get(GROUP_KEY) in decays:
-                group["weight_decay"] = decays[group[GROUP_KEY]]
+            if group.get(GROUP_KEY) in numbers:
+                group["weight_decay"] = numbers[group[GROUP_KEY]]
 
 
 class Premultiplier:
@@ -143,9 +209,9 @@ class Premultiplier:
             _HOOKS.pop(host.optimizer).remove()
         _HOOKS[host.optimizer] = host.optimizer.register_step_pre_hook(self._before_step)
 
-    def write(self, decays: Mapping[str, float]) -> None:
+    def write(self, numbers: Mapping[str, float], found: Mapping[str, Measurement]) -> None:
         """See :class:`Writer`; what is not named keeps its decay."""
-        self._decays |= decays
+        self._decays |= numbers
         self._numbers = list(self._decays.values())
         for tensor in self._tensors.values():  # in place: compiled and captured steps read these tensors
             tensor.copy_(torch.tensor(self._numbers, dtype=tensor.dtype))
@@ -211,4 +277,9 @@ def _check_decoupled(optimizer: torch.optim.Optimizer) -> None:
         )
 
 
-WRITERS: dict[str, Callable[[Settings, Host, Sequence[Weight]], Writer]] = {MATRIX_DECAY: matrix_decay_writer}
+WRITERS: dict[str, Callable[[Settings, Host, Sequence[Weight]], Writer]] = {
+    MATRIX_DECAY: matrix_decay_writer,
+    EVERY_DECAY: every_decay_writer,
+    COORDINATE_DECAY: matrix_decay_writer,
+    MATRIX_RATE: RateWriter,
+}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 ASSIGNED = "assigned"  # mapped from the module's own value
 EQUAL = "all_equal"  # all defined values are equal: the base decay
 KEPT = "kept"  # the value is undefined: the last decay
+MEASURED = "measured"  # nothing was to be assigned
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,12 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Bounds:
-    """The base decay, and the smallest and largest decay as multiples of it."""
+    """The base decay, and decays as multiples of it: the smallest, the largest, and that of equal values."""
 
     weight_decay: float
     min_ratio: float
     max_ratio: float
+    equal_ratio: float = 1.0
 
 
 def assign(
@@ -44,11 +46,11 @@ def assign(
 
     Returns:
         An assignment for every module, in the order of ``values``. If all defined values are equal, their
-        modules get the base decay.
+        modules get ``bounds.equal_ratio``.
     """
     defined = {name: value for name, value in values.items() if value is not None}
     equal = len(set(defined.values())) < 2
-    ratios = dict.fromkeys(defined, 1.0) if equal else SHAPES[shape](defined, bounds)
+    ratios = dict.fromkeys(defined, bounds.equal_ratio) if equal else SHAPES[shape](defined, bounds)
     case = EQUAL if equal else ASSIGNED
     return {
         name: Assignment(bounds.weight_decay * ratios[name], case)
@@ -85,16 +87,26 @@ def sigmoid(values: Mapping[str, float], bounds: Bounds) -> dict[str, float]:
     Modules of one layer share the name up to the innermost ``layers.3``, ``blocks.3``, ``layer.3`` or
     ``h.3``; without these, up to the first number. If the alphas of a layer are equal, z is 0.
     """
+    # 1 + tanh(2 z) is the same ratio, and never overflows.
+    return _bounded({name: 1.0 + math.tanh(2.0 * z) for name, z in layer_scores(values).items()}, bounds)
+
+
+def layer_scores(values: Mapping[str, float], stabilizer: float = 0.0) -> dict[str, float]:
+    """The z-score of each value within its module's layer; 0 where all of a layer are equal.
+
+    Args:
+        values: by module.
+        stabilizer: added to the standard deviation (of the population).
+    """
     layers: dict[str, list[float]] = {}
     for name, value in values.items():
         layers.setdefault(_layer(name), []).append(value)
     centres = {layer: (statistics.fmean(own), statistics.pstdev(own)) for layer, own in layers.items()}
-    ratios = {}
+    scores = {}
     for name, value in values.items():
         mean, deviation = centres[_layer(name)]
-        score = (value - mean) / deviation if deviation > 0 else 0.0
-        ratios[name] = 1.0 + math.tanh(2.0 * score)  # the same ratio, and it never overflows
-    return _bounded(ratios, bounds)
+        scores[name] = (value - mean) / (deviation + stabilizer) if deviation > 0 else 0.0
+    return scores
 
 
 SHAPES: dict[str, Callable[[Mapping[str, float], Bounds], dict[str, float]]] = {

@@ -20,6 +20,7 @@ class Preset:
         fits: estimators of alpha that stand for others, by the name that a user gives.
         bounded: maps whose decays stay within ``min_ratio`` and ``max_ratio``; None is all.
         refused: metrics that it cannot repeat, and why.
+        equal_gets_most: whether the linear map gives equal values ``max_ratio``, and not the base decay.
         coupled: whether its decay is meant to be added to the gradient (L2) of an adaptive optimizer.
     """
 
@@ -30,6 +31,7 @@ class Preset:
     fits: Mapping[str, str] = field(default_factory=dict)
     bounded: tuple[str, ...] | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
+    equal_gets_most: bool = False
     coupled: bool = False
 
 
@@ -43,6 +45,7 @@ PRESETS: dict[str, Preset] = {
         fits={"fix_finger": "fix_finger_released"},
         bounded=("linear",),
         refused={"matrix_entropy": "the released code's entropy (6e-5 added to every share)"},
+        equal_gets_most=True,
         coupled=True,
     ),
 }

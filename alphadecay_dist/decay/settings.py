@@ -8,10 +8,21 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
 
 from alphadecay_dist.decay import SHAPES, Assignment, Bounds
-from alphadecay_dist.decay.policies import POLICIES, Policy
+from alphadecay_dist.decay.maps import Moment, parse_factors
+from alphadecay_dist.decay.policies import (
+    COORDINATE_DECAY,
+    GRADIENT_MOMENTS,
+    GRADIENT_NORM,
+    MATRIX_RATE,
+    NORM_RATIO,
+    NOTHING,
+    POLICIES,
+    SPECTRUM,
+    Policy,
+)
 from alphadecay_dist.decay.presets import PRESETS, PUBLISHED, Preset
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.spectral import FIT_NAMES, METRICS, MIN_EIGENVALUES, Analysis, Estimator, Windows
@@ -24,6 +35,22 @@ RELEASED_FITS = {fit for preset in PRESETS.values() for fit in preset.fits.value
 CHOOSABLE_FITS = tuple(fit for fit in FIT_NAMES if fit not in RELEASED_FITS)
 NEVER_BELOW_ONE = ("alpha", "stable_rank", "nuclear_to_frobenius")  # what sqrt and log2 can map
 MEASURING = ("metric", "fit", "xmin_pos", "farms", "preset")  # what decides the numbers that are mapped
+DECIDING = (
+    "policy",
+    "weight_decay",
+    "interval",
+    "min_ratio",
+    "max_ratio",
+    "assign",
+    "normalize",
+    *MEASURING,
+    "lag",
+    "cautious",
+    "factor",
+    "factors",
+    "seed",
+    "until",
+)  # what decides the decays
 CHOICES: dict[str, Collection[str]] = {
     "policy": POLICIES,
     "assign": SHAPES,
@@ -36,15 +63,22 @@ CHOICES: dict[str, Collection[str]] = {
 }
 
 
+S = TypeVar("S", bound="Settings")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Settings of weight decay.
 
     Attributes:
-        policy: a name of ``POLICIES``: ``alphadecay``, or ``uniform`` for the base decay everywhere.
+        policy: a name of ``POLICIES``; docs/methods.md has them all. ``alphadecay`` (as published),
+            ``uniform`` (the base decay everywhere), ``none`` (no decay), ``awd``, ``adadecay``,
+            ``adadecay_original``, ``gradient_norm``, ``static``, ``shuffled``, ``uniform_matched``,
+            ``adamc``, ``cautious``, ``llr`` (learning rates, not decays), ``monitor`` (nothing is moved).
         preset: ``reference`` repeats the released code: the first and the last nn.Linear keep the base decay,
             fused weights stay whole, refreshes come one update earlier, its own fix-finger, norms squared,
-            no bounds but for the linear map; or null. In the library its biases and batch norms share their
+            no bounds but for the linear map, which gives equal values the largest decay; or null. In the
+            library its biases and batch norms share their
             weight's decay: ``param_groups(..., follow=["bias", "batchnorm"])``.
         weight_decay: the base decay.
         interval: optimizer updates between refreshes.
@@ -71,6 +105,14 @@ class Settings:
         apply: ``groups`` (a param group per matrix, any optimizer), ``premultiply`` (two groups, which update
             faster; the same weights; AdamW alone) or ``auto`` (in a recipe premultiply where optimizer and
             engine allow it; in the library what the groups were built for).
+        cautious: decay no coordinate where the optimizer's update and the weight disagree in sign (arXiv
+            2510.12402), whatever the policy.
+        factor: of ``awd``, which the base decay is multiplied by; 100 as released for LLaMA, 50 for ViT.
+        factors: of ``static``, in base decays by part of a module's name or glob, the first that fits:
+            ``q_proj=0.7,mlp=2``; null is what the map makes of typical alphas.
+        seed: of ``shuffled``.
+        until: updates after which nothing is measured any more; in a recipe below 1 the fraction of
+            train.steps; null is off.
 
     Raises:
         UserError: a setting out of its range, or choices that exclude each other.
@@ -94,6 +136,11 @@ class Settings:
     lag: int = 0
     device: str = "auto"
     apply: str = GROUPS
+    cautious: bool = False
+    factor: float = 100.0
+    factors: str | None = None
+    seed: int = 0
+    until: float | None = None
 
     def __post_init__(self) -> None:
         _plain_numbers(self)
@@ -130,6 +177,15 @@ class Settings:
                 f"memory_budget: found {shown(budget)}, expected a whole number of bytes above 0, or None"
             )
 
+        if not (math.isfinite(self.factor) and self.factor >= 0):
+            raise UserError(f"factor: found {self.factor}, expected a number >= 0")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise UserError(f"seed: found {shown(self.seed)}, expected a whole number >= 0")
+        if self.until is not None and not (isinstance(self.until, Real) and 0 <= self.until < math.inf):
+            raise UserError(f"until: found {shown(self.until)}, expected updates, or None")
+        if self.factors is not None:
+            parse_factors(self.factors)
+
     def _check_choices(self) -> None:
         why = self.choices.refused.get(self.metric)
         if why is not None:
@@ -142,10 +198,19 @@ class Settings:
                 f"metric: found {self.metric!r} with assign {self.assign!r}, whose map needs one never "
                 f"below 1: {', '.join(NEVER_BELOW_ONE)}; or use assign linear or sigmoid"
             )
-        if self.lag and self.row.measure is not None and not self.row.overlaps:
+        if self.lag and self.row.measure != NOTHING and not self.row.overlaps:
             raise UserError(
                 f"lag: found {self.lag} with policy {self.policy!r}, expected 0: what it measures cannot be "
                 "computed in the background"
+            )
+        if self.cautious and self.row.moves is None:
+            raise UserError(
+                f"cautious: found true with policy {self.policy!r}, which changes no decay; leave it out"
+            )
+        if self.needs_groups and self.apply == PREMULTIPLY:
+            raise UserError(
+                f"apply: found {PREMULTIPLY!r} with {self._what_needs_groups}, which a product before the "
+                f"step cannot do; use apply {GROUPS!r} or {AUTO!r}"
             )
         try:
             few = self.estimator().windows
@@ -163,6 +228,35 @@ class Settings:
         return POLICIES[self.policy]
 
     @property
+    def is_cautious(self) -> bool:
+        """Whether decays are held back where update and weight disagree."""
+        return self.cautious or self.row.cautious
+
+    @property
+    def needs_groups(self) -> bool:
+        """Whether every tuned weight must have a param group of its own."""
+        return self.is_cautious or self.row.moves in (COORDINATE_DECAY, MATRIX_RATE)
+
+    @property
+    def _what_needs_groups(self) -> str:
+        return "cautious decay" if self.is_cautious else f"policy {self.policy!r}"
+
+    @property
+    def start(self) -> float:
+        """What every matrix has before the policy acts: a decay, or a rate in base learning rates."""
+        return self.row.start * (1.0 if self.row.moves == MATRIX_RATE else self.weight_decay)
+
+    @property
+    def reads_spectra(self) -> bool:
+        """Whether matrices are gathered and analysed."""
+        return self.row.measure == SPECTRUM
+
+    @property
+    def reads_gradients(self) -> bool:
+        """Whether the gradients of the whole update must be there when it acts."""
+        return self.row.measure in (GRADIENT_NORM, GRADIENT_MOMENTS, NORM_RATIO)
+
+    @property
     def choices(self) -> Preset:
         """What the preset chooses."""
         return PUBLISHED if self.preset is None else PRESETS[self.preset]
@@ -178,12 +272,13 @@ class Settings:
         """How alpha is read."""
         return Estimator(self.choices.fits.get(self.fit, self.fit), self.xmin_pos, self.farms)
 
-    def bounds(self) -> Bounds:
-        """How far decays may be from the base decay."""
-        bounded = self.choices.bounded
-        if bounded is not None and self.assign not in bounded:
-            return Bounds(self.weight_decay, 0.0, math.inf)
-        return Bounds(self.weight_decay, self.min_ratio, self.max_ratio)
+    def bounds(self, base: float | None = None) -> Bounds:
+        """How far decays may be from the base decay, or other numbers from another base."""
+        base, choices = self.weight_decay if base is None else base, self.choices
+        if choices.bounded is not None and self.assign not in choices.bounded:
+            return Bounds(base, 0.0, math.inf)
+        equal = self.max_ratio if choices.equal_gets_most and self.assign == "linear" else 1.0
+        return Bounds(base, self.min_ratio, self.max_ratio, equal)
 
     def value_of(self, analysis: Analysis) -> float | None:
         """What is mapped; None where it is undefined."""
@@ -191,17 +286,15 @@ class Settings:
         squared = self.metric in self.choices.squared
         return value**2 if squared and value is not None else value
 
-    def decays(
-        self, values: Mapping[str, float | None], last: Mapping[str, float], sizes: Mapping[str, int]
-    ) -> dict[str, Assignment]:
-        """The policy's pure map from measured values to decays, by matrix.
+    def spanning(self: S, updates: int) -> S:
+        """The same for a run of so many updates, of which ``until`` may be a fraction."""
+        if self.until is None or self.until >= 1:
+            return self
+        return dataclasses.replace(self, until=round(self.until * updates))
 
-        Args:
-            values: None where undefined.
-            last: the decay that each matrix has now.
-            sizes: number of weights in each.
-        """
-        return self.row.map(self, values, last, sizes)
+    def assign_to(self, moment: Moment) -> dict[str, Assignment]:
+        """The policy's pure map from measured values to what each matrix gets."""
+        return self.row.map(self, moment)
 
     def due(self, updates: int) -> bool:
         """Whether the policy acts after so many updates."""
@@ -216,11 +309,17 @@ class Settings:
     def as_dict(self) -> dict[str, object]:
         """What decides the decays, as a JSON has it."""
         windows = self.farms
-        names = ("policy", "weight_decay", "interval", "min_ratio", "max_ratio", "assign", "normalize")
         return {
-            **{name: getattr(self, name) for name in (*names, "metric", "fit", "xmin_pos", "preset", "lag")},
+            **{name: getattr(self, name) for name in DECIDING},
             "farms": windows and {**dataclasses.asdict(windows), "grid": list(windows.grid)},
         }
+
+
+def only_watches(base: Settings | None, given: Mapping[str, Any]) -> bool:
+    """Whether the policy that is asked for moves nothing; of settings that are not checked yet."""
+    name = given.get("policy", getattr(base, "policy", None))
+    row = POLICIES.get(name) if isinstance(name, str) else None
+    return row is not None and row.moves is None
 
 
 def settings_from(base: Settings | None, given: Mapping[str, Any]) -> Settings:
@@ -245,7 +344,7 @@ def settings_from(base: Settings | None, given: Mapping[str, Any]) -> Settings:
             close = difflib.get_close_matches(name, [*known, "farms"], n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise TypeError(f"AlphaDecay() got an unexpected keyword argument {name!r}{hint}")
-    if base is None and "weight_decay" not in values:
+    if base is None and "weight_decay" not in values and not only_watches(base, values):
         raise TypeError("AlphaDecay() missing the keyword argument 'weight_decay', the base decay")
     return dataclasses.replace(base, **values) if base is not None else Settings(**values)
 
@@ -260,13 +359,13 @@ def _farms(windows: object) -> dict[str, Any]:
 
 def _plain_numbers(settings: Settings) -> None:
     """Turn numpy's numbers, which JSON does not take, into Python's."""
-    for name in ("weight_decay", "min_ratio", "max_ratio", "xmin_pos"):
+    for name in ("weight_decay", "min_ratio", "max_ratio", "xmin_pos", "factor"):
         found = getattr(settings, name)
         if not isinstance(found, Real):
             raise UserError(f"{name}: found {shown(found)}, expected a number")
         if not isinstance(found, int | float):
             object.__setattr__(settings, name, float(found))
-    for name in ("interval", "lag"):
+    for name in ("interval", "lag", "seed"):
         found = getattr(settings, name)
         if isinstance(found, Integral) and not isinstance(found, int):
             object.__setattr__(settings, name, int(found))

@@ -13,6 +13,11 @@ from alphadecay_dist.engines.registry import engine_of
 from alphadecay_dist.engines.zero.marks import holds_weights, trained_by_deepspeed
 from alphadecay_dist.errors import UserError, shown, warn
 
+NO_ENGINE = (
+    "engine: found none, but DeepSpeed trains this model; give AlphaDecay(model, optimizer, "
+    "engine=engine, ...) with the engine that deepspeed.initialize() returned"
+)
+
 
 class Given(NamedTuple):
     """A model and an optimizer, with the engine and the ranks that train them."""
@@ -23,11 +28,11 @@ class Given(NamedTuple):
     process_group: dist.ProcessGroup | None
 
 
-def unwrapped(model: Any, optimizer: Any, engine: Any, process_group: Any) -> Given:
+def unwrapped(model: Any, optimizer: Any, engine: Any, process_group: Any, *, watches: bool = False) -> Given:
     """Undo what accelerate and others wrap.
 
     An engine given as the model is the engine, and its module is the model. An optimizer that shows the
-    groups of another one stands for that one.
+    groups of another one stands for that one. Where weights are only watched, it may be any object.
 
     Raises:
         UserError: something other than what is expected.
@@ -60,7 +65,9 @@ def unwrapped(model: Any, optimizer: Any, engine: Any, process_group: Any) -> Gi
             "model: found another model than engine= trains; give the one that was given to "
             "deepspeed.initialize()"
         )
-    if engine is None:
+    if engine is None and watches:
+        _refuse_held_weights(model)
+    elif engine is None:
         optimizer = _plain(optimizer)
         _require_engine(model, optimizer)
     return Given(model, optimizer, engine, _group(process_group))
@@ -98,17 +105,19 @@ def _advice(optimizer: object) -> str:
 
 def _require_engine(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Refuse a model whose weights DeepSpeed keeps, at stages 1 to 3; at stage 0 warn."""
-    flattened = trained_by_deepspeed(model) and not _has_parameters_of(optimizer, model)
-    if holds_weights(model) or flattened:
-        raise UserError(
-            "engine: found none, but DeepSpeed trains this model; give AlphaDecay(model, optimizer, "
-            "engine=engine, ...) with the engine that deepspeed.initialize() returned"
-        )
+    _refuse_held_weights(model)
+    if trained_by_deepspeed(model) and not _has_parameters_of(optimizer, model):
+        raise UserError(NO_ENGINE)
     if trained_by_deepspeed(model) and not (dist.is_initialized() and dist.get_rank()):
         warn(
             "engine: found none, though a DeepSpeedEngine was made of this model: every call of step() "
             "counts as an update, at micro-batches too; give AlphaDecay(..., engine=engine)"
         )
+
+
+def _refuse_held_weights(model: nn.Module) -> None:
+    if holds_weights(model):
+        raise UserError(NO_ENGINE)
 
 
 def _has_parameters_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from alphadecay_dist.engines import registry
+from alphadecay_dist.engines.shares import Share
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.inventory import Weight
 from alphadecay_dist.sharding.layout import ShardSource
@@ -66,6 +67,21 @@ class Host(Protocol):
         """Whether the next engine step updates the weights."""
         ...
 
+    def shares(self, weights: Sequence[Weight]) -> Iterator[Share]:
+        """What this rank counts of the trained parameters and their gradients, before the update's step.
+
+        Collective only where gradients are partial sums. All gradients of the update are there, averaged.
+        """
+        ...
+
+    def gradient_scale(self, norm: float) -> float:
+        """What the step will still multiply the gradients with, whose global norm is this."""
+        ...
+
+    def early_gradients_refusal(self) -> str | None:
+        """Why gradients cannot be read where the caller says that it is a boundary; None where they can."""
+        ...
+
     def sources(self, weights: Sequence[Weight], dtype: torch.dtype | None) -> list[ShardSource]:
         """The tuned weights as this engine stores them, exact enough for ``dtype``. Collective."""
         ...
@@ -76,20 +92,29 @@ def host_for(
     optimizer: torch.optim.Optimizer,
     engine: Any | None,
     process_group: dist.ProcessGroup | None,
+    *,
+    watches: bool = False,
 ) -> Host:
     """The host of an engine's handle, or of a plain optimizer (one process, DDP, FSDP).
+
+    Args:
+        model: as it is trained.
+        optimizer: over its groups; any object where it is only watched.
+        engine: the handle, if there is one.
+        process_group: ranks that share the work.
+        watches: whether weights are only read, so that no groups are needed.
 
     Raises:
         UserError: an engine or a setting of it that cannot be served.
     """
     if engine is None:
-        from alphadecay_dist.engines.native.host import PlainHost  # noqa: PLC0415  (loads FSDP)
+        from alphadecay_dist.engines.native.host import PlainHost, WatchedHost  # noqa: PLC0415  (loads FSDP)
 
-        return PlainHost(model, optimizer, process_group)
+        return (WatchedHost if watches else PlainHost)(model, optimizer, process_group)
     found = registry.engine_of(engine)
     if found is None or found.host is None:
         raise UserError(
             f"engine: found {type(engine).__name__}, which is not one of {', '.join(registry.ENGINES)}; "
             "give the engine that trains the model"
         )
-    return registry.load(found.host)(engine)
+    return registry.load(found.host)(engine, watches=watches)

@@ -20,6 +20,7 @@ from alphadecay_dist.params.inventory import Weight, all_weights, tuned_weights
 from alphadecay_dist.params.wrappers import named_modules
 
 UNTUNED = "untuned"  # the name of the group, or the two, that hold everything else
+UNTUNED_MATRICES = "untuned_matrices"  # the name of the group of embeddings and head, where they stand apart
 TUNED = "tuned"  # the name of the group that holds all tuned weights, where they share one
 GROUP_KEY = "module"  # the key by which a param group is found again; engines keep it
 NAMES_KEY = "modules"  # the key under which the shared group names its weights, in the order of its params
@@ -34,6 +35,7 @@ def param_groups(
     modules: Iterable[str] | str | None = None,
     follow: Iterable[str] | str = (),
     apply: str = GROUPS,
+    matrices_apart: bool = False,
 ) -> list[dict[str, Any]]:
     """Param groups for ``torch.optim``: one per tuned weight, or one for all; then everything else.
 
@@ -48,6 +50,8 @@ def param_groups(
         apply: ``"groups"``: one group per tuned weight, with its decay. ``"premultiply"``: one group for all
             of them, with decay 0; ``AlphaDecay(..., apply="premultiply")`` then applies the decays by a
             product, and without it nothing decays them. This needs AdamW, and updates faster.
+        matrices_apart: give embeddings, head and whatever else has several dimensions and is not tuned a
+            group of their own, ``"untuned_matrices"``: policy ``llr`` gives it the largest rate.
 
     Returns:
         Dicts with ``params``, ``weight_decay`` and ``module``, the name by which
@@ -79,6 +83,8 @@ def param_groups(
         groups = _own_groups(weights, named_modules(model), followers, weight_decay)
     taken = {id(parameter) for group in groups for parameter in group["params"]}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+    if matrices_apart:
+        return [*groups, *_groups_apart(rest, model, untuned, weight_decay)]
     return [*groups, *_untuned_groups(rest, model, untuned, weight_decay)]
 
 
@@ -87,7 +93,7 @@ def names_in(group: Mapping[str, Any]) -> tuple[str, ...]:
     if NAMES_KEY in group:
         return tuple(group[NAMES_KEY])
     name = group.get(GROUP_KEY, UNTUNED)
-    return () if name == UNTUNED else (name,)
+    return () if name in (UNTUNED, UNTUNED_MATRICES) else (name,)
 
 
 def layout_of(groups: Iterable[Mapping[str, Any]]) -> str:
@@ -131,12 +137,32 @@ def _untuned_groups(
     """What is not tuned: one group, or one for several dimensions and one for 1-d; no empty groups."""
     dealt = [(rest, 0.0 if untuned == ZERO else weight_decay)]
     if untuned == ZERO_1D:
-        dimensions = {id(e.parameter): len(e.shape) for e in entries(model, named_modules(model))}
-        dealt = [([p for p in rest if dimensions[id(p)] > 1], weight_decay)]
-        dealt += [([p for p in rest if dimensions[id(p)] < 2], 0.0)]
+        matrices, vectors = _by_dimensions(rest, model)
+        dealt = [(matrices, weight_decay), (vectors, 0.0)]
     return [
         {"params": params, "weight_decay": decay, GROUP_KEY: UNTUNED} for params, decay in dealt if params
     ]
+
+
+def _groups_apart(
+    rest: Sequence[nn.Parameter], model: nn.Module, untuned: str, weight_decay: float
+) -> list[dict[str, Any]]:
+    """What is not tuned: a group for several dimensions and one for 1-d; no empty groups."""
+    matrices, vectors = _by_dimensions(rest, model)
+    of_matrices = 0.0 if untuned == ZERO else weight_decay
+    of_vectors = weight_decay if untuned == BASE else 0.0
+    groups = [(matrices, of_matrices, UNTUNED_MATRICES), (vectors, of_vectors, UNTUNED)]
+    return [
+        {"params": params, "weight_decay": decay, GROUP_KEY: name} for params, decay, name in groups if params
+    ]
+
+
+def _by_dimensions(
+    rest: Sequence[nn.Parameter], model: nn.Module
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Those of several dimensions and those of one, by their whole shapes."""
+    dimensions = {id(e.parameter): len(e.shape) for e in entries(model, named_modules(model))}
+    return [p for p in rest if dimensions[id(p)] > 1], [p for p in rest if dimensions[id(p)] < 2]
 
 
 def _shared_group(weights: Sequence[Weight]) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def build(checked: ResolvedRun, options: Options, engine: TrainEngine, ranks: Ra
     """Model with its initial weights, optimizer and engine; the policy's controller. Collective."""
     config = checked.config
     decay, picked = pick_apply(config, engine.premultiply_refusal())
+    decay = decay.spanning(config.train.steps)
     if picked:
         ranks.say(picked)
     model = engine.construct(checked.model.build)

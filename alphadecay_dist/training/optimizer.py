@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from alphadecay_dist.control.writers import choose_apply
-from alphadecay_dist.decay.policies import MATRIX_DECAY
+from alphadecay_dist.decay.policies import MATRIX_DECAY, MATRIX_RATE
 from alphadecay_dist.decay.settings import AUTO, PREMULTIPLY
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.groups import NAMES_KEY, param_groups
@@ -33,7 +33,7 @@ def pick_apply(config: Config, refusal: str | None) -> tuple[DecayConfig, str | 
         UserError: premultiply is asked for where the engine does not allow it.
     """
     if config.decay.apply == AUTO:
-        apply, reason = choose_apply(config.optimizer.name, refusal)
+        apply, reason = choose_apply(config.decay, config.optimizer.name, refusal)
         return dataclasses.replace(config.decay, apply=apply), f"decay.apply=auto: {apply}, because {reason}"
     if config.decay.apply == PREMULTIPLY and refusal is not None:
         raise UserError(f"decay.apply: found {PREMULTIPLY!r}, expected 'groups' or 'auto': {refusal}")
@@ -51,11 +51,18 @@ def build_optimizer(
         decay: the base decay, what untuned parameters get, and how decays are applied.
         fused: use torch's fused kernels (CUDA).
     """
-    groups = param_groups(model, weight_decay=decay.weight_decay, untuned=decay.untuned, apply=decay.apply)
+    start = decay.weight_decay if decay.row.moves == MATRIX_RATE else decay.start
+    groups = param_groups(
+        model,
+        weight_decay=start,
+        untuned=decay.untuned,
+        apply=decay.apply,
+        matrices_apart=decay.row.moves == MATRIX_RATE,
+    )
     if decay.row.moves != MATRIX_DECAY:  # no one will multiply decays in: the groups' own are enough
         for group in groups:
             if NAMES_KEY in group:
-                group["weight_decay"] = decay.weight_decay
+                group["weight_decay"] = start
     return CLASSES[config.name](groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 

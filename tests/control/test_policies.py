@@ -24,9 +24,11 @@ TOY = '''
 
 import re
 
-from alphadecay_dist.control.measures import MEASURES, Measure
+from alphadecay_dist.control.measure import Measure
+from alphadecay_dist.control.measures import MEASURES
 from alphadecay_dist.control.refresh import Measurement
-from alphadecay_dist.decay.policies import MATRIX_DECAY, POLICIES, Policy, by_shape
+from alphadecay_dist.decay.maps import by_shape
+from alphadecay_dist.decay.policies import MATRIX_DECAY, POLICIES, Policy
 
 
 class Depth(Measure):
@@ -118,7 +120,7 @@ def test_a_policy_without_a_background_has_no_lag(toy, monkeypatch):
         Settings(policy="in_front", lag=2)
 
 
-def test_uniform_measures_nothing_and_leaves_the_decays():
+def test_uniform_has_nothing_to_do_in_the_trainer():
     model, optimizer, _ = setup()
     decay = controller_for(model, optimizer, Settings(policy="uniform"), engine=None, dtype=torch.float32)
     assert isinstance(decay, FixedDecay)
@@ -126,8 +128,14 @@ def test_uniform_measures_nothing_and_leaves_the_decays():
     assert [decay.step(), decay.log(), decay.state_dict()] == [None, {}, {}]
     decay.load_state_dict({"alphadecay": "of another policy"})
     assert decays_in(optimizer) == before
-    with pytest.raises(UserError, match="policy: found 'uniform', which moves no decay"):
-        setup(policy="uniform")
+
+
+def test_uniform_writes_the_base_decay_over_what_another_policy_left():
+    model, optimizer, decay = setup()
+    update(model, optimizer, decay, 0)
+    assert len(set(decays_in(optimizer).values())) > 1
+    AlphaDecay(model, optimizer, policy="uniform", weight_decay=0.1).step()
+    assert set(decays_in(optimizer).values()) == {0.1}
 
 
 def test_a_recipes_decay_section_is_the_librarys_settings():

@@ -11,6 +11,7 @@ from torch import nn
 
 from alphadecay_dist import AlphaDecay, UserError, param_groups
 from alphadecay_dist.control.writers import choose_apply
+from alphadecay_dist.decay.settings import Settings
 from tests.engines.tiny import TUNABLE, Uneven
 
 BASE = 1.0  # strong enough for 30 updates to show
@@ -248,12 +249,14 @@ def test_tuned_weights_in_two_groups_are_refused_when_they_share_one():
 
 
 def test_auto_picks_by_optimizer_and_engine_and_says_why():
-    assert choose_apply("adamw", None)[0] == "premultiply"
-    assert choose_apply("adam", None) == (
+    assert choose_apply(Settings(), "adamw", None)[0] == "premultiply"
+    assert choose_apply(Settings(), "adam", None) == (
         "groups",
         "the optimizer is adam, and premultiplying is AdamW's decoupled decay",
     )
-    assert choose_apply("adamw", "NVMe") == ("groups", "NVMe")
+    assert choose_apply(Settings(), "adamw", "NVMe") == ("groups", "NVMe")
+    assert choose_apply(Settings(policy="llr"), "adamw", None)[0] == "groups"
+    assert choose_apply(Settings(cautious=True), "adamw", None)[0] == "groups"
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])

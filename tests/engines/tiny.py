@@ -73,6 +73,7 @@ def engine_of(
     dtype: torch.dtype = torch.float32,
     accumulation: int = 1,
     groups: Callable[[nn.Module], list[dict[str, Any]]] = groups_of,
+    clip: float = 0.0,
     **zero_options: Any,
 ) -> tuple[Any, nn.Module, torch.optim.Optimizer]:
     """Engine, model with known initial weights and client optimizer; inside a rank."""
@@ -84,7 +85,7 @@ def engine_of(
         global_batch=dist.get_world_size() * accumulation,
         micro_batch=1,
         accumulation=accumulation,
-        clip=0.0,
+        clip=clip,
         dtype=str(dtype).removeprefix("torch."),
     )
     training = ZeroTraining(config)

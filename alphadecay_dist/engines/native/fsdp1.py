@@ -99,7 +99,7 @@ def sharded_over(name: str, place: FlatPlace, ranks: Mapping[int, int]) -> list[
     Raises:
         UserError: the process group lacks some of them.
     """
-    own = _sharded_over(place.handle)
+    own = ranks_of(place.handle)
     outside = sorted(set(own) - set(ranks))
     if outside:
         raise UserError(
@@ -109,7 +109,7 @@ def sharded_over(name: str, place: FlatPlace, ranks: Mapping[int, int]) -> list[
     return [ranks[rank] for rank in own]
 
 
-def _sharded_over(handle: Any) -> list[int]:
+def ranks_of(handle: Any) -> list[int]:
     """Global ranks among which a handle divides its parameter; this one alone without sharding."""
     if not handle.uses_sharded_strategy:
         return [dist.get_rank()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alphadecay_dist.engines.native.dtensor import DTensorSource
 from alphadecay_dist.engines.native.fsdp1 import FlatParameterSource, FlatPlace, flat_places, sharded_over
+from alphadecay_dist.engines.native.shares import plain_shares
 from alphadecay_dist.engines.replicated import ReplicatedSource
+from alphadecay_dist.engines.shares import Share
 from alphadecay_dist.engines.updated import dtypes_of, parameters_of
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.groups import names_in
@@ -70,6 +72,17 @@ class PlainHost:
         """Always: without an engine the caller steps the controller once an update."""
         return True
 
+    def shares(self, weights: Sequence[Weight]) -> Iterator[Share]:
+        """Of the optimizer's own parameters that have a gradient."""
+        return plain_shares(self.param_groups(), self._model, self._group)
+
+    def gradient_scale(self, norm: float) -> float:
+        """1: the caller has unscaled and clipped them."""
+        return 1.0
+
+    def early_gradients_refusal(self) -> None:
+        """None: gradients are there when the caller says so."""
+
     def sources(self, weights: Sequence[Weight], dtype: torch.dtype | None) -> list[ShardSource]:
         """Each weight as the optimizer's parameter holds it, the most exact that there is. Collective.
 
@@ -81,7 +94,7 @@ class PlainHost:
         ranks = {rank: number for number, rank in enumerate(members)}
         collectives = Collectives(self._group)
         with collectives.raise_on_all_ranks():
-            parameters = _named(self.param_groups())
+            parameters = self._held(weights)
             places = flat_places(self._model)
             shards = _shards(weights, parameters, places, ranks)
         everyone = collectives.all_gather_checked([rank for own in shards.values() for rank in own])
@@ -94,6 +107,10 @@ class PlainHost:
         with collectives.raise_on_all_ranks():
             copies = _copies(shards, everyone)
             return [self._source(w, parameters.get(w.name), places, copies, ranks) for w in weights]
+
+    def _held(self, weights: Sequence[Weight]) -> dict[str, nn.Parameter]:
+        """The tensors that hold the weights: after a forward a module may hold another than the optimizer."""
+        return _named(self.param_groups())
 
     def _source(
         self,
@@ -111,6 +128,18 @@ class PlainHost:
             return FlatParameterSource(weight.name, weight.shape, place, copies[place.handle], rank)
         _check_whole(weight, parameter)
         return ReplicatedSource(weight, len(ranks))
+
+
+class WatchedHost(PlainHost):
+    """A model whose weights are only read, whatever optimizer trains it, with or without groups."""
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """None: nothing is written."""
+        return []
+
+    def _held(self, weights: Sequence[Weight]) -> dict[str, nn.Parameter]:
+        """The model's own parameters, as they were when the controller was constructed."""
+        return {weight.name: weight.parameter for weight in weights}
 
 
 def _named(groups: Sequence[Mapping[str, Any]]) -> dict[str, nn.Parameter]:

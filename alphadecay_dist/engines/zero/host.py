@@ -16,7 +16,7 @@ Where the weights lie that the model computes with, and their fp32 masters, whic
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,11 +25,14 @@ from deepspeed.utils import safe_get_local_fp32_param
 from torch import Tensor, nn
 
 from alphadecay_dist.compat import manages_accumulation, super_offload
+from alphadecay_dist.engines.native.shares import plain_shares
 from alphadecay_dist.engines.replicated import replicated_sources
+from alphadecay_dist.engines.shares import Share
 from alphadecay_dist.engines.state import scalar_tensor
 from alphadecay_dist.engines.updated import dtypes_of, parameters_of
 from alphadecay_dist.engines.versions import require
 from alphadecay_dist.engines.zero import config as zero_config
+from alphadecay_dist.engines.zero.shares import gradient_scale, zero_shares
 from alphadecay_dist.engines.zero.updated import fragments_of, partitions_of
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.inventory import Weight
@@ -105,9 +108,9 @@ class MasterFragment:
 class ZeroHost:
     """A ``DeepSpeedEngine`` that was given a torch optimizer over :func:`alphadecay_dist.param_groups`."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, *, watches: bool = False) -> None:
         self._engine = engine
-        if type(self.optimizer).__module__.startswith("deepspeed.runtime.zero.muon"):
+        if not watches and type(self.optimizer).__module__.startswith("deepspeed.runtime.zero.muon"):
             raise UserError(
                 f"optimizer: found DeepSpeed's own {type(self.optimizer).__name__}, whose groups lose their "
                 "names; make a torch optimizer of param_groups() and give it to "
@@ -167,6 +170,23 @@ class ZeroHost:
         if not manages_accumulation(self._engine):
             return True  # the caller owns the boundary: every step() is one
         return self._engine.is_gradient_accumulation_boundary()
+
+    def shares(self, weights: Sequence[Weight]) -> Iterator[Share]:
+        """This rank's pieces of the flat masters and their gradients; whole parameters at stage 0."""
+        if self._engine.zero_optimization_stage():
+            return zero_shares(self._engine, weights)
+        return plain_shares(self.optimizer.param_groups, self._engine.module, self.group)
+
+    def gradient_scale(self, norm: float) -> float:
+        """Clipping is the step's, and so is undoing the loss scale."""
+        return gradient_scale(self._engine, norm)
+
+    def early_gradients_refusal(self) -> str:
+        """DeepSpeed averages them in the last backward, before which the caller speaks of a boundary."""
+        return (
+            "DeepSpeed has this update's gradients after its last backward alone; call step() without "
+            "boundary after engine.backward(), or take a policy that reads no gradients"
+        )
 
     def sources(self, weights: Sequence[Weight], dtype: torch.dtype | None) -> list[ShardSource]:
         """Flat pieces at stage 3, whole weights below; the fp32 masters where bf16 is not enough. Collective.

@@ -18,7 +18,7 @@ each: its chunks in a row are the flat tensor.
     flat tensor on rank 1  | a  -  b  b  -  c |                        each (sum of the chunks,), fp32
 
 For each flat tensor the inner optimizer keeps moments of its shape, and one step counter. So this rank's part
-of a parameter's master, of its exp_avg and of its exp_avg_sq is one range of three tensors: its ``_Place``.
+of a parameter's master, of its exp_avg and of its exp_avg_sq is one range of three tensors: its ``Place``.
 
 The names used here are DeepSpeed's own; ``tests/engines/test_state.py`` holds DeepSpeed to what is written
 here.
@@ -41,7 +41,7 @@ from alphadecay_dist.sharding.layout import Flat, flat_chunks
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where this rank's piece of a parameter's master lies.
 
     Attributes:
@@ -78,8 +78,8 @@ class ZeroState:
 
     def parts(self) -> list[Part]:
         """This rank's pieces of the fp32 masters and of the optimizer's flat tensors, without padding."""
-        flats, shapes, found = self._flats(), self.shapes, []
-        for place in self._places():
+        flats, shapes, found = self.flats(), self.shapes, []
+        for place in self.places():
             if not place.index.numel:
                 continue
             flat, name = flats[place.flat], self._names[place.parameter]
@@ -93,9 +93,9 @@ class ZeroState:
 
     def scalars(self) -> Scalars:
         """The numbers that the optimizer keeps of a flat tensor, for each parameter in it."""
-        flats = self._flats()
+        flats = self.flats()
         found: Scalars = {}
-        for place in self._places():
+        for place in self.places():
             flat = flats[place.flat]
             for key, value in self._zero.optimizer.state.get(flat, {}).items():
                 if not is_elementwise(value, flat):
@@ -105,10 +105,10 @@ class ZeroState:
     def create(self, kinds: Mapping[str, Collection[str]], scalars: Scalars) -> None:
         """Entries for every flat tensor, from those of its parameters, which are stepped together."""
         names: dict[int, list[str]] = {}
-        for place in self._places():
+        for place in self.places():
             names.setdefault(place.flat, []).append(self._names[place.parameter])
         group: dict[str, Any] = self._zero.optimizer.param_groups[0]
-        for number, flat in enumerate(self._flats()):
+        for number, flat in enumerate(self.flats()):
             own = names[number]
             wanted = dict.fromkeys(kind for name in own for kind in kinds.get(name, ()))
             numbers = {key: [of[name] for name in own if name in of] for key, of in scalars.items()}
@@ -132,16 +132,16 @@ class ZeroState:
         self._engine.global_steps = step
         self._engine.global_samples = step * self._engine.train_batch_size()
 
-    def _flats(self) -> Sequence[Tensor]:
+    def flats(self) -> Sequence[Tensor]:
         """This rank's flat fp32 tensors: (P,) of each group, or a sub-group's row of chunks."""
         zero = self._zero
         return zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
 
-    def _places(self) -> Iterator[_Place]:
+    def places(self) -> Iterator[Place]:
         """A place for every parameter, also where this rank has nothing of it."""
         return self._chunks() if self._stage == 3 else self._fragments()
 
-    def _fragments(self) -> Iterator[_Place]:
+    def _fragments(self) -> Iterator[Place]:
         """Stages 1 and 2: what the row of a group's parameters and this rank's partition have in common."""
         zero = self._zero
         for number, flat in enumerate(zero.single_partition_of_fp32_groups):  # (P,)
@@ -151,15 +151,15 @@ class ZeroState:
             for parameter, offset in zip(zero.round_robin_bit16_groups[number], offsets, strict=True):
                 whole = Flat(offset, offset + parameter.numel())  # of the row
                 index, place = own.within(whole), whole.within(own)
-                yield _Place(parameter, index or Flat(0, 0), number, place.start if place else 0)
+                yield Place(parameter, index or Flat(0, 0), number, place.start if place else 0)
 
-    def _chunks(self) -> Iterator[_Place]:
+    def _chunks(self) -> Iterator[Place]:
         """Stage 3: this rank's chunk of every parameter, in the row of its sub-group."""
         zero, group = self._zero, self._engine.seq_data_parallel_group
         rank, world_size = dist.get_rank(group), dist.get_world_size(group)
         for parameter in self._engine.module.parameters():
             number, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
-            yield _Place(parameter, flat_chunks(parameter.ds_numel, world_size)[rank], number, offset)
+            yield Place(parameter, flat_chunks(parameter.ds_numel, world_size)[rank], number, offset)
 
 
 def zero_state(engine: Any) -> ZeroState | TorchState:

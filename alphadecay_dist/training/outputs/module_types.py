@@ -18,12 +18,15 @@ def modules_by_type(names: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def means_by_type(refresh: Refresh) -> dict[str, float]:
-    """Mean alpha and mean decay by module type, under ``alpha/q``, ``weight_decay/q`` and so on."""
-    means = {}
+    """Means by module type of whatever is defined, under ``alpha/q``, ``weight_decay/q`` and so on."""
+    means: dict[str, float] = {}
     for kind, names in modules_by_type(refresh.modules).items():
-        alphas = [a for name in names if (a := refresh.modules[name].alpha) is not None]
-        if alphas:
-            means[f"alpha/{kind}"] = math.fsum(alphas) / len(alphas)
-        decays = [refresh.modules[name].weight_decay for name in names]
-        means[f"weight_decay/{kind}"] = math.fsum(decays) / len(decays)
+        numbers: dict[str, list[float]] = {}
+        for name in names:
+            module = refresh.modules[name]
+            found = {"alpha": module.alpha, "weight_decay": module.weight_decay, "lr_ratio": module.lr_ratio}
+            for key, number in (found | module.metrics).items():
+                if number is not None:
+                    numbers.setdefault(key, []).append(number)
+        means |= {f"{key}/{kind}": math.fsum(own) / len(own) for key, own in numbers.items()}
     return means

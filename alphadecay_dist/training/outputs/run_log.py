@@ -101,16 +101,26 @@ class RunLog:
 def refresh_line(refresh: Refresh) -> str:
     """A refresh in a line for the terminal."""
     modules = refresh.modules.values()
-    alphas = [module.alpha for module in modules if module.alpha is not None]
-    decays = [module.weight_decay for module in modules]
     lagged = f", written at {refresh.written_at}" if refresh.written_at != refresh.step else ""
-    shown = "alpha undefined"
-    if alphas:
-        low, middle, high = min(alphas), statistics.median(alphas), max(alphas)
-        shown = f"alpha {low:.2f} to {high:.2f}, median {middle:.2f}"
     undefined = refresh.undefined
-    kept = f" ({undefined} undefined keep their decays)" if undefined else ""
+    alpha = _span("alpha", ".2f", [module.alpha for module in modules], middle=True)
+    shown = [
+        alpha or ("alpha undefined" if undefined else ""),
+        _span("value", ".3g", [module.value for module in modules], middle=True),
+        _span("decay", ".3g", [m.weight_decay for m in modules if m.lr_ratio is None]),
+        _span("learning rate x", ".3g", [module.lr_ratio for module in modules]),
+    ]
+    kept = f" ({undefined} undefined keep what they had)" if undefined else ""
     return (
-        f"refresh at update {refresh.step}{lagged}: {len(decays)} matrices, {shown}, "
-        f"decay {min(decays):.3g} to {max(decays):.3g}, {refresh.seconds:.2g} s{kept}"
+        f"refresh at update {refresh.step}{lagged}: {len(modules)} matrices, "
+        f"{', '.join(filter(None, shown))}, {refresh.seconds:.2g} s{kept}"
     )
+
+
+def _span(name: str, form: str, numbers: list[float | None], *, middle: bool = False) -> str:
+    """The range of what is defined, with its median too if asked; nothing where nothing is."""
+    defined = [number for number in numbers if number is not None]
+    if not defined:
+        return ""
+    median = f", median {statistics.median(defined):{form}}" if middle else ""
+    return f"{name} {min(defined):{form}} to {max(defined):{form}}{median}"

@@ -25,7 +25,7 @@ def test_a_refresh_is_a_short_line():
     )
     undefined = refresh_line(a_refresh(500, [None, 3.0], written_at=510))
     assert undefined.startswith("refresh at update 500, written at 510: 2 matrices, alpha 3.00 to 3.00")
-    assert undefined.endswith("(1 undefined keep their decays)")
+    assert undefined.endswith("(1 undefined keep what they had)")
     assert ", alpha undefined, " in refresh_line(a_refresh(0, [None]))
 
 

@@ -1,0 +1,45 @@
+"""Measures that look at no weight: none at all, and the learning rate."""
+
+from __future__ import annotations
+
+from alphadecay_dist.control.measure import Measure, Measured
+from alphadecay_dist.control.refresh import Measurement
+from alphadecay_dist.params.groups import names_in
+from alphadecay_dist.sharding.planning import parts_of
+from alphadecay_dist.spectral.report import OK
+
+
+class PlainMeasure(Measure):
+    """Gives every matrix a number without looking at it; this one gives none.
+
+    Args:
+        measured: what is measured.
+    """
+
+    def __init__(self, measured: Measured) -> None:
+        self._host = measured.host
+        self._parts = {weight.name: parts_of(weight) for weight in measured.weights}
+
+    def received_by_rank(self) -> tuple[int, ...]:
+        """Nothing moves."""
+        group = self._host.group
+        return (0,) * (group.size() if group else 1)
+
+    def measure(self) -> dict[str, Measurement]:
+        """See :class:`Measure`."""
+        nothing = Measurement(None, None, OK, 0)
+        return {part: nothing for parts in self._parts.values() for part in parts}
+
+
+class LearningRateShare(PlainMeasure):
+    """The learning rate of each matrix now, over the peak: the rate that the optimizer was made with."""
+
+    def measure(self) -> dict[str, Measurement]:
+        """See :class:`Measure`."""
+        peak = float(self._host.optimizer.defaults["lr"])
+        rates = {name: float(group["lr"]) for group in self._host.param_groups() for name in names_in(group)}
+        return {
+            part: Measurement(None, rates[name] / peak if peak > 0 else 0.0, OK, 0)
+            for name, parts in self._parts.items()
+            for part in parts
+        }

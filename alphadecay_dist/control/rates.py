@@ -1,0 +1,59 @@
+"""Learning rates per matrix: the schedule's rate times a ratio, in force during the optimizer's step alone.
+
+Schedulers read and write the groups' rates between steps, some of them recursively. So they find there what
+they wrote, and the ratios come in by a hook before the step and go out by one after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from alphadecay_dist.control.hooks import StepHooks
+from alphadecay_dist.control.refresh import Measurement
+from alphadecay_dist.decay.settings import Settings
+from alphadecay_dist.engines.host import Host
+from alphadecay_dist.params.groups import GROUP_KEY, UNTUNED_MATRICES
+from alphadecay_dist.params.inventory import Weight
+
+
+class RateWriter:
+    """Multiplies the learning rate of each module's group; embeddings and head get the largest ratio.
+
+    These have a group of their own with ``param_groups(..., matrices_apart=True)``; else they keep the base
+    rate with the norms.
+
+    Args:
+        settings: of the policy.
+        host: the engine that holds the groups.
+        weights: all that the groups name.
+
+    Raises:
+        UserError: the optimizer has no hooks, or its steps are captured.
+    """
+
+    def __init__(self, settings: Settings, host: Host, weights: Sequence[Weight]) -> None:
+        self._ratios = dict.fromkeys((weight.name for weight in weights), settings.start)
+        self._largest = settings.start
+        self._kept: list[tuple[dict[str, Any], Any]] = []
+        hooks = StepHooks(host.optimizer, f"policy {settings.policy!r}")
+        hooks.add(self._before_step, self._after_step)
+
+    def write(self, numbers: Mapping[str, float], found: Mapping[str, Measurement]) -> None:
+        """See :class:`alphadecay_dist.control.writers.Writer`; here the numbers are ratios."""
+        self._ratios |= numbers
+        self._largest = max(self._ratios.values())
+
+    def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            name = group.get(GROUP_KEY, "")
+            ratio = self._largest if name == UNTUNED_MATRICES else self._ratios.get(name, 1.0)
+            self._kept.append((group, group["lr"]))
+            group["lr"] = group["lr"] * ratio
+
+    def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        for group, rate in self._kept:
+            group["lr"] = rate
+        self._kept.clear()

@@ -1,0 +1,98 @@
+"""The measure of spectra: the metric of each matrix, computed by the rank that owns it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from alphadecay_dist.control.lagged import LaggedRefresher, PendingRefresh, device_of
+from alphadecay_dist.control.measure import LaggedMeasure, Measured
+from alphadecay_dist.control.refresh import Measurement, encode, encoded_length
+from alphadecay_dist.sharding.collectives import Collectives, drain_on_error
+from alphadecay_dist.sharding.planning import plan_exchange
+from alphadecay_dist.spectral import FAILED, Analysis, analyze_each
+
+
+class SpectrumMeasure(LaggedMeasure):
+    """The metric of each matrix's spectrum, computed by its owner rank.
+
+    Phases: the shards of each matrix go to its owner (exchange), the owner computes eigenvalues and reads the
+    metric, and one all-gather shares a few numbers per matrix.
+
+    Args:
+        measured: what is measured.
+
+    Raises:
+        UserError: ranks with other models or settings, a device that is not there, or a lag where products
+            are not exact.
+    """
+
+    def __init__(self, measured: Measured) -> None:
+        host, settings = measured.host, measured.settings
+        self._settings = settings
+        self._ranks = Collectives(host.group)
+        with self._ranks.raise_on_all_ranks():
+            self._device = device_of(settings.device)
+        self._weights = {unit: weight for weight in measured.weights for unit in weight.units()}
+        self._parts = {unit: weight.parts(unit) for unit, weight in self._weights.items()}
+        self._exchange = plan_exchange(
+            measured.weights,
+            lambda: host.sources(measured.weights, measured.dtype),
+            settings,
+            group=host.group,
+            dtype=measured.dtype,
+            budget=settings.memory_budget,
+        )
+        self._owners = self._exchange.schedule.plan.owners
+        with self._ranks.raise_on_all_ranks():
+            self._lagged = LaggedRefresher(self._exchange, self._weights, settings, self._device)
+
+    def measure(self) -> dict[str, Measurement]:
+        """See :class:`Measure`."""
+        return self._share(self._analyses())
+
+    def received_by_rank(self) -> tuple[int, ...]:
+        """See :class:`Measure`."""
+        return self._exchange.received_by_rank()
+
+    def begin(self, updates: int) -> PendingRefresh:
+        """See :class:`LaggedMeasure`."""
+        return self._lagged.begin(updates)
+
+    def settle(self, pending: PendingRefresh) -> dict[str, Measurement]:
+        """See :class:`LaggedMeasure`."""
+        if pending.found is None:
+            assert pending.running is not None
+            pending.found = self._share(pending.running.analyses())
+            pending.running = None
+        return pending.found
+
+    def _analyses(self) -> dict[str, Analysis]:
+        """Analyses of this rank's parts, but for those that failed."""
+        analyses: dict[str, Analysis] = {}
+        with drain_on_error(self._exchange.matrices()) as matrices:
+            analyses = analyze_each(self._cut(matrices), self._settings.estimator(), self._exchange.room)
+        return analyses
+
+    def _cut(self, matrices: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Matrices where they are analysed, fused ones cut into their parts."""
+        for unit, tensor in matrices:
+            yield from self._weights[unit].cut_up(unit, tensor.to(self._device))
+            del tensor  # not while the next one is gathered
+
+    def _share(self, analyses: Mapping[str, Analysis]) -> dict[str, Measurement]:
+        """What all owners found, by part; what an owner has not analysed has failed there."""
+        lost = Analysis(status=FAILED)
+        mine = {
+            unit: [n for part in names for n in encode(analyses.get(part, lost), self._settings)]
+            for unit, names in self._parts.items()
+            if self._owners[unit] == self._ranks.rank
+        }
+        count = encoded_length(self._settings)
+        shared = self._exchange.share(mine, {unit: count * len(names) for unit, names in self._parts.items()})
+        return {
+            part: Measurement.decode(shared[unit][count * place : count * (place + 1)], self._owners[unit])
+            for unit, names in self._parts.items()
+            for place, part in enumerate(names)
+        }
