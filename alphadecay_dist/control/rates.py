@@ -15,7 +15,7 @@ from alphadecay_dist.control.hooks import StepHooks
 from alphadecay_dist.control.refresh import Measurement
 from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.engines.host import Host
-from alphadecay_dist.params.groups import GROUP_KEY, UNTUNED_MATRICES
+from alphadecay_dist.params.groups import GROUP_KEY, UNTUNED_MATRICES, names_in
 from alphadecay_dist.params.inventory import Weight
 
 
@@ -37,12 +37,20 @@ class RateWriter:
     def __init__(self, settings: Settings, host: Host, weights: Sequence[Weight]) -> None:
         self._ratios = dict.fromkeys((weight.name for weight in weights), settings.start)
         self._largest = settings.start
+        self._host = host
+        self._weight_decay = settings.weight_decay
         self._kept: list[tuple[dict[str, Any], Any]] = []
         hooks = StepHooks(host.optimizer, f"policy {settings.policy!r}")
         hooks.add(self._before_step, self._after_step)
 
     def write(self, numbers: Mapping[str, float], found: Mapping[str, Measurement]) -> None:
-        """See :class:`alphadecay_dist.control.writers.Writer`; here the numbers are ratios."""
+        """See :class:`alphadecay_dist.control.writers.Writer`; here the numbers are ratios.
+
+        Decays are the base's, whatever another policy had left in the groups.
+        """
+        for group in self._host.param_groups():
+            if names_in(group):
+                group["weight_decay"] = self._weight_decay
         self._ratios |= numbers
         self._largest = max(self._ratios.values())
 

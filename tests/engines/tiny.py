@@ -27,14 +27,24 @@ class Uneven(nn.Module):
 
     def __init__(self, shapes: list[tuple[int, int]]) -> None:
         super().__init__()
-        blocks = [nn.ModuleDict({"up": nn.Linear(n, m, bias=False)}) for m, n in shapes]
-        self.layers = nn.ModuleList(blocks)
+        self.layers = nn.ModuleList(self._blocks([nn.Linear(n, m, bias=False) for m, n in shapes]))
+
+    def _blocks(self, linears: list[nn.Linear]) -> list[nn.ModuleDict]:
+        return [nn.ModuleDict({"up": linear}) for linear in linears]
 
     def forward(self, x: Tensor) -> Tensor:
         """Mean squares of all outputs, of (b, 172) inputs."""
-        linears = [cast(nn.ModuleDict, block)["up"] for block in self.layers]
+        linears = [linear for block in self.layers for linear in cast(nn.ModuleDict, block).values()]
         outputs = [linear(x[:, : linear.in_features]) for linear in linears]
         return torch.stack([output.float().square().mean() for output in outputs]).sum()
+
+
+class Pairs(Uneven):
+    """The same with two matrices a block, ``up`` and ``down``."""
+
+    def _blocks(self, linears: list[nn.Linear]) -> list[nn.ModuleDict]:
+        pairs = zip(linears[::2], linears[1::2], strict=True)
+        return [nn.ModuleDict({"up": up, "down": down}) for up, down in pairs]
 
 
 def value_of(name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -52,9 +62,11 @@ def matrices_of(model: nn.Module) -> list[Weight]:
     ]
 
 
-def filled(shapes: list[tuple[int, int]]) -> tuple[Uneven, dict[str, Tensor]]:
+def filled(
+    shapes: list[tuple[int, int]], build: Callable[[list[tuple[int, int]]], nn.Module] = Uneven
+) -> tuple[Any, dict[str, Tensor]]:
     """A model with known fp32 weights, and these by name."""
-    model = Uneven(shapes)
+    model = build(shapes)
     values = {m.name: value_of(f"{m.name}.weight", m.shape, torch.float32) for m in matrices_of(model)}
     with torch.no_grad():
         for matrix in matrices_of(model):
@@ -74,6 +86,7 @@ def engine_of(
     accumulation: int = 1,
     groups: Callable[[nn.Module], list[dict[str, Any]]] = groups_of,
     clip: float = 0.0,
+    build: Callable[[list[tuple[int, int]]], nn.Module] = Uneven,
     **zero_options: Any,
 ) -> tuple[Any, nn.Module, torch.optim.Optimizer]:
     """Engine, model with known initial weights and client optimizer; inside a rank."""
@@ -90,7 +103,7 @@ def engine_of(
     )
     training = ZeroTraining(config)
     training.start()
-    model = training.construct(lambda: Uneven(shapes))
+    model = training.construct(lambda: build(shapes))
     named = dict(zip((f"{m.name}.weight" for m in matrices_of(model)), shapes, strict=True))
     fill(model, lambda name: value_of(name, named[name], torch.float32), dtype, training.assign)
     optimizer = torch.optim.AdamW(groups(model), lr=1e-2)
