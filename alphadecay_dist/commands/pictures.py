@@ -59,14 +59,20 @@ def _drawn(
 
 
 def _draw_refreshes(refreshes: list[dict[str, Any]], left: Any, middle: Any, colours: Any) -> None:
-    """Mean alpha and mean decay by module type."""
+    """Means by module type: of alpha or what else was mapped, and of decays or learning rates."""
+    modules = [module for refresh in refreshes for module in refresh["modules"].values()]
+    mapped = "value" if any("value" in module for module in modules) else "alpha"
+    moved = "lr_ratio" if any("lr_ratio" in module for module in modules) else "weight_decay"
     steps = [refresh["step"] for refresh in refreshes]
     for number, (kind, names) in enumerate(modules_by_type(refreshes[0]["modules"]).items()):
         style = {"label": kind, "color": colours[number % len(colours)], "marker": ".", "linewidth": 1.5}
-        for axis, key in ((left, "alpha"), (middle, "weight_decay")):
-            axis.plot(steps, [_mean(r["modules"][name][key] for name in names) for r in refreshes], **style)
-    left.set(title="mean alpha by module type", xlabel="update", ylabel="alpha")
-    middle.set(title="mean weight decay by module type", xlabel="update", ylabel="weight decay")
+        for axis, key in ((left, mapped), (middle, moved)):
+            means = [_mean(r["modules"][name].get(key) for name in names) for r in refreshes]
+            axis.plot(steps, means, **style)
+    words = {"alpha": "alpha", "value": "mapped value", "weight_decay": "weight decay"}
+    for axis, key in ((left, mapped), (middle, moved)):
+        word = words.get(key, "learning rate, in base rates")
+        axis.set(title=f"mean {word} by module type", xlabel="update", ylabel=word)
     middle.legend(fontsize="small", ncols=2)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.distributed as dist
 
+from alphadecay_dist.decay.policies import EVERY_DECAY
 from alphadecay_dist.decay.settings import GROUPS, Settings
 from alphadecay_dist.engines.host import Host
 from alphadecay_dist.errors import warn
@@ -27,21 +28,23 @@ ADAPTIVE = (
 )  # they divide an L2 decay by the gradients' size, unless it is decoupled
 
 
-def doubts(host: Host, weight_decay: float, *, coupled: bool) -> Iterator[str]:
+def doubts(host: Host, settings: Settings) -> Iterator[str]:
     """What to say of a controller that is being constructed, one line each.
 
     Args:
         host: the engine.
-        weight_decay: the base decay.
-        coupled: whether the decay is meant to be added to the gradient (L2), as in the released code.
+        settings: of the policy; one that moves nothing leaves nothing to be doubted.
     """
-    if weight_decay == 0:
+    if settings.row.moves is None:
+        return
+    if settings.weight_decay == 0:
         yield (
             "weight_decay: found 0 (transformers' Trainer has it by default), so that every decay is 0; give "
             "param_groups() and AlphaDecay the base decay"
         )
-    yield from _other_base(host, weight_decay)
-    if not coupled:
+    if settings.row.moves != EVERY_DECAY:  # which writes into all groups, whatever they had
+        yield from _other_base(host, settings.weight_decay)
+    if not settings.choices.coupled:  # its decay is meant to be added to the gradient (L2)
         inner = getattr(host.optimizer, "optim", host.optimizer)  # ZeroRedundancyOptimizer's own
         yield from _not_decoupled(inner)
     yield from _rounded_away(host)
@@ -109,7 +112,7 @@ class Advice:
         self._first = host.updates()  # before any call of step()
         self._unsaid: str | None = coverage.line()
         self._notice(f"{tuned} are tuned; {coverage.too_small()}")
-        for doubt in doubts(host, settings.weight_decay, coupled=settings.choices.coupled):
+        for doubt in doubts(host, settings):
             self._say(doubt)
 
     def at_step(self, boundary: bool) -> None:

@@ -56,6 +56,12 @@ def writer_for(settings: Settings, host: Host, weights: Sequence[Weight]) -> Wri
     """
     if settings.row.moves is None:
         return NullWriter()
+    layout = layout_of(host.param_groups())
+    if settings.needs_groups and layout != GROUPS:
+        raise UserError(
+            f"apply: the optimizer's groups were built for {layout!r}, expected {GROUPS!r} with "
+            f"{settings.what_needs_groups}; leave param_groups(..., apply=) out"
+        )
     remove_hooks(host.optimizer)
     writer = WRITERS[settings.row.moves](settings, host, weights)
     if settings.is_cautious or settings.row.moves == COORDINATE_DECAY:
@@ -77,11 +83,6 @@ def matrix_decay_writer(settings: Settings, host: Host, weights: Sequence[Weight
     """
     apply, groups = settings.apply, host.param_groups()
     layout = layout_of(groups)
-    if settings.needs_groups and layout != GROUPS:
-        raise UserError(
-            f"apply: the optimizer's groups were built for {layout!r}, expected {GROUPS!r} with policy "
-            f"{settings.policy!r}; leave param_groups(..., apply=) out"
-        )
     if apply not in (AUTO, layout):
         raise UserError(
             f"apply: found {apply!r}, but the optimizer's groups were built for {layout!r}; "
@@ -133,10 +134,11 @@ class EveryGroupWriter:
     def __init__(self, host: Host) -> None:
         self._host = host
         groups = host.param_groups()
-        free = [not names_in(group) and float(group["weight_decay"]) == 0 for group in groups]
-        decaying = any(not names_in(group) and float(group["weight_decay"]) > 0 for group in groups)
-        # All of them 0: a run without decay, whose groups may get some from another policy's state.
-        self._free = free if decaying or all(names_in(group) for group in groups) else [False] * len(groups)
+        decays = [float(group["weight_decay"]) for group in groups]
+        built = any(decays) or layout_of(groups) == PREMULTIPLY  # else another policy has left 0 in all
+        self._free = [
+            built and not names_in(group) and decay == 0 for group, decay in zip(groups, decays, strict=True)
+        ]
 
     def write(self, numbers: Mapping[str, float], found: Mapping[str, Measurement]) -> None:
         """See :class:`Writer`."""

@@ -80,9 +80,9 @@ def at_start(settings: Settings, updates: int) -> bool:
 
 
 POLICIES: dict[str, Policy] = {
-    "alphadecay": Policy(SPECTRUM, maps.by_shape, MATRIX_DECAY, every_interval, overlaps=True),
     UNIFORM: Policy(NOTHING, maps.base, EVERY_DECAY, at_start),
     "none": Policy(NOTHING, maps.zero, EVERY_DECAY, at_start, start=0.0),
+    "alphadecay": Policy(SPECTRUM, maps.by_shape, MATRIX_DECAY, every_interval, overlaps=True),
     "awd": Policy(NORM_RATIO, maps.smoothed, EVERY_DECAY, every_update, each_update=True),
     "adadecay": Policy(GRADIENT_NORM, maps.within_layer, MATRIX_DECAY, every_interval),
     "gradient_norm": Policy(GRADIENT_NORM, maps.gradients_by_shape, MATRIX_DECAY, every_interval),

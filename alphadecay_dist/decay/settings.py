@@ -209,7 +209,7 @@ class Settings:
             )
         if self.needs_groups and self.apply == PREMULTIPLY:
             raise UserError(
-                f"apply: found {PREMULTIPLY!r} with {self._what_needs_groups}, which a product before the "
+                f"apply: found {PREMULTIPLY!r} with {self.what_needs_groups}, which a product before the "
                 f"step cannot do; use apply {GROUPS!r} or {AUTO!r}"
             )
         try:
@@ -238,7 +238,8 @@ class Settings:
         return self.is_cautious or self.row.moves in (COORDINATE_DECAY, MATRIX_RATE)
 
     @property
-    def _what_needs_groups(self) -> str:
+    def what_needs_groups(self) -> str:
+        """In words, for messages."""
         return "cautious decay" if self.is_cautious else f"policy {self.policy!r}"
 
     @property

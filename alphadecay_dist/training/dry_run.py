@@ -22,19 +22,25 @@ def describe(
     checked: ResolvedRun, engine: TrainEngine, ranks: Ranks, loaders: Loaders, data: TrainingData
 ) -> str:
     """What --dry_run prints: config, sizes, plan, first batch."""
-    device = collective_device(dist.group.WORLD).type
-    owned = owners(checked.config, checked.shapes, ranks.world_size, device)
-    lines = [f"  {w.name} {w.shape[0]} x {w.shape[1]}: rank {rank}" for w, rank in owned]
     return "\n".join(
         [
             to_yaml(checked.config),
             yaml.safe_dump({engine.name: engine.options}, sort_keys=False),
             f"weights: {parameter_count(checked.shapes):,}",
-            f"tuned matrices and their owners on {ranks.world_size} ranks: {len(owned)}",
-            *lines,
+            *_lines_of_owners(checked, ranks.world_size),
             *loaders.describe(data.next_update()),
         ]
     )
+
+
+def _lines_of_owners(checked: ResolvedRun, world_size: int) -> list[str]:
+    """Which rank will analyse which matrix; nothing is gathered for a policy that reads no spectra."""
+    decay = checked.config.decay
+    if not decay.reads_spectra:
+        return [f"policy {decay.policy}: reads no spectra, so no matrix is gathered"]
+    owned = owners(checked.config, checked.shapes, world_size, collective_device(dist.group.WORLD).type)
+    lines = [f"  {w.name} {w.shape[0]} x {w.shape[1]}: rank {rank}" for w, rank in owned]
+    return [f"tuned matrices and their owners on {world_size} ranks: {len(owned)}", *lines]
 
 
 def owners(config: Config, shapes: nn.Module, world_size: int, device: str) -> list[tuple[Weight, int]]:

@@ -1,0 +1,174 @@
+"""What methods cannot do is refused in a line; what they must not touch stays as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from alphadecay_dist import AlphaDecay, UserError, param_groups
+from alphadecay_dist.decay.settings import Settings
+from tests.controllers import SETTINGS, decays_in, setup, update
+from tests.engines.tiny import TUNABLE, Uneven, engine_of
+from tests.multirank import run_ranks
+
+
+def controller(optimizer_of, model=None, apply="groups", **options):
+    model = model or Uneven(TUNABLE)
+    optimizer = optimizer_of(param_groups(model, weight_decay=0.1, apply=apply))
+    return AlphaDecay(model, optimizer, **{**SETTINGS, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"policy": "awd", "lag": 2, "interval": 5}, "lag: found 2 with policy 'awd', expected 0"),
+        ({"policy": "llr", "apply": "premultiply"}, "apply: found 'premultiply' with policy 'llr'"),
+        ({"cautious": True, "apply": "premultiply"}, "apply: found 'premultiply' with cautious decay"),
+        ({"policy": "monitor", "cautious": True}, "cautious: found true with policy 'monitor'"),
+        ({"factor": -1.0}, "factor: found -1.0, expected a number >= 0"),
+        ({"seed": -1}, "seed: found -1, expected a whole number"),
+        ({"until": "soon"}, "until: found 'soon', expected updates"),
+    ],
+)
+def test_settings_that_exclude_each_other(options, words):
+    with pytest.raises(UserError, match=words):
+        Settings(**options)
+
+
+def test_only_the_trainer_knows_fractions_of_a_run():
+    with pytest.raises(UserError, match=r"until: found 0\.2, expected updates"):
+        setup(policy="llr", until=0.2)
+
+
+@pytest.mark.parametrize("options", [{"policy": "adadecay_original"}, {"policy": "llr"}, {"cautious": True}])
+def test_groups_for_premultiply_serve_no_hooks(options):
+    with pytest.raises(UserError, match=r"groups were built for 'premultiply'"):
+        controller(torch.optim.AdamW, apply="premultiply", **options)
+
+
+@pytest.mark.parametrize("policy", ["adadecay_original", "cautious"])
+def test_coordinates_of_bf16_weights_without_masters_are_refused(policy):
+    with pytest.raises(UserError, match=r"found torch\.bfloat16 weights without fp32 masters with"):
+        controller(torch.optim.AdamW, Uneven(TUNABLE).bfloat16(), policy=policy)
+
+
+def test_a_cautious_decay_must_be_decoupled():
+    with pytest.raises(UserError, match=r"found Adam with cautious decay, which adds the decay to the grad"):
+        controller(torch.optim.Adam, policy="cautious")
+
+
+@pytest.mark.parametrize("policy", ["llr", "cautious"])
+def test_captured_steps_see_no_hooks(policy):
+    with pytest.raises(UserError, match="found capturable=True with"):
+        controller(lambda groups: torch.optim.AdamW(groups, capturable=True), policy=policy)
+
+
+class NoHooks:
+    """An optimizer that knows nothing of torch's."""
+
+    def __init__(self, groups):
+        self.param_groups = [{"lr": 1e-3, **group} for group in groups]
+
+
+@pytest.mark.parametrize("policy", ["llr", "cautious"])
+def test_an_optimizer_without_hooks_is_named(policy):
+    with pytest.raises(UserError, match=r"optimizer: found NoHooks with .*no register_step_pre_hook"):
+        controller(NoHooks, policy=policy)
+
+
+@pytest.mark.parametrize("policy", ["llr", "cautious"])
+def test_a_closure_would_see_changed_weights(policy):
+    model, optimizer, decay = setup(policy=policy)
+    update(model, optimizer, decay, 0)
+    with pytest.raises(UserError, match=r"optimizer\.step\(closure\): not with"):
+        optimizer.step(lambda: None)
+
+
+def test_the_learning_rate_of_the_groups_is_the_schedules():
+    """A recursive schedule multiplies what it finds; the ratio must not be in it. Tensors too."""
+    for lr in (1e-3, torch.tensor(1e-3)):
+        model = Uneven(TUNABLE)
+        optimizer = torch.optim.AdamW(param_groups(model, weight_decay=0.1), lr=lr, foreach=False)
+        decay = AlphaDecay(model, optimizer, policy="llr", **SETTINGS)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        for number in range(3):
+            update(model, optimizer, decay, number)
+            schedule.step()
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        assert rates == pytest.approx([1e-3 / 8] * len(rates))
+        ratios = [module.lr_ratio for module in decay.modules.values()]
+        assert min(ratios) == pytest.approx(SETTINGS["min_ratio"])
+        assert max(ratios) == pytest.approx(SETTINGS["max_ratio"])
+
+
+def test_original_adadecay_adds_to_the_gradient_of_an_l2_optimizer():
+    """SGD: w - lr (g + decay * theta * w), by hand."""
+    model = Uneven(TUNABLE)
+    optimizer = torch.optim.SGD(param_groups(model, weight_decay=0.1), lr=0.1)
+    decay = AlphaDecay(model, optimizer, policy="adadecay_original", **SETTINGS)
+    weight = model.layers[0]["up"].weight
+    model(torch.randn(2, 172, generator=torch.Generator().manual_seed(0))).backward()
+    before, gradient = weight.detach().clone(), weight.grad.clone()
+    decay.step()
+    optimizer.step()
+    size = gradient.abs()
+    theta = 2 / (1 + torch.exp(-4 * (size - size.mean()) / (size.std(unbiased=False) + 1e-8)))
+    torch.testing.assert_close(weight.detach(), before - 0.1 * (gradient + 0.1 * theta * before))
+    assert set(decays_in(optimizer).values()) == {0.1}
+
+
+def test_a_later_policy_takes_the_place_of_an_earlier_ones_hooks():
+    model, optimizer, _ = setup(policy="cautious")
+    AlphaDecay(model, optimizer, policy="uniform", **SETTINGS).step()
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_another_kind_of_policys_numbers_are_not_taken_up():
+    model, optimizer, rates = setup(policy="llr")
+    update(model, optimizer, rates, 0)
+    _, other, decay = setup(policy="alphadecay")
+    decay.load_state_dict(rates.state_dict())
+    assert set(decays_in(other).values()) == {0.1}
+
+
+def test_gradients_that_are_not_finite_leave_the_decays():
+    model, optimizer, decay = setup(policy="awd", factor=0.5)
+    update(model, optimizer, decay, 0)
+    before = decays_in(optimizer)
+    next(iter(model.parameters())).grad.fill_(float("nan"))
+    decay.step()
+    assert decays_in(optimizer) == before
+
+
+def told_before_backward():
+    engine, model, optimizer = engine_of(2, TUNABLE)
+    decay = AlphaDecay(model, optimizer, engine=engine, policy="adadecay", **SETTINGS)
+    with pytest.raises(
+        UserError, match=r"step\(boundary=True\): DeepSpeed has this update's gradients after"
+    ):
+        decay.step(boundary=True)
+
+
+@pytest.mark.ranks
+def test_gradients_are_not_read_before_deepspeed_has_them():
+    run_ranks(told_before_backward, 1)
+
+
+def test_untuned_weights_that_decay_nothing_get_nothing_from_awd():
+    class Normed(Uneven):
+        def __init__(self):
+            super().__init__(TUNABLE)
+            self.scale = nn.Parameter(torch.ones(172))
+
+        def forward(self, x):
+            return super().forward(x * self.scale)
+
+    model = Normed()
+    optimizer = torch.optim.AdamW(param_groups(model, weight_decay=0.1, untuned="zero"), lr=1e-3)
+    decay = AlphaDecay(model, optimizer, policy="awd", **SETTINGS)
+    update(model, optimizer, decay, 0)
+    found = decays_in(optimizer)
+    assert found.pop("untuned") == 0
+    assert len(set(found.values())) == 1

@@ -1,0 +1,68 @@
+"""Every policy through the trainer: a run in two parts is bit for bit the unbroken one."""
+
+from __future__ import annotations
+
+import pytest
+
+import train
+from alphadecay_dist.decay.policies import POLICIES
+from tests.multirank import run_ranks
+from tests.training.runs import argv_of, left_behind, same_weights, tiny_options, without_times
+
+pytestmark = [pytest.mark.ranks, pytest.mark.launcher]
+
+STEPS, STOP = 6, 4
+SETTINGS = {
+    "awd": {"decay__factor": 0.2},
+    "llr": {"decay__until": 0.9, "decay__min_ratio": 1, "decay__max_ratio": 5},
+    "static": {"decay__factors": "up_proj=2"},
+    "alphadecay": {"decay__cautious": True},
+}
+SHORT = {"train__steps": STEPS, "decay__interval": 3, "decay__apply": "auto", "optimizer__warmup": 2}
+
+
+def train_each(runs):
+    """The exit codes of several runs in turn, in one start of the ranks."""
+    return [train.main(argv) for argv in runs]
+
+
+# What a policy keeps is the same on all engines; how gradients and rates are read and written is not.
+KEEPING = ("awd", "adadecay", "adadecay_original", "adamc", "llr")
+
+
+@pytest.mark.parametrize(("engine", "policies"), [("fsdp2", tuple(POLICIES)), ("2", ("uniform", *KEEPING))])
+def test_each_policy_resumes_bit_for_bit(tmp_path, engine, policies):
+    runs = []
+    for policy in policies:
+        options = tiny_options(tmp_path, decay__policy=policy, **{**SHORT, **SETTINGS.get(policy, {})})
+        whole, broken = str(tmp_path / f"{policy}-whole"), str(tmp_path / f"{policy}-broken")
+        runs.append(argv_of(engine, whole, options))
+        runs.append(argv_of(engine, broken, [*options, f"--train.stop_after={STOP}"]))
+        runs.append(argv_of(engine, broken, options))
+    assert run_ranks(train_each, 2, runs, timeout=600) == [[0] * len(runs)] * 2
+    for policy in policies:
+        whole, broken = tmp_path / f"{policy}-whole", tmp_path / f"{policy}-broken"
+        found = without_times(left_behind(broken))
+        assert found == without_times(left_behind(whole)), policy
+        assert same_weights(whole, broken), policy
+        _check_what_is_logged(policy, found)
+    for policy in policies[1:]:
+        same = same_weights(tmp_path / "uniform-whole", tmp_path / f"{policy}-whole")
+        assert same == (policy == "monitor"), policy
+
+
+def _check_what_is_logged(policy, found):
+    row, refreshes = POLICIES[policy], found["decay"]
+    if row.each_update:
+        assert all(line["mean_decay"] > 0 for line in found["metrics"])
+        assert not refreshes
+    elif policy == "uniform":
+        assert not refreshes
+    else:
+        every = [0] if policy in ("none", "static", "cautious") else [0, 3]
+        assert [refresh["step"] for refresh in refreshes] == every
+    for refresh in refreshes:
+        for module in refresh["modules"].values():
+            assert ("metrics" in module) == (policy == "monitor")
+            assert ("lr_ratio" in module) == (policy == "llr")
+            assert (module["alpha"] is None) == (not row.overlaps)
