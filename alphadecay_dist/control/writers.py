@@ -13,13 +13,15 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from alphadecay_dist.control.advice import low_precision
 from alphadecay_dist.decay.policies import MATRIX_DECAY
 from alphadecay_dist.decay.settings import AUTO, GROUPS, PREMULTIPLY, Settings
 from alphadecay_dist.engines.host import Host
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.errors import UserError, warn
+from alphadecay_dist.params.group_decay import TensorDecays, set_decay
 from alphadecay_dist.params.groups import GROUP_KEY, NAMES_KEY, layout_of, names_in
 from alphadecay_dist.params.inventory import Weight
 
@@ -63,7 +65,7 @@ def matrix_decay_writer(settings: Settings, host: Host, weights: Sequence[Weight
             f"give param_groups(..., apply={apply!r}) as well, or leave both at {GROUPS!r}"
         )
     if layout == GROUPS:
-        return GroupWriter(host)
+        return GroupWriter(host, settings.weight_decay)
     if sum(bool(names_in(group)) for group in groups) != 1:
         raise UserError(f"optimizer: expected all tuned weights in one group with apply={PREMULTIPLY!r}")
     return Premultiplier(host, weights, settings.weight_decay)
@@ -94,16 +96,28 @@ class NullWriter:
 
 
 class GroupWriter:
-    """Writes each module's decay into its param group, fetched again each time and found by name."""
+    """Writes each module's decay into its param group, fetched again each time and found by name.
 
-    def __init__(self, host: Host) -> None:
+    Args:
+        host: the engine that holds the groups.
+        weight_decay: the base decay.
+
+    Raises:
+        UserError: groups share a tensor as their decay.
+    """
+
+    def __init__(self, host: Host, weight_decay: float) -> None:
         self._host = host
+        self._base = weight_decay
+        self._tensors = TensorDecays(host.param_groups())
 
     def write(self, decays: Mapping[str, float]) -> None:
         """See :class:`Writer`."""
-        for group in self._host.param_groups():
+        groups = self._host.param_groups()
+        _keep_tensors(self._tensors, groups, self._host)
+        for group in groups:
             if group.get(GROUP_KEY) in decays:
-                group["weight_decay"] = decays[group[GROUP_KEY]]
+                set_decay(group, decays[group[GROUP_KEY]], self._base)
 
 
 class Premultiplier:
@@ -135,6 +149,8 @@ class Premultiplier:
                 f"compute under autocast, or use apply={GROUPS!r} with torch.optim.AdamW(..., fused=True)"
             )
         self._host = host
+        self._base = weight_decay
+        self._kept = TensorDecays(host.param_groups())
         self._parameters = [weight.parameter for weight in weights]
         self._decays = {weight.name: weight_decay for weight in weights}
         self._numbers = list(self._decays.values())
@@ -149,9 +165,11 @@ class Premultiplier:
         self._numbers = list(self._decays.values())
         for tensor in self._tensors.values():  # in place: compiled and captured steps read these tensors
             tensor.copy_(torch.tensor(self._numbers, dtype=tensor.dtype))
-        for group in self._host.param_groups():
+        groups = self._host.param_groups()
+        _keep_tensors(self._kept, groups, self._host)
+        for group in groups:
             if NAMES_KEY in group:
-                group["weight_decay"] = 0.0  # a loaded optimizer may have had another
+                set_decay(group, 0.0, self._base)  # a loaded optimizer may have had another
 
     @torch.no_grad()
     def _before_step(
@@ -195,6 +213,17 @@ class Premultiplier:
         if key not in self._tensors:
             self._tensors[key] = torch.tensor(self._numbers, dtype=dtype, device=device)
         return self._tensors[key]
+
+
+def _keep_tensors(tensors: TensorDecays, groups: Sequence[dict[str, Any]], host: Host) -> None:
+    """Say it where a load has left captured steps with tensors that nobody writes."""
+    replaced = tensors.keep(groups)
+    if replaced and (host.group is None or dist.get_rank(host.group) == 0):
+        warn(
+            f"optimizer: {replaced} param groups have another tensor as weight_decay than before, as after a "
+            "load; decays are written into that one, but a graph captured before reads the old one, and the "
+            "old moments: capture it again"
+        )
 
 
 _HOOKS: WeakKeyDictionary[torch.optim.Optimizer, Any] = WeakKeyDictionary()
