@@ -82,10 +82,10 @@ def _rounded_away(host: Host, weight_decay: float) -> Iterator[str]:
         limit = torch.finfo(low[0]).eps / 4  # half of the distance from a number to the next smaller one
         rate = max(float(group.get("initial_lr", group["lr"])) for group in groups)
         yield (
-            f"optimizer: found {', '.join(map(str, low))} weights without fp32 masters, where a decayed weight "
-            f"rounds back to itself for lr * decay below 2^{math.log2(limit):.0f} = {limit:.3g}; with lr "
-            f"{rate:.3g} and the base decay {weight_decay:.3g} it is {rate * weight_decay:.3g}, and decays "
-            "below the limit do not apply; keep fp32 weights and compute under autocast, or use "
+            f"optimizer: found {', '.join(map(str, low))} weights without fp32 masters, where a decayed "
+            f"weight rounds back to itself for lr * decay below 2^{math.log2(limit):.0f} = {limit:.3g}; with "
+            f"lr {rate:.3g} and the base decay {weight_decay:.3g} it is {rate * weight_decay:.3g}, and "
+            "decays below the limit do not apply; keep fp32 weights and compute under autocast, or use "
             "torch.optim.AdamW(..., fused=True)"
         )
 

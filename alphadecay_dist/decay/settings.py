@@ -11,7 +11,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from alphadecay_dist.decay import SHAPES, Assignment, Bounds
-from alphadecay_dist.decay.policies import POLICIES, Policy
+from alphadecay_dist.decay.policies import POLICIES, SPECTRUM, Policy
 from alphadecay_dist.decay.presets import PRESETS, PUBLISHED, Preset
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.spectral import FIT_NAMES, METRICS, MIN_EIGENVALUES, Analysis, Estimator, Windows
@@ -23,7 +23,7 @@ APPLY = (GROUPS, PREMULTIPLY, AUTO)
 RELEASED_FITS = {fit for preset in PRESETS.values() for fit in preset.fits.values()}
 CHOOSABLE_FITS = tuple(fit for fit in FIT_NAMES if fit not in RELEASED_FITS)
 NEVER_BELOW_ONE = ("alpha", "stable_rank", "nuclear_to_frobenius")  # what sqrt and log2 can map
-MEASURING = ("metric", "fit", "xmin_pos", "farms", "preset")  # what decides the numbers that are mapped
+MEASURING = ("metric", "fit", "xmin_pos", "farms", "heads", "preset")  # decides the numbers that are mapped
 CHOICES: dict[str, Collection[str]] = {
     "policy": POLICIES,
     "assign": SHAPES,
@@ -60,6 +60,8 @@ class Settings:
             matrices.
         farms_aspect: rows over columns of a window.
         farms_grid: windows along the rows and along the columns.
+        heads: whether q, k, v and o of attention are analysed head by head; the mean of the heads' decays is
+            their weight's.
         memory_budget: bytes, or in a recipe such as 256MiB, that the gathering may hold at once on a rank,
             buffers included. null is two of the largest matrices, which is the least that it needs, or
             256 MiB where that is more. As many gathered matrices are analysed at once as fit; the spectra's
@@ -90,6 +92,7 @@ class Settings:
     farms_rows: int | None = None
     farms_aspect: float = 1.0
     farms_grid: tuple[int, int] = (1, 1)
+    heads: bool = False
     memory_budget: int | None = None
     lag: int = 0
     device: str = "auto"
@@ -142,6 +145,7 @@ class Settings:
                 f"metric: found {self.metric!r} with assign {self.assign!r}, whose map needs one never "
                 f"below 1: {', '.join(NEVER_BELOW_ONE)}; or use assign linear or sigmoid"
             )
+        self._check_heads()
         if self.lag and self.row.measure is not None and not self.row.overlaps:
             raise UserError(
                 f"lag: found {self.lag} with policy {self.policy!r}, expected 0: what it measures cannot be "
@@ -155,6 +159,18 @@ class Settings:
             raise UserError(
                 f"farms: found windows with {few.eigenvalues} eigenvalues, expected {MIN_EIGENVALUES} or "
                 "more; use larger windows or a finer grid"
+            )
+
+    def _check_heads(self) -> None:
+        if not isinstance(self.heads, bool):
+            raise UserError(f"heads: found {shown(self.heads)}, expected true or false")
+        if self.heads and self.row.measure != SPECTRUM:
+            raise UserError(
+                f"heads: found true with policy {self.policy!r}, which reads no spectrum; set heads to false"
+            )
+        if self.heads and not self.choices.cuts_fused:
+            raise UserError(
+                f"heads: found true with preset {self.preset!r}, which cuts no weight; set heads to false"
             )
 
     @property
@@ -210,15 +226,16 @@ class Settings:
     def measured_as(self, saved: Mapping[str, object]) -> bool:
         """Whether numbers that were measured under saved settings mean here what they meant there."""
         own = self.as_dict()
-        same_policy = saved.get("policy", "alphadecay") == self.policy  # earlier states name none
-        return same_policy and all(own[name] == saved.get(name) for name in MEASURING)
+        before = {"policy": "alphadecay", "heads": False, **saved}  # earlier states name none
+        return all(own[name] == before.get(name) for name in ("policy", *MEASURING))
 
     def as_dict(self) -> dict[str, object]:
         """What decides the decays, as a JSON has it."""
         windows = self.farms
         names = ("policy", "weight_decay", "interval", "min_ratio", "max_ratio", "assign", "normalize")
+        measuring = ("metric", "fit", "xmin_pos", "heads")
         return {
-            **{name: getattr(self, name) for name in (*names, "metric", "fit", "xmin_pos", "preset", "lag")},
+            **{name: getattr(self, name) for name in (*names, *measuring, "preset", "lag")},
             "farms": windows and {**dataclasses.asdict(windows), "grid": list(windows.grid)},
         }
 

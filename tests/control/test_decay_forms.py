@@ -1,4 +1,4 @@
-"""Whatever form a group keeps its decay in, training is that of plain numbers; compiled steps and hosts too."""
+"""In whatever form groups keep decays, training is that of plain numbers; compiled, or under a host too."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_a_base_of_0_has_no_factor_but_0():
     set_decay(group, 0.0, base=0.0)
     Scheduler([group], base=0.1).step()
     assert decay_of(group) == 0.0
-    with pytest.raises(UserError, match="wd_mult: found a decay of 0.2 with the base decay 0"):
+    with pytest.raises(UserError, match=r"wd_mult: found a decay of 0\.2 with the base decay 0"):
         set_decay(group, 0.2, base=0.0)
 
 
