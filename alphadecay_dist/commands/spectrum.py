@@ -9,12 +9,13 @@ from typing import Any
 
 from alphadecay_dist.commands.paths import PICTURES, require_place, require_there
 from alphadecay_dist.decay import SHAPES
-from alphadecay_dist.decay.settings import CHOOSABLE_FITS, NORMALIZE, Settings
+from alphadecay_dist.decay.choices import CHOOSABLE_FITS, NORMALIZE
+from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.spectral import METRICS
 
 PUBLISHED = Settings()
-RULE = ("metric", "fit", "xmin_pos", "assign", "normalize", "weight_decay", "min_ratio", "max_ratio")
+RULE = ("metric", "fit", "xmin_pos", "heads", "assign", "normalize", "weight_decay", "min_ratio", "max_ratio")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--farms_rows", type=int, help="rows of FARMS' windows (default: whole matrices)")
     parser.add_argument("--farms_aspect", type=float, default=1.0, help="rows over columns of a window")
     parser.add_argument("--farms_grid", type=int, nargs=2, default=(1, 1), metavar=("ROWS", "COLUMNS"))
+    parser.add_argument(
+        "--heads", action="store_true", default=None, help="q, k, v and o of attention head by head"
+    )
     parser.add_argument("--assign", choices=list(SHAPES), help="the map (default: linear)")
     parser.add_argument("--normalize", choices=NORMALIZE, help="mean keeps the base decay in the mean")
     parser.add_argument("--weight_decay", type=float, help="the base decay (default: 0.1)")

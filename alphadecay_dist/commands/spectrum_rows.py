@@ -18,6 +18,8 @@ from alphadecay_dist.decay import weight_decay_of
 from alphadecay_dist.decay.maps import Moment
 from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.notices import notice
+from alphadecay_dist.params.heads import cut_by_heads
 from alphadecay_dist.params.tuned_rule import released_ends
 from alphadecay_dist.spectral import MIN_EIGENVALUES, Analysis, analyze
 
@@ -53,7 +55,8 @@ def rows_of(weights: StoredWeights, settings: Settings) -> list[Row]:
         where it has several.
 
     Raises:
-        UserError: no matrix is there, or one is smaller than a FARMS window.
+        UserError: no matrix is there, none has heads where these are asked for, or one is smaller than a
+            FARMS window.
     """
     model = tuned_tensors(weights)
     choices = settings.choices
@@ -64,6 +67,12 @@ def rows_of(weights: StoredWeights, settings: Settings) -> list[Row]:
             f"{weights.path}: found no weight matrix inside a numbered block, of {MIN_EIGENVALUES} rows and "
             "columns or more; give the weights of a transformer"
         )
+    if settings.heads:
+        found_heads = cut_by_heads(tuned, model.attention)
+        found_heads.require()
+        tuned, line = found_heads.weights, found_heads.line()
+        if line is not None:
+            notice(line)
     rows: list[tuple[str, Row]] = []
     for own in tqdm(tuned, desc="spectra", unit="weight"):
         for name, matrix in own.matrices():

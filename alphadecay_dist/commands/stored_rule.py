@@ -16,6 +16,7 @@ from alphadecay_dist.commands.weight_files import StoredTensor, StoredWeights
 from alphadecay_dist.notices import notice
 from alphadecay_dist.params.entries import linears
 from alphadecay_dist.params.fused import Cut
+from alphadecay_dist.params.heads import Attention, Known, attention_of, attentions
 from alphadecay_dist.params.inventory import Weight, tuned_weights
 from alphadecay_dist.params.tuned_rule import (
     CONV1D,
@@ -70,10 +71,12 @@ class StoredModel:
     Attributes:
         tuned: the tensors that training would tune by default, in the files' order.
         linears: see :func:`alphadecay_dist.params.tuned_rule.released_ends`.
+        attention: see :func:`alphadecay_dist.params.heads.attentions`.
     """
 
     tuned: list[StoredWeight]
     linears: list[str]
+    attention: Known
 
 
 def tuned_tensors(weights: StoredWeights) -> StoredModel:
@@ -102,7 +105,13 @@ def _by_name(weights: StoredWeights) -> StoredModel:
         if _by_default(own)
     ]
     linear = [own.name for _, own in pairs if own.kind in (LINEAR, CONV2D)]
-    return StoredModel([weight for weight in found if large_enough(weight)], linear)
+    conv1d = {attention_of(own.name) for _, own in pairs if own.kind == CONV1D}  # as the fused one, so is o
+    heads = weights.heads
+
+    def attention(name: str) -> Attention | None:
+        return None if heads is None else Attention.of_config(heads, int(attention_of(name) in conv1d))
+
+    return StoredModel([weight for weight in found if large_enough(weight)], linear, attention)
 
 
 def _by_default(own: Described) -> bool:
@@ -146,7 +155,7 @@ def _by_model(weights: StoredWeights) -> StoredModel | None:
             found.append(StoredWeight(name, tensor.shape, _cut_in_file(tuned[name], tensor.shape), tensor))
     if not found or any(sizes[name] > math.prod(tuned[name].shape) for name in tuned):
         return None
-    return StoredModel(found, linears(named_modules(model)))
+    return StoredModel(found, linears(named_modules(model)), attentions(model))
 
 
 def _cut_in_file(weight: Weight, shape: Sequence[int]) -> Cut | None:

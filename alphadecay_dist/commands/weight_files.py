@@ -94,10 +94,11 @@ def _natural(tensor: StoredTensor) -> list[tuple[int, str]]:
 
 
 def _from_checkpoint(checkpoint: Checkpoint) -> StoredWeights:
-    config = saved_state(checkpoint).config
+    state = saved_state(checkpoint)
+    config, heads = state.config, Heads.of(state.inputs.model) if state.inputs is not None else None
     dtype = getattr(torch, config.train.dtype)
     tensors: list[StoredTensor] = [
         _InCheckpoint(name, tuple(weight.shape), weight, dtype)
         for name, weight in stored_weights(checkpoint).items()
     ]
-    return StoredWeights(checkpoint.folder, tensors, settings=config.decay)
+    return StoredWeights(checkpoint.folder, tensors, heads, config.decay)

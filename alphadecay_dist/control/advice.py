@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
 
+from alphadecay_dist.decay.choices import GROUPS
 from alphadecay_dist.decay.policies import EVERY_DECAY
-from alphadecay_dist.decay.settings import GROUPS, Settings
+from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.engines.host import Host
 from alphadecay_dist.errors import warn
 from alphadecay_dist.notices import notice
 from alphadecay_dist.params.coverage import Coverage
+from alphadecay_dist.params.group_decay import decay_of
 from alphadecay_dist.params.group_snapshot import ALWAYS
 from alphadecay_dist.params.groups import GROUP_KEY, UNTUNED, layout_of, names_in
 
@@ -47,7 +50,7 @@ def doubts(host: Host, settings: Settings) -> Iterator[str]:
     if not settings.choices.coupled:  # its decay is meant to be added to the gradient (L2)
         inner = getattr(host.optimizer, "optim", host.optimizer)  # ZeroRedundancyOptimizer's own
         yield from _not_decoupled(inner)
-    yield from _rounded_away(host)
+    yield from _rounded_away(host, settings.weight_decay)
 
 
 def _other_base(host: Host, weight_decay: float) -> Iterator[str]:
@@ -55,8 +58,8 @@ def _other_base(host: Host, weight_decay: float) -> Iterator[str]:
     groups = host.param_groups()
     named = [group for group in groups if names_in(group)]
     if layout_of(groups) != GROUPS:  # the tuned group has none there
-        named = [group for group in groups if group.get(GROUP_KEY) == UNTUNED and group["weight_decay"] != 0]
-    found = {float(group["weight_decay"]) for group in named}
+        named = [group for group in groups if group.get(GROUP_KEY) == UNTUNED and decay_of(group) != 0]
+    found = {decay_of(group) for group in named}
     if len(found) == 1 and weight_decay not in found:
         yield (
             f"weight_decay: found {weight_decay} in AlphaDecay and {found.pop()} in the optimizer's groups, "
@@ -74,17 +77,20 @@ def _not_decoupled(optimizer: torch.optim.Optimizer) -> Iterator[str]:
         )
 
 
-def _rounded_away(host: Host) -> Iterator[str]:
+def _rounded_away(host: Host, weight_decay: float) -> Iterator[str]:
     """Of half precision weights without fp32 masters; premultiplying them is refused elsewhere."""
-    low = sorted(map(str, low_precision(host)))
-    optimizer = host.optimizer
-    fused = all(group.get("fused") for group in optimizer.param_groups)
-    if low and not fused and type(optimizer).__module__.startswith("torch.optim"):
-        limit = torch.finfo(getattr(torch, low[0].removeprefix("torch."))).eps / 4
+    low = sorted(low_precision(host), key=str)
+    groups = host.optimizer.param_groups
+    fused = all(group.get("fused") for group in groups)
+    if low and not fused and type(host.optimizer).__module__.startswith("torch.optim"):
+        limit = torch.finfo(low[0]).eps / 4  # half of the distance from a number to the next smaller one
+        rate = max(float(group.get("initial_lr", group["lr"])) for group in groups)
         yield (
-            f"optimizer: found {', '.join(low)} weights without fp32 masters, where a decayed weight rounds "
-            f"back to itself for lr * decay below {limit:.1g}: most decays will not apply; keep fp32 weights "
-            "and compute under autocast, or use torch.optim.AdamW(..., fused=True)"
+            f"optimizer: found {', '.join(map(str, low))} weights without fp32 masters, where a decayed "
+            f"weight rounds back to itself for lr * decay below 2^{math.log2(limit):.0f} = {limit:.3g}; with "
+            f"lr {rate:.3g} and the base decay {weight_decay:.3g} it is {rate * weight_decay:.3g}, and "
+            "decays below the limit do not apply; keep fp32 weights and compute under autocast, or use "
+            "torch.optim.AdamW(..., fused=True)"
         )
 
 

@@ -62,8 +62,8 @@ class AlphaDecay:
             torch.bfloat16 halves the traffic of fp32 ones, torch.float32 takes DeepSpeed's fp32 masters.
         **given: any attribute of ``Settings``, in place of that object's or of its defaults:
             ``weight_decay`` (needed without ``settings``), ``interval``, ``min_ratio``, ``max_ratio``,
-            ``assign``, ``normalize``, ``metric``, ``fit``, ``xmin_pos``, ``preset``, ``policy``,
-            ``memory_budget``, ``lag``, ``device``, ``apply``; and ``farms``, the
+            ``assign``, ``normalize``, ``metric``, ``fit``, ``xmin_pos``, ``heads``, ``preset``,
+            ``policy``, ``memory_budget``, ``lag``, ``device``, ``apply``; and ``farms``, the
             :class:`alphadecay_dist.spectral.Windows` whose pooled eigenvalues stand for a matrix (FARMS).
 
     Raises:
@@ -95,7 +95,7 @@ class AlphaDecay:
             read_as = dtype_of(dtype)
             require_parts(parts)
             named = self._named(trained.model, parts or {})
-            weights = analysed(named, trained.model, self.settings)
+            weights = analysed(named, trained.model, self.settings, parts)
         self._measure = measure_for(Measured(self._host, weights, self.settings, read_as))
         self._table = ModuleTable(weights, self.settings)
         self._updates = 0
@@ -296,7 +296,8 @@ class AlphaDecay:
                 odd = sorted(loaded.alphas.keys() ^ self._table.alphas.keys())
                 raise UserError(
                     f"AlphaDecay state: {len(loaded.alphas)} modules saved, {len(self._table.alphas)} tuned "
-                    f"here; {odd[0]!r} is in one alone: load the state of the same model"
+                    f"here; {odd[0]!r} is in one alone: load the state of the same model, with its heads and "
+                    "parts cut alike"
                 )
         self._ranks.require_equal(
             "AlphaDecay state: the ranks were given different ones",

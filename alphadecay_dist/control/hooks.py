@@ -52,12 +52,16 @@ class StepHooks:
         def passed_on(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             after(optimizer)
 
-        _HANDLES.setdefault(self._optimizer, []).extend(
-            [
-                self._optimizer.register_step_pre_hook(checked),
-                self._optimizer.register_step_post_hook(passed_on),
-            ]
+        keep_handles(
+            self._optimizer,
+            self._optimizer.register_step_pre_hook(checked),
+            self._optimizer.register_step_post_hook(passed_on),
         )
+
+
+def keep_handles(optimizer: torch.optim.Optimizer, *handles: Any) -> None:
+    """Keep the handles of hooks, to remove them when another controller takes the optimizer."""
+    _HANDLES.setdefault(optimizer, []).extend(handles)
 
 
 def remove_hooks(optimizer: torch.optim.Optimizer) -> None:

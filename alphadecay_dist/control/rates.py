@@ -15,6 +15,7 @@ from alphadecay_dist.control.hooks import StepHooks
 from alphadecay_dist.control.refresh import Measurement
 from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.engines.host import Host
+from alphadecay_dist.params.group_decay import set_decay
 from alphadecay_dist.params.groups import GROUP_KEY, UNTUNED_MATRICES, names_in
 from alphadecay_dist.params.inventory import Weight
 
@@ -50,7 +51,7 @@ class RateWriter:
         """
         for group in self._host.param_groups():
             if names_in(group):
-                group["weight_decay"] = self._weight_decay
+                set_decay(group, self._weight_decay, self._weight_decay)
         self._ratios |= numbers
         self._largest = max(self._ratios.values())
 

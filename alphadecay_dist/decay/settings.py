@@ -5,63 +5,32 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
-from alphadecay_dist.decay import SHAPES, Assignment, Bounds
-from alphadecay_dist.decay.maps import Moment, parse_factors
+from alphadecay_dist.decay import Assignment, Bounds
+from alphadecay_dist.decay.checks import check
+from alphadecay_dist.decay.choices import (
+    DECIDING,
+    GROUPS,
+    MEASURING,
+)
+from alphadecay_dist.decay.maps import Moment
 from alphadecay_dist.decay.policies import (
     COORDINATE_DECAY,
     GRADIENT_MOMENTS,
     GRADIENT_NORM,
     MATRIX_RATE,
     NORM_RATIO,
-    NOTHING,
     POLICIES,
     SPECTRUM,
     Policy,
 )
 from alphadecay_dist.decay.presets import PRESETS, PUBLISHED, Preset
 from alphadecay_dist.errors import UserError, shown
-from alphadecay_dist.spectral import FIT_NAMES, METRICS, MIN_EIGENVALUES, Analysis, Estimator, Windows
-
-NORMALIZE = ("none", "mean")
-DEVICES = ("auto", "cuda", "cpu")
-GROUPS, PREMULTIPLY, AUTO = "groups", "premultiply", "auto"
-APPLY = (GROUPS, PREMULTIPLY, AUTO)
-RELEASED_FITS = {fit for preset in PRESETS.values() for fit in preset.fits.values()}
-CHOOSABLE_FITS = tuple(fit for fit in FIT_NAMES if fit not in RELEASED_FITS)
-NEVER_BELOW_ONE = ("alpha", "stable_rank", "nuclear_to_frobenius")  # what sqrt and log2 can map
-MEASURING = ("metric", "fit", "xmin_pos", "farms", "preset")  # what decides the numbers that are mapped
-DECIDING = (
-    "policy",
-    "weight_decay",
-    "interval",
-    "min_ratio",
-    "max_ratio",
-    "assign",
-    "normalize",
-    *MEASURING,
-    "lag",
-    "cautious",
-    "factor",
-    "factors",
-    "seed",
-    "until",
-)  # what decides the decays
-CHOICES: dict[str, Collection[str]] = {
-    "policy": POLICIES,
-    "assign": SHAPES,
-    "normalize": NORMALIZE,
-    "metric": METRICS,
-    "fit": CHOOSABLE_FITS,
-    "preset": PRESETS,
-    "device": DEVICES,
-    "apply": APPLY,
-}
-
+from alphadecay_dist.spectral import Analysis, Estimator, Windows
 
 S = TypeVar("S", bound="Settings")
 
@@ -94,6 +63,8 @@ class Settings:
             matrices.
         farms_aspect: rows over columns of a window.
         farms_grid: windows along the rows and along the columns.
+        heads: whether q, k, v and o of attention are analysed head by head; the mean of the heads' decays is
+            their weight's.
         memory_budget: bytes, or in a recipe such as 256MiB, that the gathering may hold at once on a rank,
             buffers included. null is two of the largest matrices, which is the least that it needs, or
             256 MiB where that is more. As many gathered matrices are analysed at once as fit; the spectra's
@@ -132,6 +103,7 @@ class Settings:
     farms_rows: int | None = None
     farms_aspect: float = 1.0
     farms_grid: tuple[int, int] = (1, 1)
+    heads: bool = False
     memory_budget: int | None = None
     lag: int = 0
     device: str = "auto"
@@ -144,83 +116,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         _plain_numbers(self)
-        for name, known in CHOICES.items():
-            found = getattr(self, name)
-            if not ((found is None and name == "preset") or (isinstance(found, str) and found in known)):
-                raise UserError(f"{name}: found {shown(found)}, expected one of {', '.join(known)}")
-        self._check_numbers()
-        self._check_choices()
-
-    def _check_numbers(self) -> None:
-        if not isinstance(self.interval, int) or self.interval < 1:
-            raise UserError(f"interval: found {shown(self.interval)}, expected 1 or more updates")
-        if not isinstance(self.lag, int) or not 0 <= self.lag < self.interval:
-            raise UserError(
-                f"lag: found {shown(self.lag)} with interval {self.interval}, expected 0 <= lag < interval; "
-                "a refresh is written before the next one begins"
-            )
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise UserError(f"weight_decay: found {self.weight_decay}, expected a number >= 0")
-        if not 0 <= self.min_ratio <= self.max_ratio < math.inf:
-            raise UserError(
-                f"min_ratio: found {self.min_ratio} with max_ratio {self.max_ratio}, expected "
-                "0 <= min_ratio <= max_ratio"
-            )
-        if not math.isfinite(self.weight_decay * self.max_ratio):
-            raise UserError(
-                f"max_ratio: found {self.max_ratio}, expected one whose product with weight_decay "
-                f"{self.weight_decay} is a number"
-            )
-        budget = self.memory_budget
-        if budget is not None and (not isinstance(budget, int) or budget < 1):
-            raise UserError(
-                f"memory_budget: found {shown(budget)}, expected a whole number of bytes above 0, or None"
-            )
-
-        if not (math.isfinite(self.factor) and self.factor >= 0):
-            raise UserError(f"factor: found {self.factor}, expected a number >= 0")
-        if not isinstance(self.seed, int) or self.seed < 0:
-            raise UserError(f"seed: found {shown(self.seed)}, expected a whole number >= 0")
-        if self.until is not None and not (isinstance(self.until, Real) and 0 <= self.until < math.inf):
-            raise UserError(f"until: found {shown(self.until)}, expected updates, or None")
-        if self.factors is not None:
-            parse_factors(self.factors)
-
-    def _check_choices(self) -> None:
-        why = self.choices.refused.get(self.metric)
-        if why is not None:
-            raise UserError(
-                f"metric: found {self.metric!r} with preset {self.preset!r}, which does not repeat {why}; "
-                "use another metric, or no preset"
-            )
-        if self.assign in ("sqrt", "log2") and self.metric not in NEVER_BELOW_ONE:
-            raise UserError(
-                f"metric: found {self.metric!r} with assign {self.assign!r}, whose map needs one never "
-                f"below 1: {', '.join(NEVER_BELOW_ONE)}; or use assign linear or sigmoid"
-            )
-        if self.lag and self.row.measure != NOTHING and not self.row.overlaps:
-            raise UserError(
-                f"lag: found {self.lag} with policy {self.policy!r}, expected 0: what it measures cannot be "
-                "computed in the background"
-            )
-        if self.cautious and self.row.moves is None:
-            raise UserError(
-                f"cautious: found true with policy {self.policy!r}, which changes no decay; leave it out"
-            )
-        if self.needs_groups and self.apply == PREMULTIPLY:
-            raise UserError(
-                f"apply: found {PREMULTIPLY!r} with {self.what_needs_groups}, which a product before the "
-                f"step cannot do; use apply {GROUPS!r} or {AUTO!r}"
-            )
-        try:
-            few = self.estimator().windows
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        if few is not None and few.eigenvalues < MIN_EIGENVALUES:
-            raise UserError(
-                f"farms: found windows with {few.eigenvalues} eigenvalues, expected {MIN_EIGENVALUES} or "
-                "more; use larger windows or a finer grid"
-            )
+        check(self)
 
     @property
     def row(self) -> Policy:
@@ -304,8 +200,8 @@ class Settings:
     def measured_as(self, saved: Mapping[str, object]) -> bool:
         """Whether numbers that were measured under saved settings mean here what they meant there."""
         own = self.as_dict()
-        same_policy = saved.get("policy", "alphadecay") == self.policy  # earlier states name none
-        return same_policy and all(own[name] == saved.get(name) for name in MEASURING)
+        before = {"policy": "alphadecay", "heads": False, **saved}  # earlier states name none
+        return all(own[name] == before.get(name) for name in ("policy", *MEASURING))
 
     def as_dict(self) -> dict[str, object]:
         """What decides the decays, as a JSON has it."""

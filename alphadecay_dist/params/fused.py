@@ -84,12 +84,13 @@ class Heads:
         """From a HF config or the dict of its JSON; None if it has no heads."""
         get = config.get if isinstance(config, Mapping) else lambda key: getattr(config, key, None)
         queries = get("num_attention_heads") or get("n_head")
-        if not isinstance(queries, int):
+        if not isinstance(queries, int) or queries < 1:
             return None
         keys = get("num_key_value_heads")
-        keys = keys if isinstance(keys, int) else queries
-        hidden = get("hidden_size") or get("n_embd") or 0
-        width = get("head_dim") or (hidden // queries if isinstance(hidden, int) else 0)
+        keys = keys if isinstance(keys, int) and keys > 0 else queries
+        hidden, width = get("hidden_size") or get("n_embd"), get("head_dim")
+        if not isinstance(width, int) or width < 1:
+            width = hidden // queries if isinstance(hidden, int) else 0
         return cls(queries, keys, str(get("model_type") or ""), width)
 
     def fit(self, length: int) -> bool:

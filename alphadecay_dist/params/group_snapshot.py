@@ -14,14 +14,20 @@ from typing import Any
 from torch import Tensor
 
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.params.group_decay import DECAY_KEY, FACTOR_KEY
 from alphadecay_dist.params.groups import GROUP_KEY, NAMES_KEY, names_in
 
-ALWAYS = (GROUP_KEY, NAMES_KEY, "weight_decay")  # kept per group, even if all groups had the same at first
+ALWAYS = (
+    GROUP_KEY,
+    NAMES_KEY,
+    DECAY_KEY,
+    FACTOR_KEY,
+)  # kept per group, even if all groups had the same at first
 _ABSENT = object()
 
 
 class GroupSnapshot:
-    """The settings of param groups as they are now; it keeps no group and no tensor.
+    """The settings of param groups as they are now; it keeps no group, and of a decay's tensor a copy.
 
     Args:
         groups: the optimizer's param groups.
@@ -29,6 +35,7 @@ class GroupSnapshot:
 
     def __init__(self, groups: Sequence[Mapping[str, Any]]) -> None:
         self._kept = [_settings(group) for group in groups]
+        self._tensors = [{key for key in group if _is_tensor(group, key)} for group in groups]
         keys = {key for kept in self._kept for key in kept}
         self._apart = [
             key
@@ -60,20 +67,33 @@ class GroupSnapshot:
             return []
         _refuse_another_order(self._kept, groups)
         labels = Counter(_label(kept) for kept in self._kept)
-        for group, kept in pairs:
+        for (group, kept), tensors in zip(pairs, self._tensors, strict=True):
             if _label(group) == _label(kept) and labels[_label(kept)] == 1:
                 continue  # unchanged by the load; but several groups that are not tuned share one label
             for key in self._apart:
                 if key in kept:
-                    group[key] = kept[key]
-                else:
+                    group[key] = _own(kept[key])
+                elif key not in tensors:
                     group.pop(key, None)
         return self._apart
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    """A group's values. No tensors, because a schedule changes a learning rate that is a tensor in place."""
-    return {key: value for key, value in group.items() if key != "params" and not isinstance(value, Tensor)}
+    """A group's values. A schedule changes a learning rate that is a tensor in place, so that is not kept."""
+    return {
+        key: _own(value)
+        for key, value in group.items()
+        if key != "params" and (key == DECAY_KEY or not isinstance(value, Tensor))
+    }
+
+
+def _own(value: Any) -> Any:
+    """A value that no other group can share: a load may put one group's tensor into all."""
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _is_tensor(group: Mapping[str, Any], key: str) -> bool:
+    return key != "params" and isinstance(group[key], Tensor)
 
 
 def _label(group: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:

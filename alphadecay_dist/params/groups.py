@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.distributed.fsdp import FlatParameter
 
-from alphadecay_dist.decay.settings import GROUPS, PREMULTIPLY
+from alphadecay_dist.decay.choices import GROUPS, PREMULTIPLY
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.params.choices import BASE, UNTUNED_DECAYS, ZERO, ZERO_1D
 from alphadecay_dist.params.coverage import require_weights

@@ -19,8 +19,10 @@ from torch import nn
 
 from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.notices import notice
 from alphadecay_dist.params.coverage import require_weights
 from alphadecay_dist.params.entries import linears
+from alphadecay_dist.params.heads import attentions, cut_by_heads
 from alphadecay_dist.params.inventory import Weight
 from alphadecay_dist.params.tuned_rule import released_ends
 from alphadecay_dist.params.wrappers import named_modules
@@ -33,13 +35,26 @@ from alphadecay_dist.sharding.schedule import Schedule, schedule_of
 from alphadecay_dist.spectral import Windows
 
 
-def analysed(weights: Sequence[Weight], model: nn.Module, settings: Settings) -> list[Weight]:
+def analysed(
+    weights: Sequence[Weight],
+    model: nn.Module,
+    settings: Settings,
+    parts: Mapping[str, Sequence[int]] | None = None,
+) -> list[Weight]:
     """The weights as the rule takes them, the same for a run, its dry run and a plan.
 
-    A preset may leave out the first and the last Linear, and keep fused weights whole.
+    A preset may leave out the first and the last Linear, and keep fused weights whole. Attention may be cut
+    by heads; rank 0 says which of its weights cannot be.
+
+    Args:
+        weights: the tuned ones.
+        model: their model.
+        settings: of the rule.
+        parts: explicit sizes that the weights were cut by, which heads leave as they are.
 
     Raises:
-        UserError: nothing is left, or FARMS' windows do not fit into a matrix.
+        UserError: nothing is left, no weight has heads where these are asked for, or FARMS' windows do not
+            fit into a matrix.
     """
     kept = list(weights)
     if not settings.choices.tunes_ends:
@@ -48,6 +63,8 @@ def analysed(weights: Sequence[Weight], model: nn.Module, settings: Settings) ->
     if not settings.choices.cuts_fused:
         kept = [weight.whole() for weight in kept]
     require_weights(kept, model)
+    if settings.heads:
+        kept = _by_heads(kept, model, parts)
     if settings.farms is not None:
         for weight in kept:
             _check_fit(weight, settings.farms)
@@ -209,6 +226,17 @@ def require_one_schedule(
     # Of the sources that lie alike one is enough.
     for source in {(layouts[source.name], source.shape): source for source in sources}.values():
         check_cover(source.name, layouts[source.name], source.shape)
+
+
+def _by_heads(
+    weights: Sequence[Weight], model: nn.Module, parts: Mapping[str, Sequence[int]] | None
+) -> list[Weight]:
+    found = cut_by_heads(weights, attentions(model), parts)
+    found.require()
+    line = found.line()
+    if line is not None and (not dist.is_initialized() or dist.get_rank() == 0):
+        notice(f"AlphaDecay: {line}")
+    return found.weights
 
 
 def _unit_cost(weight: Weight, tridiagonal: float, windows: Windows | None) -> float:

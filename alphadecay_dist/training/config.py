@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from alphadecay_dist.decay.settings import PREMULTIPLY
+from alphadecay_dist.decay.choices import PREMULTIPLY
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.training.recipe import AT_LEAST, AT_MOST, CHOICES, SIZES, WORDS, Config
 from alphadecay_dist.training.tasks.registry import DEFAULT, TASKS, options_of

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from alphadecay_dist.control.writers import choose_apply
+from alphadecay_dist.decay.choices import AUTO, PREMULTIPLY
 from alphadecay_dist.decay.policies import MATRIX_DECAY, MATRIX_RATE
-from alphadecay_dist.decay.settings import AUTO, PREMULTIPLY
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.groups import NAMES_KEY, param_groups
 from alphadecay_dist.training.recipe import Config, DecayConfig, OptimizerConfig

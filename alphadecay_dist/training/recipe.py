@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from alphadecay_dist.decay.settings import CHOICES as DECAY_CHOICES
+from alphadecay_dist.decay.choices import CHOICES as DECAY_CHOICES
 from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.engines.registry import ENGINES
 from alphadecay_dist.params.choices import UNTUNED_DECAYS

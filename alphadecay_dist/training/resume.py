@@ -12,7 +12,7 @@ from typing import Any
 from alphadecay_dist.checkpoint.manifest import MANIFEST
 from alphadecay_dist.checkpoint.reader import Checkpoint, first_whole, read, search
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS
-from alphadecay_dist.decay.settings import GROUPS
+from alphadecay_dist.decay.choices import GROUPS
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.config import flat
 from alphadecay_dist.training.inputs import INPUTS

@@ -196,6 +196,18 @@ def test_options_stand_above_the_recipe(capsys, profile, tmp_path):
     assert planned(capsys, *common, "--sharding", "zero3")["sharding"] == "zero3"
 
 
+def test_a_plan_counts_the_work_of_heads(capsys, profile, tmp_path):
+    path = tmp_path / "own.yaml"
+    common = ["--world_size", "8", "--machine", profile]
+    found = []
+    for heads in ("false", "true"):
+        path.write_text(f"model: {{name: llama_60m}}\ndecay: {{heads: {heads}}}\n")
+        found.append(planned(capsys, "--recipe", str(path), *common))
+    whole, cut = found
+    assert sum(cut["load_seconds"]) < sum(whole["load_seconds"])
+    assert sum(cut["bytes_received"]) == pytest.approx(sum(whole["bytes_received"]), rel=0.1)
+
+
 def test_windows_that_do_not_fit_are_refused_as_by_a_run(capsys, tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text(RECIPE.replace("farms_rows: 128", "farms_rows: 1024"))

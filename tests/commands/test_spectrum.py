@@ -12,7 +12,7 @@ from alphadecay_dist import cli
 from alphadecay_dist.decay import Bounds, assign
 from alphadecay_dist.spectral import Estimator, Windows, analyze
 from tests.spectral.truth import gaussian, heavy, true_alpha
-from tests.training.runs import tiny_options, train_on
+from tests.training.runs import SIZES, tiny_options, train_on
 
 
 @pytest.fixture
@@ -192,6 +192,25 @@ def test_a_run_is_read_as_it_refreshed(tmp_path, stage, world_size, interval, op
         for name, module in lines[step].items():
             assert found[name]["alpha"] == pytest.approx(module["alpha"], abs=1e-5)
             assert found[name]["weight_decay"] == pytest.approx(module["weight_decay"], abs=1e-4)
+
+
+@pytest.mark.launcher
+@pytest.mark.ranks
+def test_heads_of_a_run_are_read_as_it_refreshed(tmp_path):
+    options = tiny_options(tmp_path, train__steps=2, decay__heads=True, checkpoint__every=2, eval__tokens=100)
+    (tmp_path / "tiny.json").write_text(json.dumps(SIZES | {"hidden_size": 128, "num_key_value_heads": 1}))
+    options = [*options, "--decay.interval=2", "--optimizer.lr=0"]  # the weights stay as they were analysed
+    (line,) = train_on(1, "ddp", tmp_path / "run", options)["decay"]
+    rows = rows_of(tmp_path / "run")
+    own = [
+        (part["alpha"], module["weight_decay"])
+        for name, module in line["modules"].items()
+        for part in module.get("parts", {name: module}).values()
+    ]
+    assert len(own) == len(rows) == len(line["modules"]) + 2 * 2, "q and o have two heads, k and v one"
+    for row, (alpha, weight_decay) in zip(rows.values(), own, strict=True):
+        assert row["alpha"] == pytest.approx(alpha, abs=1e-5)
+        assert row["weight_decay"] == pytest.approx(weight_decay, abs=1e-4)
 
 
 @pytest.mark.launcher

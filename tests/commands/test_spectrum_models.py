@@ -178,3 +178,29 @@ def test_one_shard_of_a_model_is_read_by_its_model_too(tmp_path):
     kept = {n: p for n, p in model.state_dict().items() if n.startswith("model.layers.1.") and p.ndim < 3}
     save_file(kept, tmp_path / "model.safetensors")
     assert set(rows_of(tmp_path)) == {n for n in kept if "self_attn" in n and n.endswith("_proj.weight")}
+
+
+@pytest.mark.parametrize("config", [True, False])
+def test_heads_of_a_file_are_those_of_training(tmp_path, config):
+    """GPT-2's, whose weights are (in, out); without transformers' model the config's heads and names do."""
+    sizes = {"n_embd": 104, "n_head": 2, "n_layer": 2, "vocab_size": 96, "n_positions": 32}
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
+    model.save_pretrained(tmp_path)
+    if not config:
+        (tmp_path / "config.json").write_text(json.dumps({"n_head": 2, "n_embd": 104}))
+    optimizer = torch.optim.AdamW(param_groups(model, weight_decay=0.1), lr=0.0)
+    modules = AlphaDecay(model, optimizer, weight_decay=0.1, heads=True).refresh().modules
+    expected = {}
+    for name, module in modules.items():
+        expected |= {
+            part: (own.alpha, module.weight_decay) for part, own in (module.parts or {name: module}).items()
+        }
+    assert len(expected) == 2 * (6 + 2 + 2)
+    assert cli.main(["spectrum", str(tmp_path), "--heads", "--json", str(tmp_path / "rows.json")]) == 0
+    rows = {row["name"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
+    found = sorted((row["alpha"], row["weight_decay"]) for row in rows.values())
+    assert [row for own in found for row in own] == pytest.approx(
+        [row for own in sorted(expected.values()) for row in own], abs=1e-5
+    )
+    assert {"q.1", "v.0"} <= {name.split("c_attn.")[-1].removeprefix("weight.") for name in rows}

@@ -108,3 +108,36 @@ def test_two_groups_that_are_not_tuned_keep_their_own_decays_wherever_they_stand
     snapshot.restore(groups)
     assert [group["weight_decay"] for group in groups] == [0.0, 0.1, 0.1]
     assert [group["module"] for group in groups] == ["untuned", "untuned", "a"]
+
+
+def test_a_decay_in_a_tensor_is_each_groups_own_again():
+    """The load leaves the first group's tensor in all; a group without one has its number."""
+    groups = groups_of("a", "b", "")
+    for group in groups[:2]:
+        group["weight_decay"] = torch.tensor(group["weight_decay"])
+    snapshot = GroupSnapshot(groups)
+    groups[0]["weight_decay"].fill_(0.3)
+    stamped(groups)
+    snapshot.restore(groups)
+    first, second, rest = (group["weight_decay"] for group in groups)
+    assert (first, second, rest) == (torch.tensor(0.3), torch.tensor(0.1), 0.0)
+    second.fill_(0.2)
+    assert first == torch.tensor(0.3)
+
+
+def test_what_is_a_tensor_in_one_group_alone_is_not_taken_from_it():
+    groups = groups_of("a", "")
+    groups[0]["lr"] = torch.tensor(0.5)
+    snapshot = GroupSnapshot(groups)
+    del groups[0]["module"]
+    snapshot.restore(groups)
+    assert groups[0]["lr"] == torch.tensor(0.5)
+
+
+def test_factors_of_a_host_are_given_back():
+    groups = [group | {"wd_mult": 1.0} for group in groups_of("a", "b", "")]
+    snapshot = GroupSnapshot(groups)
+    groups[0]["wd_mult"] = 3.0
+    stamped(groups)
+    snapshot.restore(groups)
+    assert [group["wd_mult"] for group in groups] == [3.0, 1.0, 1.0]
