@@ -70,6 +70,22 @@ def test_a_run_of_one_update_has_a_rate():
     assert rates(1, warmup=1) == pytest.approx([1.0])
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_zero_first_gives_each_update_the_rate_of_the_one_before_it(schedule, warmup):
+    usual = rates(12, warmup=warmup, schedule=schedule)
+    shifted = rates(12, warmup=warmup, schedule=schedule, zero_first=True)
+    assert shifted == [0.0 if warmup else 1.0, *usual[:-1]]
+
+
+def test_the_released_schedule_has_factor_0_at_update_0_and_1_after_the_warm_up():
+    config = load_config("llama_60m", ["optimizer.zero_first"])
+    found = [learning_rate(k + 1, 10_000, config.optimizer) / 1e-3 for k in (0, 1, 1000, 5500, 9999)]
+    last = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 8999 / 9000))  # the least ratio is approached
+    assert found == pytest.approx([0, 0.001, 1, 0.55, last])
+    assert found[-1] > 0.1
+
+
 def test_the_published_schedule_peaks_after_a_tenth_and_ends_at_a_tenth():
     config = load_config("llama_60m")
     found = [
