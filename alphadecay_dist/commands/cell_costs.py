@@ -154,7 +154,7 @@ def _source(table: Table) -> str:
     basis = titles[table.size if table.size in MEASURED else MEASURED[-1]]
     none = "" if table.size in MEASURED else " (of this size none are published)"
     return (
-        f"hours: an estimate, from the published ones of an A100 ({stated}): those of {basis}{none}, scaled by "
-        "the floating-point operations of training. A refresh is the published difference that one at every "
-        "update makes, scaled by the work of its spectra"
+        f"hours: an estimate, from the published ones of an A100 ({stated}): those of {basis}{none}, scaled "
+        "by the floating-point operations of training. A refresh is what one at every update adds in the "
+        "published hours, scaled by the work of its spectra"
     )

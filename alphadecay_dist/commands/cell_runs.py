@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import alphadecay_dist
 from alphadecay_dist.commands.cells import Cell
@@ -17,6 +18,7 @@ from alphadecay_dist.training.process.exit_codes import FAILURE, PREEMPTED
 from alphadecay_dist.training.process.launcher import stop_with_parent
 from alphadecay_dist.training.process.preemption import SIGNALS
 
+ENDED = ("finished", "preempted")  # preempted: by us, by train.stop_after, by a deadline
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
 
 
@@ -37,24 +39,24 @@ def run_cells(cells: Mapping[int, Cell], ranks: int) -> int:
         UserError: train.py is not where the package is.
     """
     trainer = find_trainer()
-    runner = _Runner()
     failed = stopped = 0
-    for place, (number, cell) in enumerate(cells.items(), 1):
-        if runner.asked:
-            break
-        if _state(cell) == "finished":
-            continue
-        wrong = cell.mistake()
-        if wrong is None:
-            _say(f"cell {number} ({place} of {len(cells)}): {cell.name}")
-            code = runner.run([*launch(ranks), str(trainer), *cell.arguments()])
-            wrong = None if _stopped(cell) else _failure(cell, code)
-        if wrong is not None and not runner.asked:
-            failed += 1
-            _say(f"cell {number} failed: {cell.name}: {wrong}")
-        elif _state(cell) != "finished":
-            stopped += 1
-            _say(f"cell {number} stopped: {cell.name}")
+    with _Runner() as runner:
+        for place, (number, cell) in enumerate(cells.items(), 1):
+            if runner.asked:
+                break
+            if _state(cell) == "finished":
+                continue
+            wrong = cell.mistake()
+            if wrong is None:
+                _say(f"cell {number} ({place} of {len(cells)}): {cell.name}")
+                code = runner.run([*launch(ranks), str(trainer), *cell.arguments()])
+                wrong = None if _state(cell) in ENDED else _failure(cell, code)
+            if wrong is not None and not runner.asked:
+                failed += 1
+                _say(f"cell {number} failed: {cell.name}: {wrong}")
+            elif _state(cell) != "finished":
+                stopped += 1
+                _say(f"cell {number} stopped: {cell.name}")
     if runner.asked:
         _say(f"stopped early: {runner.asked}; the same command goes on")
         return PREEMPTED
@@ -90,8 +92,15 @@ class _Runner:
     def __init__(self) -> None:
         self.asked = ""
         self._child: subprocess.Popen[bytes] | None = None
-        for number in SIGNALS:
-            signal.signal(number, self._ask)
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> _Runner:
+        self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def run(self, command: Sequence[str]) -> int:
         """Run a program to its end; returns its exit code.
@@ -120,17 +129,9 @@ def _state(cell: Cell) -> str | None:
     return None if status is None else status["state"]
 
 
-def _stopped(cell: Cell) -> bool:
-    """Whether the run ended before its last update as it was asked to: ``train.stop_after``, a deadline."""
-    return _state(cell) == "preempted"
-
-
-def _failure(cell: Cell, code: int) -> str | None:
-    """Why a run that was not stopped is not finished; None where it is."""
-    status = read_status(cell.folder)
-    if status is not None and status["state"] == "finished":
-        return None
-    reason = None if status is None else status.get("reason")
+def _failure(cell: Cell, code: int) -> str:
+    """Why a run neither is finished nor was stopped."""
+    reason = (read_status(cell.folder) or {}).get("reason")
     return f"exit code {code}" + (f", {reason}" if reason else "; see above")
 
 

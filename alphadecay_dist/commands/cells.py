@@ -13,7 +13,6 @@ from typing import Any
 
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.config import load_config, nearest, read_yaml
-from alphadecay_dist.training.outputs.run_files import EVAL, METRICS, read_lines, read_status
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.tasks.registry import task_named
 
@@ -85,6 +84,8 @@ class Cell:
             that is finished the ``number`` of its last evaluation that its task shows, with its ``name``, and
             all ``numbers`` that tables have.
         """
+        from alphadecay_dist.training.outputs.run_files import EVAL, read_lines, read_status
+
         status = read_status(self.folder)
         if status is None:
             return {"state": self.mistake() or "not begun", "step": 0, "number": None, "numbers": {}}
@@ -98,6 +99,8 @@ class Cell:
 
     def _hours(self) -> dict[str, float]:
         """What the updates took by the clock."""
+        from alphadecay_dist.training.outputs.run_files import METRICS, read_lines
+
         metrics = self.folder / METRICS
         lines = read_lines(metrics) if metrics.is_file() else []
         return {HOURS: sum(line["step_seconds"] for line in lines) / 3600} if lines else {}

@@ -66,8 +66,8 @@ class Choice:
 @functools.cache
 def facts() -> dict[str, Any]:
     """The YAML, as it is."""
-    text = resources.files("alphadecay_dist.recipes").joinpath("tables", "published.yaml").read_text("utf-8")
-    return yaml.safe_load(text)
+    file = resources.files("alphadecay_dist.recipes") / "tables" / "published.yaml"
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
 def names_preset(word: str) -> bool:
@@ -135,13 +135,13 @@ def published_table(
         UserError: an unknown preset, size, way, method or decay.
     """
     tree = facts()
-    if choice.size not in sizes_of(choice.preset):
-        known = sizes_of(choice.preset)
-        raise UserError(f"--size {choice.size}: not in {choice.preset}{nearest(choice.size, known)}")
+    sizes = sizes_of(choice.preset)
+    if choice.size not in sizes:
+        raise UserError(f"--size {choice.size}: not in {choice.preset}{nearest(choice.size, sizes)}")
     if choice.way not in WAYS:
         raise UserError(f"--way {choice.way}: unknown{nearest(choice.way, WAYS)}")
     preset, size = tree["presets"][choice.preset], tree["sizes"][choice.size]
-    of_size = {name: sizes.get(choice.size, {}) for name, sizes in preset.get("published", {}).items()}
+    of_size = {name: found.get(choice.size, {}) for name, found in preset.get("published", {}).items()}
     folder = output or f"runs/tables/{choice.preset}_{choice.size}_{choice.way}"
     seeds = choice.seeds or tuple(preset["seeds"][choice.size])
     cells = []
@@ -163,7 +163,8 @@ def published_table(
 
 def _places(preset: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Method and base decay of each cell; a method without a decay has one cell."""
-    tree, places = facts(), []
+    tree = facts()
+    places: list[tuple[str, str]] = []
     decays = preset.get("decays") or list(tree["optimizers"][preset["optimizer"]])
     for method in preset["methods"]:
         fixed = tree["methods"][method].get(DECAY)

@@ -7,17 +7,19 @@ import io
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from alphadecay_dist.commands.cells import AS_PUBLISHED, HOURS, SEED, Cell
 from alphadecay_dist.commands.published import Published, Table
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.config import config_from_dict, flat, read_yaml
+from alphadecay_dist.training.config import flat, load_config
 
 FORMATS = ("markdown", "csv", "json")
 FINISHED = "finished"
 TITLES = {AS_PUBLISHED: "perplexity, as published", "perplexity": "perplexity, exact", HOURS: "hours here"}
+OF_THE_RECIPE = ("model.name", "data.source", "data.pack")  # what decides results beside a cell's options
 ORDER = (AS_PUBLISHED, "perplexity")  # of columns; then others, and hours last
 
 
@@ -78,24 +80,29 @@ def rows_of(table: Table) -> list[Row]:
 
 
 def deviations(cells: Iterable[Cell]) -> list[str]:
-    """In which settings runs are not what their cells say, a line each: such results compare with nothing."""
+    """In which settings runs are not what their cells say, a line for those that differ alike.
+
+    Such a run's results compare with no published ones.
+    """
     found: dict[str, list[str]] = {}
     for cell in cells:
         path = cell.folder / "config.yaml"
-        if not path.is_file():
-            continue
-        plain = Cell(cell.place, cell.recipe, cell.deepspeed, cell.options, cell.folder)
-        try:
-            kept = dict(flat(config_from_dict(read_yaml(str(path.absolute())))))
-            asked = dict(flat(plain.config()))
-        except UserError as error:
-            found.setdefault(str(error), []).append(cell.name)
-            continue
-        for key in ("model.name", *cell.options):
-            if kept.get(key) != asked.get(key):
-                line = f"{key} is {kept.get(key)}, and {asked.get(key)} in the table"
+        if path.is_file():
+            line = _deviation(cell, path)
+            if line:
                 found.setdefault(line, []).append(cell.name)
-    return [f"not the table's settings: {line} ({_some(names)})" for line, names in found.items()]
+    return [f"not the table's settings ({_some(names)}): {line}" for line, names in found.items()]
+
+
+def _deviation(cell: Cell, path: Path) -> str:
+    """What a run's own config has otherwise than its cell."""
+    try:
+        kept = dict(flat(load_config(str(path.absolute()))))
+        asked = dict(flat(replace(cell, given={}).config()))
+    except UserError as error:
+        return str(error)
+    keys = (*OF_THE_RECIPE, *cell.options)
+    return ", ".join(f"{key} {kept[key]}, not {asked[key]}" for key in keys if kept[key] != asked[key])
 
 
 def render(table: Table, form: str) -> str:

@@ -1,4 +1,4 @@
-"""``alphadecay table``: the runs of a table, published or your own: their cost, their training, their results."""
+"""``alphadecay table``: the runs of a table, published or your own: cost, training, results."""
 
 from __future__ import annotations
 
@@ -86,11 +86,11 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def _run(table: Table, args: argparse.Namespace) -> int:
+    if args.ranks is not None and args.ranks < 1:
+        raise UserError(f"--ranks: found {args.ranks}, expected 1 or more")
     from alphadecay_dist.commands.cell_runs import run_cells
 
-    ranks = args.ranks if args.ranks is not None else _gpus()
-    if ranks < 1:
-        raise UserError(f"--ranks: found {ranks}, expected 1 or more")
+    ranks = _gpus() if args.ranks is None else args.ranks
     code = run_cells(table.cells, ranks)
     print(_results(table, args.format))
     return code

@@ -53,8 +53,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
-        moved = (tensor.to(device, non_blocking=True) for tensor in (self.input_ids, self.labels))
-        return Batch(*moved, self.of_whole)
+        ids, labels = (tensor.to(device, non_blocking=True) for tensor in (self.input_ids, self.labels))
+        return Batch(ids, labels, self.of_whole)
 
     def digests(self) -> list[str]:
         """A digest of 16 hex digits of each sequence's token ids, in order: it identifies the sequence."""
