@@ -10,6 +10,7 @@ import pytest
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.optimizer import learning_rate
 from alphadecay_dist.training.recipe import OptimizerConfig
+from tests.training.runs import distance, final_weights, plain_torch, tiny_options, train_on
 
 
 def rates(steps, **options):
@@ -92,3 +93,16 @@ def test_the_published_schedule_peaks_after_a_tenth_and_ends_at_a_tenth():
         learning_rate(update, config.train.steps, config.optimizer) for update in (1, 1000, 5500, 10_000)
     ]
     assert found == pytest.approx([1e-6, 1e-3, 0.55e-3, 1e-4])
+
+
+@pytest.mark.launcher
+@pytest.mark.ranks
+@pytest.mark.parametrize(("engine", "world_size"), [("1", 2), ("fsdp2", 1)])
+def test_an_update_with_the_rate_0_changes_no_weight_on_any_engine(tmp_path, engine, world_size):
+    options = tiny_options(tmp_path, train__steps=5, optimizer__zero_first="true", optimizer__warmup=2)
+    run = train_on(world_size, engine, tmp_path / "run", options)
+    expected = [0, 0.0015, 0.003]
+    assert [line["lr"] for line in run["metrics"][:3]] == pytest.approx(expected)
+    plain = plain_torch(options, tmp_path / "run" / "tokenizer.model")
+    assert distance(final_weights(tmp_path / "run"), plain["weights"]) < 2e-5
+    assert [line["loss"] for line in run["metrics"]] == pytest.approx(plain["losses"], abs=1e-5)
