@@ -51,8 +51,7 @@ class _Size:
 
 def costs_of(table: Table) -> dict[int, Cost | str]:
     """The cost of each cell by its number, or what is wrong with its recipe."""
-    size = table.size if table.size in MEASURED else MEASURED[-1]
-    return {number: _cost(cell, size) for number, cell in table.cells.items()}
+    return {number: _cost(cell) for number, cell in table.cells.items()}
 
 
 def describe(table: Table) -> str:
@@ -80,12 +79,18 @@ def describe(table: Table) -> str:
     return "\n".join([*lines, total + wrong, *_stated(table), _source(table), *table.notes])
 
 
-def _cost(cell: Cell, size: str) -> Cost | str:
-    """Of one cell, by a published size."""
+def _basis(cell: Cell) -> str:
+    """The size whose published hours a cell's are scaled from: its own, or the largest."""
+    sizes = facts()["sizes"]
+    return next((name for name in MEASURED if sizes[name]["recipe"] == cell.recipe), MEASURED[-1])
+
+
+def _cost(cell: Cell) -> Cost | str:
+    """Of one cell."""
     wrong = cell.mistake()
     if wrong is not None:
         return wrong
-    config, known = cell.config(), _size(size)
+    config, known = cell.config(), _size(_basis(cell))
     steps = config.train.steps
     hours = known.hours * _flops(config) * steps / known.flops
     if config.decay.row.measure == SPECTRUM:
@@ -151,8 +156,9 @@ def _source(table: Table) -> str:
     hours = tree["presets"]["interval"]["published"]["hours"]
     titles = {name: tree["sizes"][name]["title"] for name in MEASURED}
     stated = ", ".join(f"{hours[name]['uniform']} of {title}" for name, title in titles.items())
-    basis = titles[table.size if table.size in MEASURED else MEASURED[-1]]
-    none = "" if table.size in MEASURED else " (of this size none are published)"
+    basis = " and ".join(sorted({titles[_basis(cell)] for cell in table.cells.values()}))
+    other = table.size is not None and table.size not in MEASURED
+    none = " (of this size none are published)" if other else ""
     return (
         f"hours: an estimate, from the published ones of an A100 ({stated}): those of {basis}{none}, scaled "
         "by the floating-point operations of training. A refresh is what one at every update adds in the "
