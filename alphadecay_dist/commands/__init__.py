@@ -32,5 +32,5 @@ COMMANDS = {
         f"{__name__}.doctor", "check every rank, node and link before training", on_every_rank=True
     ),
     "export": Command(f"{__name__}.export", "a run's weights in the formats of others"),
-    "table": Command(f"{__name__}.table", "a table of runs: how far its cells are, and its job array"),
+    "table": Command(f"{__name__}.table", "a table of runs, published or your own: cost, training, results"),
 }

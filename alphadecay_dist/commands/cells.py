@@ -6,19 +6,28 @@ import itertools
 import json
 import re
 import statistics
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.config import load_config, nearest, read_yaml
-from alphadecay_dist.training.outputs.run_files import EVAL, read_lines, read_status
+from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.tasks.registry import task_named
 
 KEYS = ("recipe", "deepspeed", "output", "options", "axes")
 SEED = "train.seed"
+AS_PUBLISHED, HOURS = "perplexity_as_published", "hours"  # beside the number that a task shows
 Options = dict[str, Any]  # values of a recipe's fields, by section.key
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published number, and its deviation over seeds where that is published."""
+
+    mean: float
+    deviation: float | None = None
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,8 @@ class Cell:
         deepspeed: a DeepSpeed JSON; None trains without it.
         options: what differs from the recipe.
         folder: the output directory. It is named by the values, so that a table may grow.
+        given: what the command line changes in all cells.
+        published: what was published of such runs, by the name of our number.
     """
 
     place: Mapping[str, str]
@@ -38,11 +49,26 @@ class Cell:
     deepspeed: str | None
     options: Options
     folder: Path
+    given: Options = field(default_factory=dict)
+    published: Mapping[str, Published] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The values, as in ``method=uniform,weight_decay=0.1,seed=0``."""
+        return name_of(self.place)
 
     @property
     def overrides(self) -> list[str]:
         """``section.key=value`` each."""
-        return [f"{key}={_text(value)}" for key, value in self.options.items()]
+        return [f"{key}={_text(value)}" for key, value in (self.options | self.given).items()]
+
+    def config(self) -> Config:
+        """The recipe of the run.
+
+        Raises:
+            UserError: there is no such recipe, or its options are wrong.
+        """
+        return load_config(self.recipe, self.overrides)
 
     def arguments(self) -> list[str]:
         """train.py's command line."""
@@ -55,21 +81,34 @@ class Cell:
 
         Returns:
             ``state`` (status.json's, ``not begun``, or what is wrong with the cell), ``step``, and of a run
-            that is finished the ``number`` of its last evaluation that its task shows, with its ``name``.
+            that is finished the ``number`` of its last evaluation that its task shows, with its ``name``, and
+            all ``numbers`` that tables have.
         """
+        from alphadecay_dist.training.outputs.run_files import EVAL, read_lines, read_status
+
         status = read_status(self.folder)
         if status is None:
-            return {"state": self._mistake() or "not begun", "step": 0, "number": None}
+            return {"state": self.mistake() or "not begun", "step": 0, "number": None, "numbers": {}}
         finished = status["state"] == "finished"
         lines = read_lines(self.folder / EVAL) if finished else []
         if not lines:
-            return {**status, "number": None}
-        name = task_named(load_config(self.recipe, self.overrides).model.task).shown
-        return {**status, "number": lines[-1][name], "name": name}
+            return {**status, "number": None, "numbers": {}}
+        name = task_named(self.config().model.task).shown
+        numbers = {key: lines[-1][key] for key in (name, AS_PUBLISHED) if lines[-1].get(key) is not None}
+        return {**status, "number": lines[-1][name], "name": name, "numbers": numbers | self._hours()}
 
-    def _mistake(self) -> str | None:
+    def _hours(self) -> dict[str, float]:
+        """What the updates took by the clock."""
+        from alphadecay_dist.training.outputs.run_files import METRICS, read_lines
+
+        metrics = self.folder / METRICS
+        lines = read_lines(metrics) if metrics.is_file() else []
+        return {HOURS: sum(line["step_seconds"] for line in lines) / 3600} if lines else {}
+
+    def mistake(self) -> str | None:
+        """What is wrong with the recipe, as ``error: ...``; None where nothing is."""
         try:
-            load_config(self.recipe, self.overrides)
+            self.config()
         except UserError as error:
             return f"error: {error}"
         return None
@@ -120,11 +159,24 @@ def cell_of(path: str, number: int) -> Cell:
     return cells[number]
 
 
+def changed(cell: Cell, overrides: Sequence[str]) -> Cell:
+    """The cell with fields of its recipe as the command line gives them, ``section.key=value`` each.
+
+    Raises:
+        UserError: a value that tells cells apart.
+    """
+    given = {key: value if equals else True for key, equals, value in (o.partition("=") for o in overrides)}
+    taken = next((key for key in given if key in cell.place), None)
+    if taken is not None:
+        raise UserError(f"--{taken}: has a value of its own in each cell; expected another field")
+    return replace(cell, given=given)
+
+
 def show(cells: list[Cell]) -> str:
     """A line a cell; then, of cells that differ in the seed alone, mean and spread of their numbers."""
     results = [cell.result() for cell in cells]
     lines = [
-        f"{number:4}  {_name(cell.place)}  {result['state']}"
+        f"{number:4}  {name_of(cell.place)}  {result['state']}"
         + (f" at update {result['step']}" if result["step"] else "")
         + (f", {result['name']} {result['number']:.2f}" if result["number"] else "")
         for number, (cell, result) in enumerate(zip(cells, results, strict=True))
@@ -133,7 +185,7 @@ def show(cells: list[Cell]) -> str:
     for cell, result in zip(cells, results, strict=True):
         if SEED in cell.place and result["number"]:
             rest = {axis: value for axis, value in cell.place.items() if axis != SEED}
-            groups.setdefault((_name(rest), result["name"]), []).append(result["number"])
+            groups.setdefault((name_of(rest), result["name"]), []).append(result["number"])
     for (place, name), values in groups.items():
         spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
         lines.append(f"mean  {place}  {name} {statistics.fmean(values):.2f}{spread}, {len(values)} seeds")
@@ -145,8 +197,13 @@ def _cell(tree: Mapping[str, Any], common: Options, chosen: Mapping[str, tuple[s
     options = dict(common)
     for _, own in chosen.values():
         options |= own
-    folder = Path(tree["output"]) / re.sub(r"[^\w.,=+-]", "-", _name(place))
+    folder = folder_of(tree["output"], place)
     return Cell(place, tree["recipe"], tree.get("deepspeed"), options, folder)
+
+
+def folder_of(output: str, place: Mapping[str, str]) -> Path:
+    """Where a cell is trained."""
+    return Path(output) / re.sub(r"[^\w.,=+-]", "-", name_of(place))
 
 
 def _axis(path: str, axis: str, values: Any) -> list[tuple[str, Options]]:
@@ -165,7 +222,8 @@ def _options(path: str, where: str, options: Any) -> Options:
     return options
 
 
-def _name(place: Mapping[str, str]) -> str:
+def name_of(place: Mapping[str, str]) -> str:
+    """A place in one word, which names directories too."""
     return ",".join(f"{axis.rpartition('.')[2]}={value}" for axis, value in place.items())
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-REFERENCE = "reference"
+REFERENCE, PAPER = "reference", "paper"
+EIGENVALUES = ("spectral_norm", "frobenius_norm")  # the published metrics are lambda_max and sum(lambda)
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What code under a preset does; the defaults are the paper's (arXiv 2506.14562).
+    """What code under a preset does; the defaults are this package's own.
 
     Attributes:
         tunes_ends: whether the first and the last nn.Linear of a model are tuned.
@@ -41,11 +42,12 @@ PRESETS: dict[str, Preset] = {
         tunes_ends=False,
         cuts_fused=False,
         lead=1,
-        squared=("spectral_norm", "frobenius_norm"),
+        squared=EIGENVALUES,
         fits={"fix_finger": "fix_finger_released"},
         bounded=("linear",),
         refused={"matrix_entropy": "the released code's entropy (6e-5 added to every share)"},
         equal_gets_most=True,
         coupled=True,
     ),
+    PAPER: Preset(squared=EIGENVALUES, bounded=("linear",), coupled=True),  # what the paper's text says
 }

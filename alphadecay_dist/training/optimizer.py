@@ -70,7 +70,8 @@ def learning_rate(update: int, steps: int, config: OptimizerConfig) -> float:
     """The learning rate of one update.
 
     Linear warm-up to the peak, reached at the warm-up's last update; then constant, or cosine or linear
-    decay to ``min_lr_ratio`` times the peak, reached at the run's last update.
+    decay to ``min_lr_ratio`` times the peak, reached at the run's last update. With ``zero_first`` all of it
+    comes an update later: the first has the rate 0, and the last is one step of the schedule above its end.
 
     Args:
         update: number of the update, from 1 on.
@@ -78,10 +79,11 @@ def learning_rate(update: int, steps: int, config: OptimizerConfig) -> float:
         config: peak, warm-up and shape.
     """
     warmup = round(config.warmup * steps) if config.warmup < 1 else int(config.warmup)
-    if update <= warmup:
-        return config.lr * update / warmup
+    place = update - 1 if config.zero_first else update
+    if place <= warmup and warmup > 0:
+        return config.lr * place / warmup
     if config.schedule == "constant":
         return config.lr
-    progress = (update - warmup) / max(1, steps - warmup)
+    progress = (place - warmup) / max(1, steps - warmup)
     fall = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
     return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * fall)

@@ -127,6 +127,8 @@ class OptimizerConfig:
         warmup: updates of linear warm-up; below 1, the fraction of train.steps.
         schedule: ``cosine``, ``linear`` or ``constant`` after the warm-up.
         min_lr_ratio: the last learning rate, in peaks.
+        zero_first: each update has the rate of the one before it, and so the first one 0, as in the released
+            code of AlphaDecay.
     """
 
     name: str = "adamw"
@@ -136,6 +138,7 @@ class OptimizerConfig:
     warmup: float = 0.1
     schedule: str = "cosine"
     min_lr_ratio: float = 0.1
+    zero_first: bool = False
 
 
 @dataclass(frozen=True)

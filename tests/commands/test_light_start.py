@@ -97,8 +97,12 @@ MISTAKES = {
     "export x --to=onnx": "argument --to: invalid choice: 'onnx'",
     "export x": "the following arguments are required: --to, --output",
     "export no/such --to=hf --output=x": "no/such: no such file or directory; give the directory of a run",
-    "table no/such": "no/such: no such file or directory; give a YAML file such as slurm/table.yaml",
-    "table": "the following arguments are required: table; see alphadecay table --help",
+    "table no/such": "no/such: no such file or directory; give a YAML file such as slurm/table.yaml, or",
+    "table": "the following arguments are required: table, or --preset; see alphadecay table --help",
+    "table adamw": "table 'adamw': expected PRESET:SIZE, perhaps with :WAY and :SEEDS, such as adamw:60m",
+    "table --preset=adamw --size=6m": "--size 6m: not in adamw; did you mean '60m'?",
+    "table adamw:60m --train.step=3": "unknown key train.step; did you mean 'steps'?",
+    "table adamw:60m --run --ranks=0": "--ranks: found 0, expected 1 or more",
 }
 
 

@@ -156,7 +156,7 @@ def test_a_recipes_decay_section_is_the_librarys_settings():
         (
             {"weight_decay": 0.1, "policy": "awdd"},
             UserError,
-            "policy: found 'awdd', expected one of alphadec",
+            "policy: found 'awdd', expected one of uniform",
         ),
         ({"weight_decay": 0.1, "device": "gpu"}, UserError, "device: found 'gpu', expected one of auto, cu"),
         ({"weight_decay": 0.1, "memory_budget": 0}, UserError, "memory_budget: found 0, expected a whole"),

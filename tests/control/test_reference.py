@@ -199,6 +199,27 @@ def test_bounds_are_those_of_the_linear_map_alone(model):
     assert largest[1] > 0.105
 
 
+@pytest.mark.parametrize("metric", ["spectral_norm", "frobenius_norm"])
+@pytest.mark.parametrize("shape", ["linear", "sigmoid"])
+def test_the_papers_preset_maps_eigenvalues_of_all_modules_without_bounds(metric, shape):
+    blocks = [nn.ModuleDict({name: nn.Linear(60, 120, bias=False) for name in "ab"}) for _ in range(3)]
+    model = nn.ModuleDict({"model": nn.ModuleDict({"layers": nn.ModuleList(blocks)})})
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            parameter.copy_((0.03, 1.0, 20.0)[number % 3] * heavy(*parameter.shape, number))
+    optimizer = torch.optim.SGD(param_groups(model, weight_decay=BASE), lr=0.1)
+    rule = {"metric": metric, "assign": shape, "interval": 4, "max_ratio": HIGH if shape == "linear" else 1.1}
+    decay = AlphaDecay(model, optimizer, weight_decay=BASE, **rule, preset="paper")
+    found = [decay.step() for _ in range(9)]
+    assert [refresh.step for refresh in found if refresh] == [0, 4, 8]
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    scores = [metric_of(spectrum_of(model.get_submodule(name).weight), metric, "hill") for name in names]
+    expected = dict(zip(names, mapped(scores, names, shape), strict=True))
+    decays = {name: own.weight_decay for name, own in found[0].modules.items()}
+    assert decays == pytest.approx(expected, rel=1e-5)
+    assert max(decays.values()) > 1.5 * BASE
+
+
 def test_what_the_preset_cannot_repeat_is_refused(model):
     optimizer = torch.optim.SGD(param_groups(model, weight_decay=BASE), lr=0.1)
     with pytest.raises(UserError, match=r"matrix_entropy.*reference"):

@@ -25,12 +25,12 @@ from alphadecay_dist.training.preflight import parameter_count
 from alphadecay_dist.training.recipe import AT_LEAST, CHOICES, Config
 from alphadecay_dist.training.tasks.language.model import build_on_meta, model_names, read_model_config
 
-# hidden, intermediate, layers, heads, updates, seed, base decay
+# hidden, intermediate, layers, heads, updates, seed, base decay, its largest multiple, peak learning rate
 PUBLISHED = {
-    "llama_60m": (512, 1376, 8, 8, 10_000, 0, 1e-5),
-    "llama_130m": (768, 2048, 12, 12, 20_000, 5, 5e-6),
-    "llama_350m": (1024, 2736, 24, 16, 60_000, 0, 5e-6),
-    "llama_1b": (2048, 5461, 24, 32, 90_000, 0, 5e-6),
+    "llama_60m": (512, 1376, 8, 8, 10_000, 0, 1e-5, 3.0, 1e-3),
+    "llama_130m": (768, 2048, 12, 12, 20_000, 5, 5e-6, 5.0, 1e-3),
+    "llama_350m": (1024, 2736, 24, 16, 60_000, 0, 5e-6, 5.0, 1e-3),
+    "llama_1b": (2048, 5461, 24, 32, 90_000, 0, 5e-6, 5.0, 6e-4),
 }
 MILLIONS = {"llama_60m": 58.07, "llama_130m": 134.11, "llama_350m": 367.97, "llama_1b": 1339.08}
 
@@ -60,7 +60,7 @@ def test_a_changed_config_round_trips_through_its_yaml(tmp_path):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_settings(name):
     config = load_config(name)
-    *_, steps, seed, weight_decay = PUBLISHED[name]
+    *_, steps, seed, weight_decay, max_ratio, rate = PUBLISHED[name]
     found = dict(flat(config))
     assert (
         found
@@ -76,7 +76,7 @@ def test_the_published_settings(name):
             "train.dtype": "bfloat16",
             "train.clip": 0.0,
             "optimizer.name": "adam",
-            "optimizer.lr": 1e-3,
+            "optimizer.lr": rate,
             "optimizer.warmup": 0.1,
             "optimizer.schedule": "cosine",
             "optimizer.min_lr_ratio": 0.1,
@@ -84,7 +84,7 @@ def test_the_published_settings(name):
             "decay.weight_decay": weight_decay,
             "decay.interval": 500,
             "decay.min_ratio": 0.6666,
-            "decay.max_ratio": 5.0,
+            "decay.max_ratio": max_ratio,
             "decay.untuned": "base",
             "eval.tokens": 10_000_000,
         }

@@ -38,7 +38,8 @@ def test_deepspeed_on_two_ranks_with_wandb(tmp_path):
         "step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "step_seconds", "mfu",
     }  # fmt: skip
     assert [(line["step"], set(line)) for line in run["eval"]] == [
-        (step, {"step", "loss", "perplexity", "tokens"}) for step in (0, 12)
+        (step, {"step", "loss", "perplexity", "perplexity_as_published", "batches", "tokens"})
+        for step in (0, 12)
     ]
     assert run["eval"][1]["perplexity"] < run["eval"][0]["perplexity"]
     assert [line["step"] for line in run["decay"]] == [0, 4, 8]

@@ -10,6 +10,7 @@ import pytest
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.optimizer import learning_rate
 from alphadecay_dist.training.recipe import OptimizerConfig
+from tests.training.runs import distance, final_weights, plain_torch, tiny_options, train_on
 
 
 def rates(steps, **options):
@@ -70,9 +71,38 @@ def test_a_run_of_one_update_has_a_rate():
     assert rates(1, warmup=1) == pytest.approx([1.0])
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_zero_first_gives_each_update_the_rate_of_the_one_before_it(schedule, warmup):
+    usual = rates(12, warmup=warmup, schedule=schedule)
+    shifted = rates(12, warmup=warmup, schedule=schedule, zero_first=True)
+    assert shifted == [0.0 if warmup else 1.0, *usual[:-1]]
+
+
+def test_the_released_schedule_has_factor_0_at_update_0_and_1_after_the_warm_up():
+    config = load_config("llama_60m", ["optimizer.zero_first"])
+    found = [learning_rate(k + 1, 10_000, config.optimizer) / 1e-3 for k in (0, 1, 1000, 5500, 9999)]
+    last = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 8999 / 9000))  # the least ratio is approached
+    assert found == pytest.approx([0, 0.001, 1, 0.55, last])
+    assert found[-1] > 0.1
+
+
 def test_the_published_schedule_peaks_after_a_tenth_and_ends_at_a_tenth():
     config = load_config("llama_60m")
     found = [
         learning_rate(update, config.train.steps, config.optimizer) for update in (1, 1000, 5500, 10_000)
     ]
     assert found == pytest.approx([1e-6, 1e-3, 0.55e-3, 1e-4])
+
+
+@pytest.mark.launcher
+@pytest.mark.ranks
+@pytest.mark.parametrize(("engine", "world_size"), [("1", 2), ("fsdp2", 1)])
+def test_an_update_with_the_rate_0_changes_no_weight_on_any_engine(tmp_path, engine, world_size):
+    options = tiny_options(tmp_path, train__steps=5, optimizer__zero_first="true", optimizer__warmup=2)
+    run = train_on(world_size, engine, tmp_path / "run", options)
+    expected = [0, 0.0015, 0.003]
+    assert [line["lr"] for line in run["metrics"][:3]] == pytest.approx(expected)
+    plain = plain_torch(options, tmp_path / "run" / "tokenizer.model")
+    assert distance(final_weights(tmp_path / "run"), plain["weights"]) < 2e-5
+    assert [line["loss"] for line in run["metrics"]] == pytest.approx(plain["losses"], abs=1e-5)

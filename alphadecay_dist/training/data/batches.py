@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,10 +33,14 @@ Source = Corpus | Shards
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences of one micro-batch: ``input_ids`` (b, s) and ``labels`` (b, s), int64; padding is IGNORE."""
+    """Sequences of one micro-batch: ``input_ids`` (b, s) and ``labels`` (b, s), int64; padding is IGNORE.
+
+    Of an evaluation, ``of_whole`` is the targets of the whole batch that it is cut from, over all ranks.
+    """
 
     input_ids: Tensor
     labels: Tensor
+    of_whole: int | None = None
 
     @property
     def targets(self) -> int:
@@ -45,11 +49,12 @@ class Batch:
 
     def pinned(self) -> Batch:
         """The batch in page-locked memory."""
-        return Batch(self.input_ids.pin_memory(), self.labels.pin_memory())
+        return Batch(self.input_ids.pin_memory(), self.labels.pin_memory(), self.of_whole)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
-        return Batch(self.input_ids.to(device, non_blocking=True), self.labels.to(device, non_blocking=True))
+        ids, labels = (tensor.to(device, non_blocking=True) for tensor in (self.input_ids, self.labels))
+        return Batch(ids, labels, self.of_whole)
 
     def digests(self) -> list[str]:
         """A digest of 16 hex digits of each sequence's token ids, in order: it identifies the sequence."""
@@ -303,6 +308,9 @@ def _in_order(
 class EvaluationData:
     """The validation set of one rank: rank r of W takes every W-th sequence, starting with number r.
 
+    It is cut into batches of ``train.global_batch`` sequences, whatever the number of ranks; the last one may
+    be smaller. A rank's micro-batches are each within one of them, for their size divides its share of it.
+
     Args:
         drawn: the result of :func:`validation_sequences` on one rank, for all ranks.
         pad: the padding's token id.
@@ -323,12 +331,16 @@ class EvaluationData:
             for i in range(rank, len(lengths), world_size)
         ]
         self._rounds = math.ceil(math.ceil(len(lengths) / world_size) / self._size)
+        starts = range(0, len(lengths), train.global_batch)
+        self._targets = [int((lengths[i : i + train.global_batch] - 1).clip(0).sum()) for i in starts]
+        self._share = train.global_batch // world_size
 
     def __iter__(self) -> Iterator[Batch]:
         """Micro-batches, as many on every rank (some only padding), as ZeRO-3 gathers weights in each."""
         for i in range(self._rounds):
             part = self._sequences[i * self._size : (i + 1) * self._size]
-            yield make_batch(part or [torch.empty(0)], self._seq_len, self._pad)
+            batch = make_batch(part or [torch.empty(0)], self._seq_len, self._pad)
+            yield replace(batch, of_whole=self._targets[i * self._size // self._share])
 
 
 def make_batch(sequences: Sequence[list[int] | Tensor], seq_len: int, pad: int) -> Batch:

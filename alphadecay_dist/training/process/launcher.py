@@ -25,6 +25,12 @@ def end_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def stop_with_parent() -> None:
+    """In a program that is about to begin: SIGTERM, on which runs save, when its parent ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
 class Launcher:
     """The ``deepspeed`` command above a rank's own launcher: ended by a signal, it tells nobody."""
 

@@ -248,6 +248,21 @@ def test_the_evaluation_set_is_the_same_for_any_number_of_ranks(folder, pack, to
     assert pack or tokens < 10**6 or len(whole) == held_out
 
 
+@pytest.mark.parametrize("tokens", [50, 10**6])
+@pytest.mark.parametrize("world_size", WORLDS)
+def test_micro_batches_of_an_evaluation_know_the_whole_batch_that_they_are_cut_from(
+    folder, tokens, world_size
+):
+    batches = [b for rank in range(world_size) for b in evaluation_of(folder, rank, world_size, tokens)]
+    (drawn,) = [[ids for ids in sequences_of(evaluation_of(folder, tokens=tokens)) if ids]]
+    size = TRAIN.global_batch
+    wholes = [sum(len(ids) - 1 for ids in drawn[i : i + size]) for i in range(0, len(drawn), size)]
+    for whole in set(wholes):  # their parts, over all ranks, are all of it
+        found = sum(batch.targets for batch in batches if batch.of_whole == whole)
+        assert found == whole * wholes.count(whole)
+    assert {batch.of_whole for batch in batches} == set(wholes)
+
+
 def test_an_evaluation_takes_no_more_sequences_than_it_needs_and_no_seed(folder):
     found = [ids for ids in sequences_of(evaluation_of(folder, tokens=50)) if ids]
     predicted = [len(ids) - 1 for ids in found]

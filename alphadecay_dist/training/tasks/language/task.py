@@ -85,11 +85,31 @@ class LanguageModel(Model):
         """Sum of the fp32 next-token losses, a scalar."""
         return model(batch.input_ids, batch.labels)
 
+    def measure(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The summed loss; its share of the mean loss of the batch that it is cut from; its share of that.
+
+        Over all ranks the second sums to the sum of the batches' mean losses, the third to their number.
+        """
+        loss = self.loss(model, batch)
+        whole = max(batch.of_whole or batch.targets, 1)
+        return torch.stack([loss, loss / whole, loss.new_full((), batch.targets / whole)])
+
     def numbers(self, sums: Sequence[float], targets: float) -> dict[str, float]:
-        """Mean loss over all tokens, and its exponential."""
-        loss = sums[0] / max(targets, 1)
-        perplexity = math.exp(loss) if loss < 700 else math.inf
-        return {"loss": loss, "perplexity": perplexity, "tokens": int(targets)}
+        """Mean loss over all tokens, its exponential, and that of the loss as the released code takes it.
+
+        The released code divides the sum of the batches' mean losses by their number and one. There a batch
+        is what a rank trains on at once; the published runs had no other, so that all ranks' together are
+        ``train.global_batch`` sequences, which are a batch here.
+        """
+        total, of_batches, shares = sums
+        loss, batches = total / max(targets, 1), round(shares)
+        return {
+            "loss": loss,
+            "perplexity": _perplexity(loss),
+            "perplexity_as_published": _perplexity(of_batches / (batches + 1)),
+            "batches": batches,
+            "tokens": int(targets),
+        }
 
 
 class Language(Task):
@@ -154,6 +174,10 @@ class Language(Task):
     ) -> Callable[[Path], None]:
         """For ``AutoModelForCausalLM`` and ``AutoTokenizer``."""
         return export.hf_writer(checkpoint, state, dtype, model)
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def _check_prepared(config: Config, tokenizer: TokenizerConfig, model: Model) -> None:

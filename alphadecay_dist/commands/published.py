@@ -1,0 +1,214 @@
+"""The published tables: their cells, with settings and results, from ``recipes/tables/published.yaml``."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from alphadecay_dist.commands.cells import (
+    AS_PUBLISHED,
+    HOURS,
+    SEED,
+    Cell,
+    Options,
+    Published,
+    changed,
+    folder_of,
+)
+from alphadecay_dist.errors import UserError, shown
+from alphadecay_dist.training.config import nearest
+
+METHOD, DECAY = "method", "decay.weight_decay"  # the axes, before the seed
+WAYS = ("paper", "reference")
+OURS = {"perplexity": AS_PUBLISHED, "hours": HOURS}  # our number for a published one
+FORM = "PRESET:SIZE, perhaps with :WAY and :SEEDS, such as adamw:60m or adam:130m:reference:5,6,7"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of runs.
+
+    Attributes:
+        title: what it is.
+        cells: by number.
+        notes: what one has to know of its numbers, a line each.
+        size: a name of the published sizes, whose cost is known; None of another table.
+    """
+
+    title: str
+    cells: Mapping[int, Cell]
+    notes: Sequence[str] = ()
+    size: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of the published cells.
+
+    Attributes:
+        preset: a table of the YAML.
+        size: of the model.
+        way: which reading of the published runs.
+        seeds: None are the published runs'.
+    """
+
+    preset: str
+    size: str
+    way: str = WAYS[0]
+    seeds: tuple[int, ...] | None = None
+
+
+@functools.cache
+def facts() -> dict[str, Any]:
+    """The YAML, as it is."""
+    file = resources.files("alphadecay_dist.recipes") / "tables" / "published.yaml"
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def names_preset(word: str) -> bool:
+    """Whether a word is meant as a preset, and not as the path of a table."""
+    return word.partition(":")[0] in facts()["presets"]
+
+
+def choice_of(word: str) -> Choice:
+    """What ``PRESET:SIZE:WAY:SEEDS`` chooses; the last two may be left out.
+
+    Raises:
+        UserError: it is of another form.
+    """
+    preset, size, way, seeds, *rest = [*word.split(":"), "", "", ""]
+    if not size or len(rest) > 3 or word.count(":") > 3:
+        sizes = ", ".join(sizes_of(preset))
+        raise UserError(f"table {shown(word)}: expected {FORM}; sizes of {preset}: {sizes}")
+    return Choice(preset, size, way or WAYS[0], seeds_of(seeds) if seeds else None)
+
+
+def seeds_of(text: str) -> tuple[int, ...]:
+    """The numbers of ``0,1,2``.
+
+    Raises:
+        UserError: it is no such list.
+    """
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
+        raise UserError(f"--seeds: found {shown(text)}, expected different numbers with commas, as 0,1,2")
+    return tuple(map(int, parts))
+
+
+def sizes_of(preset: str) -> list[str]:
+    """Sizes of a preset.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    presets = facts()["presets"]
+    if preset not in presets:
+        raise UserError(f"--preset {preset}: unknown{nearest(preset, presets)}")
+    return list(presets[preset]["seeds"])
+
+
+def published_table(
+    choice: Choice,
+    *,
+    output: str | None = None,
+    deepspeed: str | None = None,
+    methods: Collection[str] | None = None,
+    decays: Collection[str] | None = None,
+    overrides: Sequence[str] = (),
+) -> Table:
+    """The cells of a preset.
+
+    Args:
+        choice: which.
+        output: the directory of all cells; by default one of the preset, size and way under runs/tables.
+        deepspeed: a DeepSpeed JSON, with which all cells are trained.
+        methods: keep only those. The numbers of cells stay those of the whole table.
+        decays: keep only those base decays, as texts.
+        overrides: fields of the recipe that are changed in all cells, ``section.key=value`` each.
+
+    Raises:
+        UserError: an unknown preset, size, way, method or decay.
+    """
+    tree = facts()
+    sizes = sizes_of(choice.preset)
+    if choice.size not in sizes:
+        raise UserError(f"--size {choice.size}: not in {choice.preset}{nearest(choice.size, sizes)}")
+    if choice.way not in WAYS:
+        raise UserError(f"--way {choice.way}: unknown{nearest(choice.way, WAYS)}")
+    preset, size = tree["presets"][choice.preset], tree["sizes"][choice.size]
+    of_size = {name: found.get(choice.size, {}) for name, found in preset.get("published", {}).items()}
+    folder = output or f"runs/tables/{choice.preset}_{choice.size}_{choice.way}"
+    seeds = choice.seeds or tuple(preset["seeds"][choice.size])
+    cells = []
+    for method, decay in _places(preset):
+        published = {OURS[name]: _published(found, method, decay) for name, found in of_size.items()}
+        known = {name: number for name, number in published.items() if number is not None}
+        for seed in seeds:
+            place = {METHOD: method, DECAY: decay, SEED: str(seed)}
+            options = _options(choice, preset["optimizer"], method, decay, seed)
+            cell = Cell(place, size["recipe"], deepspeed, options, folder_of(folder, place), published=known)
+            cells.append(changed(cell, overrides))
+    chosen = dict(enumerate(cells))
+    for axis, kept in ((METHOD, methods), (DECAY, decays)):
+        chosen = _kept(chosen, axis, kept)
+    notes = [*tree["ways"][choice.way]["differences"], *tree["differences"]]
+    title = f"{preset['title']}: {size['title']}, {preset['optimizer']}, as in the {choice.way}"
+    return Table(title, chosen, notes, choice.size)
+
+
+def _places(preset: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Method and base decay of each cell; a method without a decay has one cell."""
+    tree = facts()
+    places: list[tuple[str, str]] = []
+    decays = preset.get("decays") or list(tree["optimizers"][preset["optimizer"]])
+    for method in preset["methods"]:
+        fixed = tree["methods"][method].get(DECAY)
+        places += [(method, f"{fixed:g}")] if fixed is not None else [(method, decay) for decay in decays]
+    return places
+
+
+def _options(choice: Choice, optimizer: str, method: str, decay: str, seed: int) -> Options:
+    """All settings of a cell; a later one takes the place of an earlier one."""
+    tree = facts()
+    size = tree["sizes"][choice.size]
+    options = {
+        **tree["common"],
+        "train.steps": size["updates"],
+        "train.seed": seed,
+        "optimizer.name": optimizer,
+        "optimizer.lr": size["lr"],
+        "optimizer.warmup": size["warmup"],
+        DECAY: float(decay),
+        **tree["ways"][choice.way]["options"],
+    }
+    ratio = tree["optimizers"][optimizer].get(decay)
+    if ratio is not None:
+        options["decay.max_ratio"] = ratio
+    return options | tree["methods"][method]
+
+
+def _published(found: Mapping[str, Any], method: str, decay: str) -> Published | None:
+    """The number of a cell: of its method at its base decay, or of its method alone."""
+    value = found.get(method)
+    if isinstance(value, dict):
+        value = value.get(decay)
+    if value is None:
+        return None
+    return Published(*value) if isinstance(value, list) else Published(value)
+
+
+def _kept(cells: dict[int, Cell], axis: str, kept: Collection[str] | None) -> dict[int, Cell]:
+    """The cells with one of these values of an axis."""
+    if kept is None:
+        return cells
+    known = {cell.place[axis] for cell in cells.values()}
+    for value in kept:
+        if value not in known:
+            option = "methods" if axis == METHOD else "decays"
+            raise UserError(f"--{option} {value}: not in the table{nearest(value, known)}")
+    return {number: cell for number, cell in cells.items() if cell.place[axis] in kept}
