@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # What docs/benchmarks.md has of GPUs, part by part, each within 8 minutes:
 #   bash benchmarks/gpu.sh PART ... --out DIR [--wheels FILE.tar] [--device cpu]
-# Parts: check doctor spectra exchange groups train256 train2048 zero zero_train; all of them where none is named.
+# Parts: check doctor spectra interval exchange groups train256 train2048 zero zero_train; all of them where none is named.
 # DIR gets a file a part: the machine, then each command with what it printed. Needs torch with CUDA, transformers,
 # sentencepiece and no network; FILE.tar is what benchmarks/wheels.sh made: DeepSpeed, for a machine without it.
 # What is missing or fails is a line, and the rest goes on; the exit code is 1 where something failed.
 # --device cpu runs the same commands with small sizes, to try the script. It changes no setting of a GPU.
 set -u
 cd "$(dirname "$0")/.." || exit 2
-all=(check doctor spectra exchange groups train256 train2048 zero zero_train)
+all=(check doctor spectra interval exchange groups train256 train2048 zero zero_train)
 parts=() out='' wheels='' device=cuda
 while (($#)); do
   case $1 in
@@ -70,6 +70,8 @@ few=(--sizes 1b_layer 1b --repeats 2)
 solvers=(--sizes 512 1024 2048)
 matrices=(--width 1024 --rows 4096)
 gathered=(--sizes 60m 130m 350m)
+published=(--batch 128 --seq 256 --accumulate 4) # the tokens of a published update
+shapes=(60m 130m)
 # The published model, with room for sequences of 2048.
 sed 's/"max_position_embeddings": 1024/"max_position_embeddings": 2048/' \
   alphadecay_dist/recipes/models/llama_1b.json > "$work/llama_1b.json"
@@ -80,6 +82,8 @@ if [[ $device == cpu ]]; then
   solvers=(--sizes 64 --repeats 1)
   matrices=(--matrices 4 --width 64 --rows 8 --repeats 2)
   gathered=(--sizes 60m --repeats 1)
+  published=(--batch 1 --seq 16 --repeats 1)
+  shapes=(tiny)
 fi
 model+=(--tokenizer.model=train --data.source=demo --data.pack=true --data.lanes=1 --eval.tokens=20000
   --optimizer.name=adamw --decay.weight_decay=0.1 --checkpoint.every=0)
@@ -106,6 +110,11 @@ part() {
     spectra)
       run python3 benchmarks/solvers.py --device "$device" "${solvers[@]}"
       run python3 benchmarks/refresh.py --device "$device" "${few[@]}"
+      ;;
+    interval)
+      for shape in "${shapes[@]}"; do
+        run python3 benchmarks/interval.py --device "$device" --shape "$shape" "${published[@]}"
+      done
       ;;
     exchange)
       if ((ranks > 1)); then

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import subprocess
 import sys
@@ -9,10 +10,22 @@ from pathlib import Path
 
 import pytest
 
+from alphadecay_dist import AlphaDecay, param_groups
 from tests.training.runs import tiny_options
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-PARTS = ("check", "doctor", "spectra", "exchange", "groups", "train256", "train2048", "zero", "zero_train")
+PARTS = (
+    "check",
+    "doctor",
+    "spectra",
+    "interval",
+    "exchange",
+    "groups",
+    "train256",
+    "train2048",
+    "zero",
+    "zero_train",
+)
 
 
 def run(script, *options):
@@ -32,6 +45,58 @@ def test_a_refresh_is_timed():
     found = dict(zip(cells(header), cells(row), strict=True))
     assert found["matrices"] == "56"
     assert float(found["alpha error, ours"]) < 1e-5
+
+
+@pytest.mark.launcher
+def test_the_cost_of_an_interval_follows_from_an_update_and_a_refresh():
+    sizes = ("--shape", "tiny", "--batch", "1", "--seq", "16", "--repeats", "1", "--lag", "2")
+    header, _, *rows = map(cells, run("interval.py", *sizes)[-6:])
+    found = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    assert list(found) == ["Uniform", "released", "ours", "ours with a lag"]
+    update = float(found["Uniform"]["update, s"])
+    for name, row in found.items():
+        assert float(row["update, s"]) > 0
+        for interval in (500, 100, 50, 10) if name != "Uniform" else ():
+            expected = 1 + float(row["refresh, s"]) / interval / update
+            assert float(row[str(interval)]) == pytest.approx(expected, rel=0.05)
+        assert (row["1"] == "-") == (row["1, as a loop"] == "-") == (name == "ours with a lag")
+    assert all(float(found[name]["10, as a loop"]) > 0 for name in found)
+    assert float(found["released"]["training stands still, s"]) > 0
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """A benchmark's module, by its name."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module
+
+
+def test_the_released_algorithms_loop_writes_the_decays_of_the_reference_preset(script):
+    interval = script("interval")
+    args = argparse.Namespace(shape="tiny", batch=1, seq=16, accumulate=2, device="cpu")
+    ours = interval.Training(args, lambda model: param_groups(model, weight_decay=interval.BASE))
+    made = []
+
+    def groups(model):
+        made.append(interval.Released(model))
+        return made[0].groups()
+
+    released = interval.Training(args, groups)
+    for training in (ours, released):
+        training.update()
+    made[0].refresh(released.optimizer)
+    bounds = {"min_ratio": interval.MIN_RATIO, "max_ratio": interval.MAX_RATIO}
+    decay = AlphaDecay(ours.model, ours.optimizer, weight_decay=interval.BASE, preset="reference", **bounds)
+    expected = {name: module.weight_decay for name, module in decay.refresh().modules.items()}
+    names = {
+        id(parameter): name.removesuffix(".weight") for name, parameter in released.model.named_parameters()
+    }
+    *own, rest = released.optimizer.param_groups
+    found = {names[id(group["params"][0])]: group["weight_decay"] for group in own}
+    assert len(set(found.values())) == len(found) == 13
+    assert found == pytest.approx({name: expected[name] for name in found}, rel=1e-4)
+    assert rest["weight_decay"] == interval.BASE
+    assert {"model.layers.0.self_attn.q_proj", "lm_head"} <= {names[id(weight)] for weight in rest["params"]}
 
 
 @pytest.mark.launcher
@@ -98,9 +163,8 @@ def test_updates_are_timed_alone_and_beside_a_busy_process(tmp_path):
 
 
 @pytest.fixture
-def ranks(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module("ranks")
+def ranks(script):
+    return script("ranks")
 
 
 def test_a_row_that_fails_is_a_line(ranks):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from alphadecay_dist.commands.cells import Cell
 from alphadecay_dist.commands.published import Table, facts
-from alphadecay_dist.decay.policies import SPECTRUM
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.recipe import Config
 
@@ -93,8 +92,9 @@ def _cost(cell: Cell) -> Cost | str:
     config, known = cell.config(), _size(_basis(cell))
     steps = config.train.steps
     hours = known.hours * _flops(config) * steps / known.flops
-    if config.decay.row.measure == SPECTRUM:
-        refreshes = sum(config.decay.due(update) for update in range(steps))
+    decay = config.decay.spanning(steps)
+    if decay.reads_spectra:
+        refreshes = sum(decay.due(update) for update in range(steps))
         hours += refreshes * known.refresh * _spectra(config) / known.spectra / 3600
     done = min(1.0, cell.result()["step"] / steps)
     return Cost(steps, steps * config.train.global_batch * config.train.seq_len, hours, hours * (1 - done))

@@ -12,13 +12,14 @@ from safetensors import SafetensorError
 
 from alphadecay_dist.checkpoint.reader import Checkpoint, find, without_checkpoint
 from alphadecay_dist.checkpoint.restore import stored_tensors
+from alphadecay_dist.commands.model_card import CARD, model_card
 from alphadecay_dist.engines.state import WEIGHT
 from alphadecay_dist.engines.zero.universal import MASTER, Parameter, write_universal
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.files import new_directory
 from alphadecay_dist.training.optimizer import learning_rate
 from alphadecay_dist.training.recipe import Config
-from alphadecay_dist.training.state import saved_state
+from alphadecay_dist.training.state import SavedState, saved_state
 from alphadecay_dist.training.tasks.registry import task_named
 
 DECAYS = "alphadecay.json"
@@ -27,10 +28,15 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Trained:
-    """What is exported: a whole checkpoint, and the run's config."""
+    """What is exported: a whole checkpoint, and the trainer's state in it."""
 
     checkpoint: Checkpoint
-    config: Config
+    state: SavedState
+
+    @property
+    def config(self) -> Config:
+        """The run's."""
+        return self.state.config
 
 
 def trained(path: Path) -> Trained:
@@ -45,7 +51,7 @@ def trained(path: Path) -> Trained:
             without_checkpoint(path)
             or f"{path}: found neither a run nor a checkpoint; give the directory of one"
         )
-    return Trained(checkpoint, saved_state(checkpoint).config)
+    return Trained(checkpoint, saved_state(checkpoint))
 
 
 def export_hf(found: Trained, output: Path, dtype: torch.dtype, model: str | None = None) -> None:
@@ -61,7 +67,8 @@ def export_hf(found: Trained, output: Path, dtype: torch.dtype, model: str | Non
         UserError: what the format needs is not found, or the output is taken or cannot be written.
     """
     task = task_named(found.config.model.task)
-    _made(output, task.export_hf(found.checkpoint, saved_state(found.checkpoint), dtype, model))
+    write = task.export_hf(found.checkpoint, found.state, dtype, model)
+    _made(output, write, model_card(found.checkpoint, found.state, library="transformers"))
 
 
 def export_universal(found: Trained, output: Path) -> None:
@@ -79,7 +86,7 @@ def export_universal(found: Trained, output: Path) -> None:
             raise UserError(f"{checkpoint.folder}: has no optimizer state of {name}: no update was made yet")
     optimizer = config.optimizer
     rate = learning_rate(step, config.train.steps, optimizer)
-    decay = saved_state(checkpoint).decay
+    decay = found.state.decay
 
     def parameters() -> Iterator[Parameter]:
         for name, kinds in tensors.items():
@@ -92,16 +99,17 @@ def export_universal(found: Trained, output: Path) -> None:
         if decay is not None:
             _write_json(folder / DECAYS, decay)
 
-    _made(output, write)
+    _made(output, write, model_card(checkpoint, found.state, library=None))
 
 
-def _made(output: Path, write: Callable[[Path], None]) -> None:
+def _made(output: Path, write: Callable[[Path], None], card: str) -> None:
     """Let ``write`` fill a directory, which gets its name when all is on disk: half of it never has it."""
     try:
         if output.is_file() or (output.is_dir() and any(output.iterdir())):
             raise UserError(f"{output}: is there already; give another --output, or remove it")
         with new_directory(output) as folder:
             write(folder)
+            (folder / CARD).write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"{output}: cannot be written: {reason}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 from alphadecay_dist.errors import VersionError
@@ -37,6 +38,15 @@ def require(package: str) -> None:
             f"tests, or {advice}",
             stacklevel=3,
         )
+
+
+def installed() -> dict[str, str]:
+    """The versions of these packages that are here, by name."""
+    found = {}
+    for package in RANGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _release(text: str) -> tuple[int, ...]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from alphadecay_dist.errors import shown
 from alphadecay_dist.json_fields import count, get, items
 from alphadecay_dist.training.fingerprint import FileMark, Marks
 
@@ -24,6 +25,8 @@ class Inputs:
         engine: name and resolved settings: the DeepSpeed JSON, or those of torch's own engines.
         init_from: marks of the files of ``--init_from``, which held the initial weights.
         changes: what was changed and accepted later, and after which update.
+        command: that last started the run, without what says where it is written and how it goes on.
+        versions: of the packages at that start, by name.
     """
 
     model: dict[str, Any]
@@ -33,6 +36,8 @@ class Inputs:
     engine: dict[str, Any]
     init_from: Marks | None
     changes: tuple[dict[str, Any], ...] = ()
+    command: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 def inputs_from(data: Any) -> Inputs:
@@ -55,7 +60,17 @@ def inputs_from(data: Any) -> Inputs:
         engine=engine,
         init_from=None if data.get("init_from") is None else _marks(data, "init_from"),
         changes=tuple(changes),
+        command=_words(data) if "command" in data else (),  # older versions did not keep these two
+        versions=dict(items(data, "versions", str)) if "versions" in data else {},
     )
+
+
+def _words(data: Any) -> tuple[str, ...]:
+    words = get(data, "command", list)
+    odd = next((word for word in words if not isinstance(word, str)), None)
+    if odd is not None:
+        raise ValueError(f"has {shown(odd)} in command, expected a text")
+    return tuple(words)
 
 
 def _marks(data: Any, key: str) -> Marks:

@@ -7,6 +7,8 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from alphadecay_dist import __version__
+from alphadecay_dist.engines.versions import installed
 from alphadecay_dist.errors import warn
 from alphadecay_dist.training.changes import Change, deepspeed_changes, refuse
 from alphadecay_dist.training.fingerprint import marks_in
@@ -67,7 +69,7 @@ def keep(checked: ResolvedRun, options: Options, data: Data, start: RunStart, ra
     return kept
 
 
-def inputs_of(checked: ResolvedRun, data: Data, init_from: str | None) -> Inputs:
+def inputs_of(checked: ResolvedRun, data: Data, options: Options) -> Inputs:
     """What a run that starts now is made of, without what its task makes to read the data.
 
     Raises:
@@ -83,12 +85,14 @@ def inputs_of(checked: ResolvedRun, data: Data, init_from: str | None) -> Inputs
             "name": checked.config.engine.name,
             "settings": settings if isinstance(settings, dict) else dataclasses.asdict(settings),
         },
-        init_from=None if init_from is None else marks_in(Path(init_from)),
+        init_from=None if options.init_from is None else marks_in(Path(options.init_from)),
+        command=options.command,
+        versions={"alphadecay_dist": __version__, **installed()},
     )
 
 
 def _kept(checked: ResolvedRun, options: Options, data: Data, start: RunStart) -> Kept:
-    now = inputs_of(checked, data, options.init_from)
+    now = inputs_of(checked, data, options)
     if start.saved is None:
         return Kept(now)
     state, checkpoint = start.saved.state, start.saved.checkpoint.folder

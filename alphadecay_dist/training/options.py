@@ -36,6 +36,14 @@ class Options:
     accept_changes: frozenset[str] = frozenset()
     dry_run: bool = False
 
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The command line that begins such a run, without launcher and without where it is written."""
+        named = {"recipe": self.recipe, "deepspeed": self.deepspeed, "engine": self.engine}
+        named |= {"init_from": self.init_from}
+        words = [word for name, value in named.items() if value is not None for word in (f"--{name}", value)]
+        return ("train.py", *words, *(f"--{override}" for override in self.overrides))
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The trainer's options; what the parser then leaves over are fields of the recipe."""

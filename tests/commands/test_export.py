@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from alphadecay_dist import cli
+import train
+from alphadecay_dist import __version__, cli
 from alphadecay_dist.checkpoint.reader import read
 from alphadecay_dist.commands import formats
+from alphadecay_dist.commands.model_card import CARD, evaluation_of, model_card
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.training.config import config_from_dict
 from alphadecay_dist.training.tasks.language import export, model
 from tests.foreign import init_error, spectrum_error
-from tests.training.runs import SIZES, final_weights, tiny_options, train_on
+from tests.training.runs import SIZES, final_weights, left_behind, tiny_options, train_on
 
 pytestmark = [pytest.mark.ranks, pytest.mark.launcher]
 
@@ -107,6 +116,83 @@ def test_another_run_begins_with_the_weights(run, tmp_path):
     train_on(1, "ddp", tmp_path / "next", [*run[1], *begin])
     found, expected = final_weights(tmp_path / "next"), final_weights(run[0])
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def card_in(folder):
+    """The card's head, as the hub reads it, and its text."""
+    card = ModelCard.load(folder / CARD)
+    return card.data, card.text
+
+
+def test_the_card_tells_what_was_trained_on_what_and_how(run, tmp_path):
+    head, text = card_in(exported(run[0], tmp_path / "hf"))
+    assert (head.library_name, head.pipeline_tag, head.language) == (
+        "transformers",
+        "text-generation",
+        ["en"],
+    )
+    assert {"alphadecay", "llama"} <= set(head.tags)
+    assert head.eval_results is None, "the hub has no such text"
+    weights = sum(value.numel() for value in final_weights(run[0]).values())
+    (last,) = [line for line in left_behind(run[0])["eval"] if line["step"] == 3]
+    tokens = left_behind(run[0])["metrics"][-1]["tokens"]
+    for words in (
+        f"2 layers, 64 wide, 2 heads) of {weights:,} weights",
+        f"3 updates of 12 sequences, {tokens:,} tokens in all",
+        f"| perplexity | {last['perplexity']:.6g} |",
+        f"On 1 rank, engine ddp. Trained with alphadecay_dist {__version__}, torch {version('torch')}",
+    ):
+        assert words in text, words
+    decay, others = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
+    assert config_from_dict({**others, **decay}) == formats.trained(run[0]).config
+    (command,) = re.findall(r"```bash\n(train.py .*)\n```", text)
+    assert train.parse(shlex.split(command)[1:]).overrides == tuple(word[2:] for word in run[1])
+
+
+def test_both_perplexities_of_published_data_are_in_the_head(run, tmp_path):
+    own = shutil.copytree(run[0], tmp_path / "run")
+    lines = [
+        {**line, "perplexity_as_published": 0.97 * line["perplexity"]} for line in left_behind(own)["eval"]
+    ]
+    (own / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    trained = formats.trained(own)
+    config = replace(trained.config, data=replace(trained.config.data, source="c4"))
+    inputs = replace(trained.state.inputs, revision="0" * 40, init_from={})
+    state = replace(trained.state, config=config, inputs=inputs)
+    (tmp_path / CARD).write_text(model_card(trained.checkpoint, state, "transformers"))
+    head, text = card_in(tmp_path)
+    assert head.datasets == ["allenai/c4"]
+    found = {result.metric_name: result for result in head.eval_results}
+    assert {name: result.metric_value for name, result in found.items()} == {
+        name: lines[-1][name] for name in ("perplexity", "perplexity_as_published")
+    }
+    one = found["perplexity"]
+    assert (one.dataset_type, one.dataset_split, one.dataset_revision) == (
+        "allenai/c4",
+        "validation",
+        "0" * 40,
+    )
+    assert f"| perplexity_as_published | {lines[-1]['perplexity_as_published']:.6g} |" in text
+    assert "from the weights of its `--init_from`: 3 updates" in text
+
+
+def test_a_checkpoint_without_its_run_has_a_card_with_what_is_known(run, tmp_path):
+    alone = shutil.copytree(next((run[0] / "checkpoints").glob("step-*")), tmp_path / "a" / "b" / "alone")
+    state = json.loads((alone / "state.json").read_text())
+    assert cli.main(["export", str(alone), "--to", "deepspeed", "--output", str(tmp_path / "out")]) == 0
+    head, text = card_in(tmp_path / "out")
+    assert (head.library_name, head.pipeline_tag) == (None, None), "transformers does not load this one"
+    assert "No evaluation after update 3 is known." in text
+    assert f"{state['tokens']:,} tokens in all" in text
+    found = formats.trained(alone)
+    old = model_card(found.checkpoint, replace(found.state, inputs=None), None)  # of before inputs were kept
+    assert "versions that the checkpoint does not tell" in old
+    assert "does not keep its command" in old
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "eval.jsonl").write_text("not JSON\n")
+    beside = read(shutil.copytree(alone, tmp_path / "checkpoints" / alone.name))
+    with pytest.warns(UserWarning, match="the card has no evaluation"):
+        assert evaluation_of(beside) == {}
 
 
 def spectra(path, output):

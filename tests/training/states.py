@@ -15,6 +15,8 @@ INPUTS = Inputs(
     revision=None,
     engine={"name": "ddp", "settings": {"dtype": "float32"}},
     init_from={"model.safetensors": FileMark(3, "ab")},
+    command=("train.py", "--recipe", "demo"),
+    versions={"torch": "2.13.0"},
     changes=({"step": 3, "change": "data.source a.jsonl: 3 bytes longer"},),
 )
 STATE = {

@@ -36,6 +36,12 @@ def test_a_state_comes_back_as_it_was(tmp_path):
     assert dataclasses.asdict(found) == STATE | {"config": dataclasses.asdict(CONFIG)}
 
 
+def test_a_state_of_before_command_and_versions_were_kept_has_none(tmp_path):
+    inputs = {key: value for key, value in STATE["inputs"].items() if key not in ("command", "versions")}
+    found = state_of(tmp_path, {**STATE, "inputs": inputs}).inputs
+    assert (found.command, found.versions) == ((), {})
+
+
 def test_a_state_of_before_inputs_were_kept_has_none(tmp_path):
     assert state_of(tmp_path, {key: value for key, value in STATE.items() if key != "inputs"}).inputs is None
 
@@ -55,6 +61,12 @@ def test_a_state_of_before_inputs_were_kept_has_none(tmp_path):
         ({"inputs": {}}, "has None as engine"),
         ({"inputs": {**STATE["inputs"], "data": {"data.source": {"a": {"bytes": -1}}}}}, "has -1 as bytes"),
         ({"inputs": {**STATE["inputs"], "changes": [{}]}}, "has None as step"),
+        (
+            {"inputs": {**STATE["inputs"], "command": "train.py"}},
+            "has 'train.py' as command, expected a list",
+        ),
+        ({"inputs": {**STATE["inputs"], "command": [1]}}, "has 1 in command, expected a text"),
+        ({"inputs": {**STATE["inputs"], "versions": {"torch": 2}}}, "has 2 in versions"),
     ],
 )
 def test_a_state_that_cannot_be_is_one_line(tmp_path, change, words):

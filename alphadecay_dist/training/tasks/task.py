@@ -27,6 +27,7 @@ from alphadecay_dist.training.changes import Change, data_changes, model_changes
 from alphadecay_dist.training.inputs import Inputs
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.state import SavedState
+from alphadecay_dist.training.tasks.card import TaskCard
 from alphadecay_dist.training.tasks.companion import Companion
 from alphadecay_dist.training.tasks.data import Data
 
@@ -202,6 +203,14 @@ class Task(ABC):
             before: the recipe that the checkpoint was saved with.
         """
         return not set(fields).isdisjoint({"data.source"})
+
+    def card(self, state: SavedState) -> TaskCard:
+        """What the model card of an export says of the task's own.
+
+        Args:
+            state: the trainer's, in the checkpoint that is exported.
+        """
+        return TaskCard()
 
     def export_hf(
         self, checkpoint: Checkpoint, state: SavedState, dtype: torch.dtype, model: str | None

@@ -12,6 +12,7 @@ import yaml
 import train
 from alphadecay_dist.checkpoint.reader import newest
 from alphadecay_dist.checkpoint.restore import stored_tensors
+from alphadecay_dist.commands import formats
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.arguments import normalized
 from alphadecay_dist.training.config import config_from_dict, load_config, to_yaml
@@ -84,7 +85,7 @@ def same_tensors(left, right):
 @pytest.mark.launcher
 @pytest.mark.ranks
 @pytest.mark.parametrize(("engine", "world_size"), [("ddp", 1), ("fsdp2", 2), ("3", 2)])
-def test_a_run_in_two_parts_is_the_unbroken_one(tmp_path, engine, world_size):
+def test_a_run_in_two_parts_is_the_unbroken_one(tmp_path, registered, engine, world_size):
     whole, said = run(world_size, engine, tmp_path / "whole")
     assert set(whole["metrics"][0]) == {
         "step", "loss", "lr", "grad_norm", "pairs", "pairs_per_second", "step_seconds", "mfu",
@@ -108,6 +109,11 @@ def test_a_run_in_two_parts_is_the_unbroken_one(tmp_path, engine, world_size):
     }
     assert (tmp_path / "whole" / "width.txt").read_text() == "64"
     assert not (tmp_path / "whole" / "tokenizer.model").exists()
+    formats.export_universal(formats.trained(tmp_path / "whole"), tmp_path / "exported")
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "192 pairs in all" in card
+    assert f"| error | {errors[-1]:.6g} |" in card
+    assert not any(word in card for word in ("library_name", "perplexity", "LLaMA"))
 
     broken = tmp_path / "broken"
     _, first = run(world_size, engine, broken, "--train.stop_after=5")

@@ -22,8 +22,9 @@ from alphadecay_dist.training.data.tokenizer import TRAIN, tokenizer_in
 from alphadecay_dist.training.inputs import Inputs
 from alphadecay_dist.training.recipe import AUTO, NFKC, Config, DataConfig, TokenizerConfig
 from alphadecay_dist.training.state import SavedState
+from alphadecay_dist.training.tasks.card import TaskCard
 from alphadecay_dist.training.tasks.data import Data
-from alphadecay_dist.training.tasks.language import changes, export
+from alphadecay_dist.training.tasks.language import card, changes, export
 from alphadecay_dist.training.tasks.language.data import TOKENIZER, Text
 from alphadecay_dist.training.tasks.language.flops import flops_per_token
 from alphadecay_dist.training.tasks.language.model import (
@@ -168,6 +169,10 @@ class Language(Task):
     def loses_position(self, fields: Collection[str], config: Config, before: Config) -> bool:
         """Whether the position is one in other sequences."""
         return changes.loses_position(fields, config, before)
+
+    def card(self, state: SavedState) -> TaskCard:
+        """Sizes, text and perplexities."""
+        return card.card_of(state)
 
     def export_hf(
         self, checkpoint: Checkpoint, state: SavedState, dtype: torch.dtype, model: str | None
