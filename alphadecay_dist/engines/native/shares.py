@@ -34,8 +34,9 @@ def plain_shares(
         if parameter.grad is None:
             continue
         if isinstance(parameter, DTensor):
+            gradient = _local_gradient(parameter)  # before the question: all ranks sum a Partial together
             if _is_first_copy(parameter):
-                yield Share(name, parameter.to_local().detach(), _local_gradient(parameter))
+                yield Share(name, parameter.to_local().detach(), gradient)
         elif parameter in places:
             if _is_first_shard_group(places[parameter], group):
                 yield Share(name, parameter.detach(), parameter.grad)
