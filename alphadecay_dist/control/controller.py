@@ -101,6 +101,7 @@ class AlphaDecay:
         self._updates = 0
         self._refreshed_at: int | None = None
         self._written_at: int | None = None
+        self._succeeds = False  # the state that was loaded is another policy's
         self._pending: PendingRefresh | None = None
         with self._ranks.raise_on_all_ranks():
             self._writer = writer_for(self.settings, self._host, named)
@@ -147,7 +148,8 @@ class AlphaDecay:
         if not boundary:
             return None
         refresh = self._finish()
-        due = self.settings.due(self._updates) and self._refreshed_at != self._updates
+        due = self._due()
+        self._succeeds = self._succeeds and not due
         if due and self.settings.lag:
             self._cancel_pending()
             self._pending = self._background.begin(self._updates)
@@ -159,6 +161,10 @@ class AlphaDecay:
         self._spread()
         self._updates += 1
         return refresh
+
+    def _due(self) -> bool:
+        """Whether the policy acts now: by its calendar, or for the first time after another one."""
+        return self._refreshed_at != self._updates and (self._succeeds or self.settings.due(self._updates))
 
     @torch.no_grad()
     def _act(self) -> None:
@@ -237,7 +243,7 @@ class AlphaDecay:
         moment = Moment(values, self._table.numbers, self._table.sizes, first)
         assigned = self.settings.assign_to(moment)
         self._table.refreshed(shared, assigned, self._share_at(self._updates - 1))
-        self._written_at = self._updates
+        self._written_at, self._succeeds = self._updates, False
         self._write(shared)
         return assigned
 
@@ -310,7 +316,8 @@ class AlphaDecay:
             self._pending = loaded.pending
         self._updates = loaded.step
         self._refreshed_at = loaded.refreshed_at
-        self._written_at = loaded.written_at if loaded.moves == self.settings.row.moves else None
+        self._succeeds = loaded.policy != self.settings.policy
+        self._written_at = None if self._succeeds else loaded.written_at
         self._table.loaded(loaded)
         self._advice.loaded()
         self._host.loaded()

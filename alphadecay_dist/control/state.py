@@ -40,10 +40,15 @@ class DecayState:
     written_at: int | None = None
 
     @property
+    def policy(self) -> str:
+        """The policy that the state is of; states of before there were others name none."""
+        return str(self.settings.get("policy", "alphadecay"))
+
+    @property
     def moves(self) -> str | None:
-        """What the policy moves that the state is of; states of before there were others name none."""
-        policy = POLICIES.get(str(self.settings.get("policy", "alphadecay")))
-        return None if policy is None else policy.moves
+        """What that policy moves; None also for one that is not known here."""
+        row = POLICIES.get(self.policy)
+        return None if row is None else row.moves
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data."""

@@ -133,6 +133,26 @@ def test_another_kind_of_policys_numbers_are_not_taken_up():
     assert set(decays_in(other).values()) == {0.1}
 
 
+def test_a_policy_that_acts_once_acts_when_it_succeeds_another():
+    model, optimizer, decay = setup(policy="alphadecay")
+    update(model, optimizer, decay, 0)
+    _, other, static = setup(policy="static", factors="layers.*=2")
+    static.load_state_dict(decay.state_dict())
+    assert decays_in(other) == decays_in(optimizer), "until it acts, what was assigned last"
+    update(model, other, static, 1)
+    assert set(decays_in(other).values()) == {0.2}
+    assert static.step() is None
+
+
+def test_a_lagged_policy_that_succeeds_another_is_written_after_its_lag():
+    model, optimizer, decay = setup(policy="uniform")
+    update(model, optimizer, decay, 0)
+    model, optimizer, lagged = setup(interval=9, lag=2)
+    lagged.load_state_dict(decay.state_dict())
+    written = [update(model, optimizer, lagged, number) for number in range(4)]
+    assert [r and (r.step, r.written_at) for r in written] == [None, None, (1, 3), None]
+
+
 def test_gradients_that_are_not_finite_leave_the_decays():
     model, optimizer, decay = setup(policy="awd", factor=0.5)
     update(model, optimizer, decay, 0)
