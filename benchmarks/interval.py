@@ -18,6 +18,10 @@ the updates compute in bf16 and AdamW is fused.
 
 from __future__ import annotations
 
+import alphadecay_dist.openmp  # noqa: F401  (before torch is loaded)
+
+# isort: split
+
 import argparse
 import contextlib
 import functools
@@ -190,6 +194,11 @@ class Ways:
         elif way == RELEASED and number % interval == 0:
             self.refresh(way)
 
+    def step(self, way: str, interval: int, number: int) -> None:
+        """An update of a loop, and what comes before it."""
+        self.before(way, interval, number)
+        self.trainings[way].update()
+
     def loop(self, way: str, interval: int, updates: int, device: torch.device) -> float:
         """Train so many updates; the seconds that went by before them, while training stood still."""
         waits: list[float] = []
@@ -215,19 +224,40 @@ def measured(ways: Ways, repeats: int, device: torch.device) -> Seconds:
                 timed(seconds[way, "update"], ways.trainings[way].update, device)
         for way in order:
             time_refresh(seconds, ways, way, device)
-        for interval, updates in LOOPS.items():
-            for way in order:
-                if way != LAGGED or interval > ways.lag:
-                    loop = functools.partial(ways.loop, way, interval, updates, device)
-                    timed(seconds[way, f"loop {interval}"], loop, device)
+        for interval in LOOPS:
+            time_loops(seconds, ways, order, interval, device)
     return seconds
+
+
+def time_loops(
+    seconds: Seconds, ways: Ways, order: Sequence[str], interval: int, device: torch.device
+) -> None:
+    """Time a loop of each way, update by update in turn.
+
+    With a lag it runs by itself, for its thread would slow the others, and so does one of Uniform beside it.
+    """
+    spent: dict[str, list[float]] = {way: [] for way in order if way != LAGGED}
+    for number in range(LOOPS[interval]):
+        for way, times in spent.items():
+            timed(times, functools.partial(ways.step, way, interval, number), device)
+    for way, times in spent.items():
+        seconds[way, f"loop {interval}"].append(sum(times))
+    if interval > ways.lag:
+        time_alone(seconds, ways, f"loop {interval}", interval, device)
+
+
+def time_alone(seconds: Seconds, ways: Ways, what: str, interval: int, device: torch.device) -> float:
+    """Time an interval with a lag, and as many of Uniform's updates; how long training stood still."""
+    plain = functools.partial(ways.loop, UNIFORM, interval, interval, device)
+    timed(seconds[UNIFORM, f"{what} alone"], plain, device)
+    lagged = functools.partial(ways.loop, LAGGED, interval, interval, device)
+    return timed(seconds[LAGGED, what], lagged, device)
 
 
 def time_refresh(seconds: Seconds, ways: Ways, way: str, device: torch.device) -> None:
     """Time a refresh by itself, or with a lag a window of updates that has one."""
     if way == LAGGED:
-        window = functools.partial(ways.loop, way, ways.lag + 1, ways.lag + 1, device)
-        seconds[way, "still"].append(timed(seconds[way, "window"], window, device))
+        seconds[way, "still"].append(time_alone(seconds, ways, "window", ways.lag + 1, device))
     elif way != UNIFORM:
         timed(seconds[way, "refresh"], functools.partial(ways.refresh, way), device)
 
@@ -249,8 +279,8 @@ def row(seconds: Seconds, way: str, lag: int) -> str:
     if way == UNIFORM:
         return f"| {' | '.join([*cells, '-', '-', *['1'] * (len(INTERVALS) + len(LOOPS))])} |"
     if way == LAGGED:
-        beside = statistics.median(seconds[OURS, "update"])
-        refresh = statistics.median(seconds[way, "window"]) - (lag + 1) * beside
+        windows = zip(seconds[way, "window"], seconds[UNIFORM, "window alone"], strict=True)
+        refresh = statistics.median(own - plain for own, plain in windows)
         still = statistics.median(seconds[way, "still"])
     else:
         refresh = still = statistics.median(seconds[way, "refresh"])
@@ -259,7 +289,8 @@ def row(seconds: Seconds, way: str, lag: int) -> str:
         f"{cost(interval, update, refresh):.4f}" if interval >= least else "-" for interval in INTERVALS
     ]
     for interval in LOOPS:
-        own, baseline = seconds[way, f"loop {interval}"], seconds[UNIFORM, f"loop {interval}"]
+        own = seconds[way, f"loop {interval}"]
+        baseline = seconds[UNIFORM, f"loop {interval}{' alone' if way == LAGGED else ''}"]
         cells.append(f"{ratio(own, baseline):.3f}" if own else "-")
     return f"| {' | '.join(cells)} |"
 
