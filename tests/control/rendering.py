@@ -92,7 +92,10 @@ class Rendering:
     def _uniform_matched(self, update, weights, gradients):
         alphas = self._alphas(update, weights)
         if alphas:
-            decays, sizes = linear(alphas), {name: weights[name].numel() for name in TUNED}
+            decays, sizes = (
+                linear(alphas),
+                {n: shape[0] * shape[1] for n, shape in zip(TUNED, SHAPES, strict=False)},
+            )
             total = sum(sizes[name] * decays[name] for name in TUNED)
             self.decays |= dict.fromkeys(TUNED, total / sum(sizes.values()))
 

@@ -230,17 +230,15 @@ def check(engine, methods, place, references):
         where = f"{method} on {engine} with {apply[0]}"
         if method.partition(",")[0] in SPECTRA:
             check_spectra(method, lag, decays, seen, where)
-        rel = (
-            2e-5 if method.partition(",")[0] in SPECTRA else 1e-6
-        )  # Adam spreads the last place in 20 updates
+        # Over 20 updates Adam spreads what the last place of a weight differs by.
+        rel = 2e-5 if method.partition(",")[0] in SPECTRA else 1e-6
         for number, (found, expected) in enumerate(zip(decays, expected_decays, strict=True)):
             for name in NAMES:
                 assert found[name] == pytest.approx(expected[name], rel=rel), (where, number, name)
         for name, weight in expected_weights.items():
             off = weights[name] - weight
-            if (
-                "cautious" in method
-            ):  # a coordinate whose update is 0 but for rounding may fall on either side
+            # A coordinate whose update is 0 but for rounding may fall on either side of a cautious decay.
+            if "cautious" in method:
                 worst = off.norm() / weight.norm()
             else:
                 worst = off.abs().max() / weight.abs().max()
