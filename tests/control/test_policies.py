@@ -130,6 +130,21 @@ def test_uniform_has_nothing_to_do_in_the_trainer():
     assert decays_in(optimizer) == before
 
 
+def test_a_cautious_uniform_is_the_policy_cautious_in_the_trainer():
+    weights = []
+    for settings in (
+        Settings(policy="uniform", cautious=True),
+        Settings(policy="cautious"),
+        Settings(policy="uniform"),
+    ):
+        model, optimizer, _ = setup()
+        decay = controller_for(model, optimizer, settings, engine=None, dtype=torch.float32)
+        update(model, optimizer, decay, 0)
+        weights.append(torch.cat([weight.detach().flatten() for weight in model.parameters()]))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
 def test_uniform_writes_the_base_decay_over_what_another_policy_left():
     model, optimizer, decay = setup()
     update(model, optimizer, decay, 0)
