@@ -159,12 +159,27 @@ def cell_of(path: str, number: int) -> Cell:
     return cells[number]
 
 
-def changed(cell: Cell, overrides: Sequence[str]) -> Cell:
-    """The cell with fields of its recipe as the command line gives them, ``section.key=value`` each.
+def changed(cells: Sequence[Cell], overrides: Sequence[str]) -> list[Cell]:
+    """The cells with fields of their recipe as the command line gives them, ``section.key=value`` each.
 
     Raises:
         UserError: a value that tells cells apart.
     """
+    if not overrides:
+        return list(cells)
+    runs: dict[str, Cell] = {}
+    for cell in (new := [_changed(cell, overrides) for cell in cells]):
+        other = runs.setdefault(repr(sorted((cell.options | cell.given).items())), cell)
+        if other is not cell:
+            taken = next((key for key in cell.given if cell.options.get(key) != other.options.get(key)), None)
+            raise UserError(
+                f"--{taken or next(iter(cell.given))}: makes {other.name} and {cell.name} the same run; "
+                "expected a field that does not tell cells apart"
+            )
+    return new
+
+
+def _changed(cell: Cell, overrides: Sequence[str]) -> Cell:
     given = {key: value if equals else True for key, equals, value in (o.partition("=") for o in overrides)}
     taken = next((key for key in given if key in cell.place), None)
     if taken is not None:

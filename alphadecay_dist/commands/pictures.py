@@ -12,6 +12,14 @@ from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.outputs.module_types import modules_by_type
 from alphadecay_dist.training.outputs.run_files import DECAY, EVAL, METRICS, read_lines
 
+MEAN_DECAY = "mean_decay"  # in a line of metrics.jsonl, of policies that act at each update
+WORDS = {  # of a title, and of its axis
+    "alpha": ("alpha", "alpha"),
+    "value": ("mapped value", "mapped value"),
+    "weight_decay": ("weight decay", "weight decay"),
+    "lr_ratio": ("learning rate", "learning rate, in base rates"),
+}
+
 
 def plot_run(folder: Path, picture: Path) -> None:
     """Draw a run: mean alpha and mean decay by module type over updates, and the loss.
@@ -44,13 +52,24 @@ def plot_run(folder: Path, picture: Path) -> None:
 def _drawn(
     refreshes: list[dict[str, Any]], metrics: list[dict[str, Any]], evaluations: list[dict[str, Any]]
 ) -> Any:
-    """What there is: two pictures of refreshes, one of losses."""
+    """What there is: what was mapped, what it moved, losses; of policies without refreshes the mean decay."""
+    modules = [module for refresh in refreshes for module in refresh["modules"].values()]
+    mapped = "value" if any("value" in module for module in modules) else "alpha"
+    moved = "lr_ratio" if any("lr_ratio" in module for module in modules) else "weight_decay"
+    keys = [key for key in (mapped, moved) if any(module.get(key) is not None for module in modules)]
+    keys = keys or ([mapped] if refreshes else [])
+    followed = not refreshes and any(MEAN_DECAY in line for line in metrics)
     losses = bool(metrics or evaluations)
-    panels = (2 if refreshes else 0) + losses
+    panels = len(keys) + followed + losses
     figure, colours = _figure(panels)
     axes = list(figure.subplots(1, panels, squeeze=False)[0])
-    if refreshes:
-        _draw_refreshes(refreshes, axes[0], axes[1], colours)
+    for key, axis in zip(keys, axes, strict=False):
+        _draw_refreshes(refreshes, key, axis, colours)
+    if keys:
+        axes[len(keys) - 1].legend(fontsize="small", ncols=2)
+    if followed:
+        axes[0].plot([line["step"] for line in metrics], [_mean([line.get(MEAN_DECAY)]) for line in metrics])
+        axes[0].set(title="mean weight decay", xlabel="update", ylabel="weight decay")
     if losses:
         _draw_losses(metrics, evaluations, axes[-1])
     for axis in axes:
@@ -58,22 +77,15 @@ def _drawn(
     return figure
 
 
-def _draw_refreshes(refreshes: list[dict[str, Any]], left: Any, middle: Any, colours: Any) -> None:
-    """Means by module type: of alpha or what else was mapped, and of decays or learning rates."""
-    modules = [module for refresh in refreshes for module in refresh["modules"].values()]
-    mapped = "value" if any("value" in module for module in modules) else "alpha"
-    moved = "lr_ratio" if any("lr_ratio" in module for module in modules) else "weight_decay"
+def _draw_refreshes(refreshes: list[dict[str, Any]], key: str, axis: Any, colours: Any) -> None:
+    """Means by module type, of alpha or what else was mapped, of decays or of learning rates."""
     steps = [refresh["step"] for refresh in refreshes]
     for number, (kind, names) in enumerate(modules_by_type(refreshes[0]["modules"]).items()):
-        style = {"label": kind, "color": colours[number % len(colours)], "marker": ".", "linewidth": 1.5}
-        for axis, key in ((left, mapped), (middle, moved)):
-            means = [_mean(r["modules"][name].get(key) for name in names) for r in refreshes]
-            axis.plot(steps, means, **style)
-    words = {"alpha": "alpha", "value": "mapped value", "weight_decay": "weight decay"}
-    for axis, key in ((left, mapped), (middle, moved)):
-        word = words.get(key, "learning rate, in base rates")
-        axis.set(title=f"mean {word} by module type", xlabel="update", ylabel=word)
-    middle.legend(fontsize="small", ncols=2)
+        means = [_mean(r["modules"][name].get(key) for name in names) for r in refreshes]
+        colour = colours[number % len(colours)]
+        axis.plot(steps, means, label=kind, color=colour, marker=".", linewidth=1.5)
+    word, unit = WORDS[key]
+    axis.set(title=f"mean {word} by module type", xlabel="update", ylabel=unit)
 
 
 def _draw_losses(metrics: list[dict[str, Any]], evaluations: list[dict[str, Any]], right: Any) -> None:

@@ -77,6 +77,8 @@ def run(args: argparse.Namespace) -> None:
     if args.dtype or SHARDINGS[name].masters:
         refreshed["dtype"] = getattr(torch, args.dtype or "float32")
     found = forecast(replace(job, **refreshed), sharding, replace(_machine(args.machine), **rank))
+    if recipe is not None and not recipe.decay.reads_spectra and not args.json:
+        print(f"policy {recipe.decay.policy}: reads no spectra, so its runs gather none of what follows")
     print(json.dumps(found.as_dict()) if args.json else found.text())
 
 

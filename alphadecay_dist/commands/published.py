@@ -151,9 +151,9 @@ def published_table(
         for seed in seeds:
             place = {METHOD: method, DECAY: decay, SEED: str(seed)}
             options = _options(choice, preset["optimizer"], method, decay, seed)
-            cell = Cell(place, size["recipe"], deepspeed, options, folder_of(folder, place), published=known)
-            cells.append(changed(cell, overrides))
-    chosen = dict(enumerate(cells))
+            folder_of_cell = folder_of(folder, place)
+            cells.append(Cell(place, size["recipe"], deepspeed, options, folder_of_cell, published=known))
+    chosen = dict(enumerate(changed(cells, overrides)))
     for axis, kept in ((METHOD, methods), (DECAY, decays)):
         chosen = _kept(chosen, axis, kept)
     notes = [*tree["ways"][choice.way]["differences"], *tree["differences"]]

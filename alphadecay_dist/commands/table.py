@@ -19,9 +19,10 @@ from alphadecay_dist.commands.published import (
     names_preset,
     published_table,
     seeds_of,
+    sizes_of,
 )
 from alphadecay_dist.commands.results import FORMATS, render
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.training.arguments import Parser
 
 OF_PRESETS = ("size", "way", "seeds", "methods", "decays", "output", "deepspeed")
@@ -89,7 +90,10 @@ def _run(table: Table, args: argparse.Namespace) -> int:
     if args.ranks is not None and args.ranks < 1:
         raise UserError(f"--ranks: found {args.ranks}, expected 1 or more")
     from alphadecay_dist.commands.cell_runs import run_cells
+    from alphadecay_dist.engines.zero.config import read_json
 
+    for path in {cell.deepspeed for cell in table.cells.values() if cell.deepspeed is not None}:
+        read_json(path)  # a mistake of all cells is said once, before any begins
     ranks = _gpus() if args.ranks is None else args.ranks
     code = run_cells(table.cells, ranks)
     print(_results(table, args.format))
@@ -120,7 +124,9 @@ def _table(args: argparse.Namespace) -> Table:
         return _own_table(args)
     if args.preset is not None and args.table is not None:
         raise UserError(f"table {args.table}: found --preset {args.preset} as well; give one of them")
-    given = choice_of(args.table if args.preset is None else f"{args.preset}:{args.size or ''}")
+    if args.preset is not None and args.size is None:
+        raise UserError(f"--size: missing, expected one of {', '.join(sizes_of(args.preset))}")
+    given = choice_of(args.table if args.preset is None else f"{args.preset}:{args.size}")
     if args.preset is None and args.size is not None:
         raise UserError(f"--size {args.size}: the table is {args.table} already")
     choice = Choice(
@@ -142,10 +148,12 @@ def _table(args: argparse.Namespace) -> Table:
 def _own_table(args: argparse.Namespace) -> Table:
     """A YAML file's."""
     require_there(Path(args.table), A_TABLE)
+    if not os.path.isfile(args.table):
+        raise UserError(f"table {shown(args.table)}: found a directory, expected {A_TABLE}")
     for name in OF_PRESETS:
         if getattr(args, name) is not None:
             raise UserError(f"--{name}: belongs to a preset; in {args.table} it is an axis, or in the file")
-    cells = [changed(cell, args.overrides) for cell in read_table(args.table)]
+    cells = changed(read_table(args.table), args.overrides)
     return Table(args.table, dict(enumerate(cells)))
 
 

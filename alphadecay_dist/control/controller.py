@@ -38,7 +38,7 @@ from alphadecay_dist.params.group_snapshot import GroupSnapshot
 from alphadecay_dist.params.groups import weights_in
 from alphadecay_dist.params.inventory import Weight, tuned_weights
 from alphadecay_dist.sharding.collectives import Collectives
-from alphadecay_dist.sharding.planning import analysed
+from alphadecay_dist.sharding.planning import analysed, require_factors
 
 STATE_KEY = "alphadecay"  # the one key of state_dict(): its value is a JSON string, safe in any checkpoint
 
@@ -96,6 +96,7 @@ class AlphaDecay:
             require_parts(parts)
             named = self._named(trained.model, parts or {})
             weights = analysed(named, trained.model, self.settings, parts)
+            require_factors(self.settings, weights)
         self._measure = measure_for(Measured(self._host, weights, self.settings, read_as))
         self._table = ModuleTable(weights, self.settings)
         self._updates = 0

@@ -69,6 +69,6 @@ def controller_for(
     dtype: torch.dtype,
 ) -> DecayController:
     """The controller of the settings' policy; the arguments are those of :class:`AlphaDecay`. Collective."""
-    if settings.policy == UNIFORM:
+    if settings.policy == UNIFORM and not settings.cautious:
         return FixedDecay()
     return AlphaDecay(model, optimizer, settings, engine=engine, dtype=dtype)

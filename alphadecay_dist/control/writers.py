@@ -105,7 +105,7 @@ def choose_apply(settings: Settings, optimizer: str, refusal: str | None) -> tup
         ``premultiply`` or ``groups``, and why.
     """
     if settings.needs_groups:
-        return GROUPS, f"policy {settings.policy} needs a group per matrix"
+        return GROUPS, f"{settings.what_needs_groups} needs a group per matrix"
     if optimizer.lower() != "adamw":
         return GROUPS, f"the optimizer is {optimizer}, and premultiplying is AdamW's decoupled decay"
     if refusal is not None:

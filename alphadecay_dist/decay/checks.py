@@ -64,6 +64,12 @@ def _check_numbers(settings: Settings) -> None:
         isinstance(settings.until, Real) and 0 <= settings.until < math.inf
     ):
         raise UserError(f"until: found {shown(settings.until)}, expected updates, or None")
+    if not isinstance(settings.cautious, bool):
+        raise UserError(f"cautious: found {shown(settings.cautious)}, expected true or false")
+    if settings.factors is not None and not isinstance(settings.factors, str):
+        raise UserError(
+            f"factors: found {shown(settings.factors)}, expected a text such as 'q_proj=0.7,mlp=2', or None"
+        )
     if settings.factors is not None:
         parse_factors(settings.factors)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -130,14 +130,23 @@ def by_type(settings: Settings, moment: Moment) -> dict[str, Assignment]:
     if settings.factors is None:
         typical = {name: _typical_alpha(name) for name in moment.values}
         return by_shape(settings, Moment(typical, moment.last, moment.sizes))
+    require_patterns(settings, moment.values)
     factors = parse_factors(settings.factors)
-    for pattern in factors:
-        if not any(_is_of(name, pattern) for name in moment.values):
+    ratios = {name: next((f for p, f in factors.items() if _is_of(name, p)), 1.0) for name in moment.values}
+    return {name: Assignment(settings.weight_decay * ratio, ASSIGNED) for name, ratio in ratios.items()}
+
+
+def require_patterns(settings: Settings, names: Collection[str]) -> None:
+    """Refuse factors that are of no matrix, also before any was measured.
+
+    Raises:
+        UserError: a pattern of ``factors`` matches nothing.
+    """
+    for pattern in parse_factors(settings.factors) if settings.factors is not None else ():
+        if not any(_is_of(name, pattern) for name in names):
             raise UserError(
                 f"factors: {pattern!r} matches no tuned module; give parts of their names, such as q_proj=0.7"
             )
-    ratios = {name: next((f for p, f in factors.items() if _is_of(name, p)), 1.0) for name in moment.values}
-    return {name: Assignment(settings.weight_decay * ratio, ASSIGNED) for name, ratio in ratios.items()}
 
 
 def dealt_by_seed(settings: Settings, moment: Moment) -> dict[str, Assignment]:

@@ -26,6 +26,7 @@ NORM_RATIO = "norm_ratio"  # the norm of all gradients over that of all weights
 LEARNING_RATE = "learning_rate"  # the rate of this update over the peak
 NOTHING = "nothing"
 
+STATIC = "static"  # the policy that ``factors`` is of
 UNIFORM = "uniform"  # the policy that has nothing to do
 
 # What is moved.
@@ -89,7 +90,7 @@ POLICIES: dict[str, Policy] = {
     "adadecay_original": Policy(
         GRADIENT_MOMENTS, maps.base, COORDINATE_DECAY, every_update, each_update=True
     ),
-    "static": Policy(NOTHING, maps.by_type, MATRIX_DECAY, at_start),
+    STATIC: Policy(NOTHING, maps.by_type, MATRIX_DECAY, at_start),
     "shuffled": Policy(SPECTRUM, maps.dealt_by_seed, MATRIX_DECAY, every_interval, overlaps=True),
     "uniform_matched": Policy(SPECTRUM, maps.mean_of_shape, MATRIX_DECAY, every_interval, overlaps=True),
     "adamc": Policy(LEARNING_RATE, maps.proportional, MATRIX_DECAY, every_update, each_update=True),

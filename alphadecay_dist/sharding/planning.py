@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from alphadecay_dist.decay.maps import require_patterns
+from alphadecay_dist.decay.policies import STATIC
 from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.notices import notice
@@ -164,6 +166,16 @@ def costs_of(weights: Sequence[Weight], tridiagonal: float, windows: Windows | N
 def parts_of(weight: Weight) -> list[str]:
     """The parts of a weight, over all its units."""
     return [part for unit in weight.units() for part in weight.parts(unit)]
+
+
+def require_factors(settings: Settings, weights: Sequence[Weight]) -> None:
+    """Refuse factors of ``static`` that are of none of the weights.
+
+    Raises:
+        UserError: a pattern matches nothing.
+    """
+    if settings.policy == STATIC:
+        require_patterns(settings, [part for weight in weights for part in parts_of(weight)])
 
 
 def exchange_device(sources: Sequence[ShardSource], group: dist.ProcessGroup | None) -> torch.device:

@@ -17,6 +17,7 @@ from alphadecay_dist.engines.training import settings_for
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.coverage import require_weights
 from alphadecay_dist.params.inventory import tuned_weights
+from alphadecay_dist.sharding.planning import require_factors
 from alphadecay_dist.training.batch_size import micro_batch
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.options import Options
@@ -48,7 +49,9 @@ def resolve(options: Options) -> ResolvedRun:
     engine_config = _engine_config(config, options.deepspeed)
     task = task_named(config.model.task)
     model = task.model(config)
-    require_weights(tuned_weights(model.shapes), model.shapes)
+    weights = tuned_weights(model.shapes)
+    require_weights(weights, model.shapes)
+    require_factors(config.decay, weights)
     task.check_data(config, model)
     if options.init_from is not None:
         model.initial_values(options.init_from)

@@ -29,6 +29,14 @@ def profile(tmp_path):
     return str(path)
 
 
+def test_a_plan_says_that_a_policy_gathers_nothing(capsys, tmp_path, profile):
+    recipe = tmp_path / "awd.yaml"
+    for policy, first in (("awd", "policy awd: reads no spectra"), ("llr", "28 matrices on 2 of 2 ranks")):
+        recipe.write_text(f"model: {{name: llama_demo}}\ndecay: {{policy: {policy}}}\n")
+        assert cli.main(["plan", "--recipe", str(recipe), "--world_size", "2", "--machine", profile]) == 0
+        assert capsys.readouterr().out.startswith(first)
+
+
 @pytest.mark.parametrize("sharding", ["zero3", "fsdp2"])
 def test_a_plan_of_a_recipe(capsys, profile, sharding):
     options = ["--recipe", "llama_1b", "--world_size", "16", "--sharding", sharding, "--machine", profile]

@@ -82,6 +82,19 @@ def test_a_report_has_a_picture_for_each_thing_that_is_there(tmp_path):
     assert titles([], [], evaluations) == loss
 
 
+def test_a_report_has_no_picture_of_what_a_policy_leaves_out():
+    def titles(module, metrics=()):
+        refreshes = [{"step": 0, "modules": dict.fromkeys(NAMES, module)}] if module else []
+        return [axis.get_title() for axis in _drawn(refreshes, list(metrics), []).axes]
+
+    monitor = {"alpha": 3.0, "weight_decay": None}
+    assert titles(monitor) == ["mean alpha by module type"]
+    assert titles({"alpha": None, "weight_decay": 0.1}) == ["mean weight decay by module type"]
+    rates = {"alpha": 3.0, "weight_decay": 0.1, "lr_ratio": 2.0}
+    assert titles(rates) == ["mean alpha by module type", "mean learning rate by module type"]
+    assert titles(None, [{"step": 1, "loss": 2.0, "mean_decay": 0.3}]) == ["mean weight decay", "loss"]
+
+
 def test_report_of_empty_files_is_one_line(tmp_path, capsys):
     (tmp_path / "decay.jsonl").touch()
     (tmp_path / "metrics.jsonl").touch()

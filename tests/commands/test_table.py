@@ -101,6 +101,34 @@ def test_the_command_gives_what_the_array_needs(table, capsys):
     assert cli.main(["table", path, "--cell", "8"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["{table}", "--train.seed=3"], "--train.seed: has a value of its own in each cell"),
+        (
+            ["{table}", "--decay.cautious"],
+            "--decay.cautious: makes method=uniform and method=cautious the same run",
+        ),
+        (
+            ["adamw:60m", "--decay.policy=awd"],
+            "--decay.policy: makes method=uniform,weight_decay=0.1,seed=0 and",
+        ),
+        (["interval:60m", "--decay.interval=3"], "--decay.interval: makes method=interval_500,"),
+        (["adamw:60m", "--run", "--deepspeed=nowhere.json"], "--deepspeed nowhere.json: no such file"),
+        (["--preset=adamw"], "--size: missing, expected one of 60m, 130m"),
+        (["{folder}"], "found a directory, expected a YAML file"),
+    ],
+)
+def test_a_mistake_in_the_command_is_one_line_before_any_run(table, tmp_path, capfd, argv, message):
+    axes = {"method": {"uniform": {}, "cautious": {"decay.cautious": True}}}
+    path = table(axes=axes if "--decay.cautious" in argv else AXES)
+    assert cli.main(["table", *(word.format(table=path, folder=tmp_path) for word in argv)]) == 2
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1
+    assert message in printed.err
+
+
 def test_all_cells_of_the_table_that_comes_along_are_sound(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # none of them has begun here
     cells = read_table(str(ROOT / "slurm" / "table.yaml"))

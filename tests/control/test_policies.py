@@ -130,6 +130,26 @@ def test_uniform_has_nothing_to_do_in_the_trainer():
     assert decays_in(optimizer) == before
 
 
+def test_a_cautious_uniform_is_the_policy_cautious_in_the_trainer():
+    weights = []
+    for settings in (
+        Settings(policy="uniform", cautious=True),
+        Settings(policy="cautious"),
+        Settings(policy="uniform"),
+    ):
+        model, optimizer, _ = setup()
+        decay = controller_for(model, optimizer, settings, engine=None, dtype=torch.float32)
+        update(model, optimizer, decay, 0)
+        weights.append(torch.cat([weight.detach().flatten() for weight in model.parameters()]))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_factors_of_no_module_are_refused_before_any_update():
+    with pytest.raises(UserError, match="factors: 'nothing' matches no tuned module"):
+        setup(policy="static", factors="nothing=2")
+
+
 def test_uniform_writes_the_base_decay_over_what_another_policy_left():
     model, optimizer, decay = setup()
     update(model, optimizer, decay, 0)
@@ -158,6 +178,8 @@ def test_a_recipes_decay_section_is_the_librarys_settings():
             UserError,
             "policy: found 'awdd', expected one of uniform",
         ),
+        ({"weight_decay": 0.1, "cautious": "no"}, UserError, "cautious: found 'no', expected true or false"),
+        ({"weight_decay": 0.1, "factors": {"mlp": 2}}, UserError, "factors: found .*expected a text such as"),
         ({"weight_decay": 0.1, "device": "gpu"}, UserError, "device: found 'gpu', expected one of auto, cu"),
         ({"weight_decay": 0.1, "memory_budget": 0}, UserError, "memory_budget: found 0, expected a whole"),
     ],

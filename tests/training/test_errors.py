@@ -62,6 +62,10 @@ def prepared(folder):
 
 # What is wrong: options from a folder, and the words that the line must have.
 BEFORE_THE_RANKS_MEET = {
+    "factors of no module": (
+        lambda _: ["--decay.policy=static", "--decay.factors=nothing=2"],
+        ["factors: 'nothing' matches no tuned module"],
+    ),
     "unknown recipe": (lambda _: ["--recipe=llama_60"], ["'llama_60'", "did you mean 'llama_60m'"]),
     "missing recipe file": (lambda _: ["--recipe=no/such.yaml"], ["no/such.yaml: no such file"]),
     "unknown key": (lambda _: ["--train.stepz=3"], ["train.stepz", "did you mean 'steps'"]),

@@ -80,6 +80,7 @@ def config_of(name: str, sizes: Mapping[str, Any], seq_len: int) -> LlamaConfig:
     taken = {"tie_word_embeddings": False, **{key: sizes[key] for key in TAKEN if key in sizes}}
     try:
         config = LlamaConfig(use_cache=False, **taken)
+        nn.Embedding(config.vocab_size, 1, config.pad_token_id, device="meta")  # checks the padding token
         build_on_meta(config)
     except Exception as error:  # transformers and torch raise a dozen unrelated types
         reason = " ".join(str(error).split())[:300]
@@ -141,7 +142,10 @@ class Llama(LlamaForCausalLM):
     """transformers' LLaMA, whose output is the loss: logits of a whole batch are never held."""
 
     def __init__(self, config: LlamaConfig) -> None:
+        # transformers would set the padding token's row to 0, which zero.Init has taken away by then.
+        padding, config.pad_token_id = config.pad_token_id, None
         super().__init__(config)
+        config.pad_token_id = self.model.embed_tokens.padding_idx = padding
         self.lm_head.__class__ = LossHead  # its parameter may be sharded, or the embedding's, already
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
