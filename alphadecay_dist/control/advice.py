@@ -121,6 +121,7 @@ class Advice:
     def __init__(self, host: Host, settings: Settings, tuned: str, coverage: Coverage) -> None:
         self._host = host
         self._speaks = host.group is None or dist.get_rank(host.group) == 0
+        self._moves = settings.row.moves is not None
         self._said: set[str] = set()
         self._last: tuple[int, bool] | None = None  # the engine's updates at the last step(), and its answer
         self._began = False
@@ -144,7 +145,7 @@ class Advice:
         self._first = None
         self._last = None if updates is None else (updates, boundary)
         if boundary:
-            if _takes_turns(self) and self._began:
+            if self._moves and _takes_turns(self) and self._began:
                 self._say(TURNS)
             self._began = True
 
