@@ -326,6 +326,15 @@ class AlphaDecay:
         self._host.loaded()
         self._write()
 
+    def begin_at(self, updates: int) -> None:
+        """Begin in a run of so many updates without AlphaDecay: act before the next one, and count on.
+
+        Args:
+            updates: that the run has made.
+        """
+        self._cancel_pending()
+        self._updates, self._refreshed_at, self._written_at = updates, None, None
+
     def _write(self, found: Mapping[str, Measurement] = MappingProxyType({})) -> None:
         """Hand each module's number to what applies it, in groups that have their names. Collective.
 

@@ -22,6 +22,7 @@ from alphadecay_dist.sharding.collectives import Collectives
 from alphadecay_dist.sharding.planning import parts_of
 from alphadecay_dist.spectral.report import NON_FINITE, OK
 
+CHUNK = 2**16  # elements that are made fp64 at once on a CPU
 STABILIZER = 1e-8  # added to the norm of all weights, as in AWD's released code
 
 
@@ -151,8 +152,12 @@ def _beside_each_other(scalars: Sequence[Tensor]) -> list[float]:
 
 
 def _squares(tensor: Tensor) -> Tensor:
-    """The sum of squares, fp64: of a step on whole tensors, as nothing of their size is made."""
-    return torch.linalg.vector_norm(tensor, dtype=torch.float64).square()
+    """The sum of squares, fp64; nothing of the tensor's size is made."""
+    if tensor.is_cuda:
+        return torch.linalg.vector_norm(tensor, dtype=torch.float64).square()
+    # On CPUs that call is not vectorised: chunks that stay in the cache are many times faster.
+    chunks = (chunk.double() for chunk in tensor.reshape(-1).split(CHUNK))
+    return torch.stack([torch.dot(chunk, chunk) for chunk in chunks]).sum()
 
 
 def _measurement(value: float, metrics: dict[str, float] | None = None) -> Measurement:
