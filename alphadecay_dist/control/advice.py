@@ -68,8 +68,7 @@ def _other_base(host: Host, weight_decay: float) -> Iterator[str]:
 
 
 def _not_decoupled(optimizer: torch.optim.Optimizer) -> Iterator[str]:
-    coupled = not any(group.get("decoupled_weight_decay", False) for group in optimizer.param_groups)
-    if isinstance(optimizer, ADAPTIVE) and not isinstance(optimizer, torch.optim.AdamW) and coupled:
+    if _divides_decay(optimizer):
         yield (
             f"optimizer: found {type(optimizer).__name__}, which adds the decay to the gradient (L2) and "
             "divides both by the gradient's size, so that decays do not act by their ratios; use "
@@ -77,12 +76,22 @@ def _not_decoupled(optimizer: torch.optim.Optimizer) -> Iterator[str]:
         )
 
 
+def _divides_decay(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it adds its decay to the gradient, and divides both by the gradient's size."""
+    coupled = not any(group.get("decoupled_weight_decay", False) for group in optimizer.param_groups)
+    return isinstance(optimizer, ADAPTIVE) and not isinstance(optimizer, torch.optim.AdamW) and coupled
+
+
 def _rounded_away(host: Host, weight_decay: float) -> Iterator[str]:
-    """Of half precision weights without fp32 masters; premultiplying them is refused elsewhere."""
+    """Of half precision weights without fp32 masters; premultiplying them is refused elsewhere.
+
+    Not of adaptive optimizers with an L2 decay, whose steps are of the learning rate's size with it too.
+    """
     low = sorted(low_precision(host), key=str)
     groups = host.optimizer.param_groups
     fused = all(group.get("fused") for group in groups)
-    if low and not fused and type(host.optimizer).__module__.startswith("torch.optim"):
+    own = type(host.optimizer).__module__.startswith("torch.optim")
+    if low and own and not fused and not _divides_decay(host.optimizer):
         limit = torch.finfo(low[0]).eps / 4  # half of the distance from a number to the next smaller one
         rate = max(float(group.get("initial_lr", group["lr"])) for group in groups)
         yield (
@@ -112,6 +121,7 @@ class Advice:
     def __init__(self, host: Host, settings: Settings, tuned: str, coverage: Coverage) -> None:
         self._host = host
         self._speaks = host.group is None or dist.get_rank(host.group) == 0
+        self._moves = settings.row.moves is not None
         self._said: set[str] = set()
         self._last: tuple[int, bool] | None = None  # the engine's updates at the last step(), and its answer
         self._began = False
@@ -135,7 +145,7 @@ class Advice:
         self._first = None
         self._last = None if updates is None else (updates, boundary)
         if boundary:
-            if _takes_turns(self) and self._began:
+            if self._moves and _takes_turns(self) and self._began:
                 self._say(TURNS)
             self._began = True
 

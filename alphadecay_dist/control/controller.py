@@ -28,6 +28,7 @@ from alphadecay_dist.control.refresh import Measurement, Refresh, TunedModule
 from alphadecay_dist.control.state import DecayState
 from alphadecay_dist.control.writers import writer_for
 from alphadecay_dist.decay import Assignment
+from alphadecay_dist.decay.assign import KEPT
 from alphadecay_dist.decay.maps import Moment
 from alphadecay_dist.decay.settings import Settings, only_watches, settings_from
 from alphadecay_dist.engines.given import unwrapped
@@ -102,7 +103,6 @@ class AlphaDecay:
         self._updates = 0
         self._refreshed_at: int | None = None
         self._written_at: int | None = None
-        self._succeeds = False  # the state that was loaded is another policy's
         self._pending: PendingRefresh | None = None
         with self._ranks.raise_on_all_ranks():
             self._writer = writer_for(self.settings, self._host, named)
@@ -150,8 +150,7 @@ class AlphaDecay:
             return None
         refresh = self._finish()
         due = self._due()
-        self._succeeds = self._succeeds and not due
-        if due and self.settings.lag:
+        if due and self.settings.lag and self.settings.row.overlaps:
             self._cancel_pending()
             self._pending = self._background.begin(self._updates)
             self._refreshed_at = self._updates
@@ -164,8 +163,9 @@ class AlphaDecay:
         return refresh
 
     def _due(self) -> bool:
-        """Whether the policy acts now: by its calendar, or for the first time after another one."""
-        return self._refreshed_at != self._updates and (self._succeeds or self.settings.due(self._updates))
+        """Whether the policy acts now: by its calendar, or as it begins in a run that another one began."""
+        begins = self._refreshed_at is None and self.settings.due_at_first(self._updates)
+        return (self.settings.due(self._updates) or begins) and self._refreshed_at != self._updates
 
     @torch.no_grad()
     def _act(self) -> None:
@@ -178,7 +178,7 @@ class AlphaDecay:
         """Write how far a change has come that is spread over updates."""
         spread, written = self.settings.row.spread, self._written_at
         if spread and written is not None and self._updates < written + spread:
-            self._writer.write(self._table.module_numbers(self._share_at(self._updates)), {})
+            self._writer.write(self._table.written(self._share_at(self._updates)), {})
 
     def _share_at(self, updates: int) -> float:
         """How far the update after so many is from what was assigned before to what was assigned last."""
@@ -241,10 +241,11 @@ class AlphaDecay:
         """Map what was found, keep it, and hand it to what applies it."""
         values = {name: found.value for name, found in shared.items()}
         first = self._written_at is None
-        moment = Moment(values, self._table.numbers, self._table.sizes, first)
+        moment = Moment(values, self._table.numbers, self._table.sizes, first, self._table.weight_of)
         assigned = self.settings.assign_to(moment)
         self._table.refreshed(shared, assigned, self._share_at(self._updates - 1))
-        self._written_at, self._succeeds = self._updates, False
+        if not first or any(own.case != KEPT for own in assigned.values()):
+            self._written_at = self._updates  # where all is undefined nothing has begun
         self._write(shared)
         return assigned
 
@@ -276,6 +277,7 @@ class AlphaDecay:
             self._table.statuses,
             self._table.before if self.settings.row.spread else None,
             self._written_at,
+            self._table.largest_before if self.settings.row.spread else None,
         )
         return {STATE_KEY: json.dumps(state.as_dict())}
 
@@ -284,7 +286,8 @@ class AlphaDecay:
 
         The settings of this object stay as they were constructed. A refresh that was pending in the state is
         written at the update that it was meant for, mapped by the settings of this object; it is dropped
-        where these measure something else. A refresh that is pending here is dropped.
+        where these measure something else. A refresh that is pending here is dropped. After a state of
+        another policy this one begins at the next update.
 
         Collective.
 
@@ -315,14 +318,23 @@ class AlphaDecay:
         self._cancel_pending()
         if loaded.pending is not None and self.settings.measured_as(loaded.settings):
             self._pending = loaded.pending
+        same = loaded.policy == self.settings.policy
         self._updates = loaded.step
-        self._refreshed_at = loaded.refreshed_at
-        self._succeeds = loaded.policy != self.settings.policy
-        self._written_at = None if self._succeeds else loaded.written_at
+        self._refreshed_at = loaded.refreshed_at if same else None
+        self._written_at = loaded.written_at if same else None
         self._table.loaded(loaded)
         self._advice.loaded()
         self._host.loaded()
         self._write()
+
+    def begin_at(self, updates: int) -> None:
+        """Begin in a run of so many updates without AlphaDecay: act before the next one, and count on.
+
+        Args:
+            updates: that the run has made.
+        """
+        self._cancel_pending()
+        self._updates, self._refreshed_at, self._written_at = updates, None, None
 
     def _write(self, found: Mapping[str, Measurement] = MappingProxyType({})) -> None:
         """Hand each module's number to what applies it, in groups that have their names. Collective.
@@ -334,7 +346,7 @@ class AlphaDecay:
             with self._ranks.raise_on_all_ranks():
                 restored = self._groups.restore(self._host.param_groups())
             self._advice.restored(restored)
-        self._writer.write(self._table.module_numbers(self._share_at(self._updates)), found)
+        self._writer.write(self._table.written(self._share_at(self._updates)), found)
 
     def _named(self, model: nn.Module, parts: Mapping[str, Sequence[int]]) -> list[Weight]:
         """The weights that the groups name; those of the default rule where the policy needs no groups."""

@@ -88,6 +88,7 @@ class CoordinateDecay:
 
     @torch.no_grad()
     def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self._restore()  # after a step that raised
         for group in optimizer.param_groups:
             moments = self._moments_of(group)
             if self._by_gradient and moments is None and not self._cautious:
@@ -122,6 +123,10 @@ class CoordinateDecay:
         for held in self._held:
             agrees = (held.before - held.weight) * held.before >= 0
             held.weight.sub_(held.strength * held.before * agrees)
+        self._restore()
+
+    def _restore(self) -> None:
+        """Give the groups their decays again, and let go of what was kept."""
         for group, decay in self._decays:
             group["weight_decay"] = decay
         self._held.clear()
@@ -139,7 +144,7 @@ def is_decoupled(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the optimizer multiplies its decay into the weights; assumed of classes not torch's own."""
     if all(group.get("decoupled_weight_decay", False) for group in optimizer.param_groups):
         return True
-    own = isinstance(optimizer, torch.optim.AdamW | torch.optim.Muon)
+    own = isinstance(optimizer, torch.optim.AdamW | torch.optim.Muon | torch.optim.Adafactor)
     return own or not type(optimizer).__module__.startswith("torch.optim")
 
 

@@ -16,6 +16,7 @@ from alphadecay_dist.decay.policies import (
     NOTHING,
     SPECTRUM,
 )
+from alphadecay_dist.sharding.planning import require_same_choices
 
 MEASURES: dict[str, Callable[[Measured], Measure]] = {
     SPECTRUM: SpectrumMeasure,
@@ -28,5 +29,11 @@ MEASURES: dict[str, Callable[[Measured], Measure]] = {
 
 
 def measure_for(measured: Measured) -> Measure:
-    """The measure of the settings' policy. Collective."""
-    return MEASURES[measured.settings.row.measure](measured)
+    """The measure of the settings' policy. Collective.
+
+    Raises:
+        UserError: the ranks have different settings or models; see the measures.
+    """
+    settings, group = measured.settings, measured.host.group
+    require_same_choices(measured.weights, settings, group=group, dtype=measured.dtype)
+    return MEASURES[settings.row.measure](measured)

@@ -18,7 +18,9 @@ from alphadecay_dist.control.refresh import (
 )
 from alphadecay_dist.control.state import DecayState
 from alphadecay_dist.decay import Assignment, weight_decay_of
+from alphadecay_dist.decay.policies import MATRIX_RATE
 from alphadecay_dist.decay.settings import Settings
+from alphadecay_dist.params.groups import UNTUNED_MATRICES
 from alphadecay_dist.params.inventory import Weight
 from alphadecay_dist.sharding.planning import parts_of
 
@@ -32,9 +34,11 @@ class ModuleTable:
 
     Attributes:
         sizes: weights in each part.
+        weight_of: the module of each part.
         alphas: None where undefined.
         numbers: what was assigned last: decays, or learning rates in base learning rates.
-        before: what was assigned before that.
+        before: what was assigned before that, or was reached of it.
+        largest_before: the same of embeddings and head, which have the largest of all numbers.
         statuses: of the last refresh.
     """
 
@@ -47,9 +51,11 @@ class ModuleTable:
             for name, own in self._parts.items()
             for part in own
         }
+        self.weight_of = {part: name for name, own in self._parts.items() for part in own}
         self.alphas: dict[str, float | None] = dict.fromkeys(self.sizes)
         self.numbers = dict.fromkeys(self.sizes, settings.start)
         self.before = dict(self.numbers)
+        self.largest_before = settings.start
         self.statuses = dict.fromkeys(self.sizes, NOT_REFRESHED)
 
     def __str__(self) -> str:
@@ -62,7 +68,7 @@ class ModuleTable:
     ) -> None:
         """Take up what a refresh found and assigned, by part; ``share`` as in :meth:`module_numbers`."""
         self.alphas = {part: own.alpha for part, own in found.items()}
-        self.before = self._reached(share)
+        self.before, self.largest_before = self._reached(share), self._largest(share)
         self.numbers = {part: assignment.weight_decay for part, assignment in assigned.items()}
         self.statuses = {part: status_of(own, assigned[part]) for part, own in found.items()}
 
@@ -77,6 +83,8 @@ class ModuleTable:
         self.alphas = {part: state.alphas[part] for part in self.sizes}
         self.numbers = {part: numbers[part] for part in self.sizes}
         self.before = {part: (state.before or numbers)[part] if same else start[part] for part in self.sizes}
+        kept = state.largest_before if same else None
+        self.largest_before = max(self.before.values()) if kept is None else kept
         self.statuses = {part: state.statuses[part] for part in self.sizes}
 
     def module_numbers(self, share: float = 1.0) -> dict[str, float]:
@@ -89,6 +97,16 @@ class ModuleTable:
         return {
             name: weight_decay_of([reached[part] for part in parts]) for name, parts in self._parts.items()
         }
+
+    def written(self, share: float = 1.0) -> dict[str, float]:
+        """What is written: each module's number, and of rates that of embeddings and head."""
+        rates = self._settings.row.moves == MATRIX_RATE
+        return self.module_numbers(share) | ({UNTUNED_MATRICES: self._largest(share)} if rates else {})
+
+    def _largest(self, share: float) -> float:
+        """What embeddings and head have: on its own way to the largest number of all parts."""
+        most = max(self.numbers.values())
+        return most if share >= 1.0 else self.largest_before + share * (most - self.largest_before)
 
     def _reached(self, share: float) -> dict[str, float]:
         if share >= 1.0:

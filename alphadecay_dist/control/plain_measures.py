@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from alphadecay_dist.control.measure import Measure, Measured
 from alphadecay_dist.control.refresh import Measurement
 from alphadecay_dist.params.groups import names_in
@@ -32,14 +34,24 @@ class PlainMeasure(Measure):
 
 
 class LearningRateShare(PlainMeasure):
-    """The learning rate of each matrix now, over the peak: the rate that the optimizer was made with."""
+    """The learning rate of each matrix now, over the peak: the rate that the optimizer was made with.
+
+    Args:
+        measured: what is measured.
+    """
+
+    def __init__(self, measured: Measured) -> None:
+        super().__init__(measured)
+        peak = self._host.optimizer.defaults["lr"]
+        if isinstance(peak, Tensor):  # the groups' own, which schedules change in place
+            peak = self._host.param_groups()[0].get("initial_lr", peak)
+        self._peak = float(peak)
 
     def measure(self) -> dict[str, Measurement]:
         """See :class:`Measure`."""
-        peak = float(self._host.optimizer.defaults["lr"])
         rates = {name: float(group["lr"]) for group in self._host.param_groups() for name in names_in(group)}
         return {
-            part: Measurement(None, rates[name] / peak if peak > 0 else 0.0, OK, 0)
+            part: Measurement(None, rates[name] / self._peak if self._peak > 0 else 0.0, OK, 0)
             for name, parts in self._parts.items()
             for part in parts
         }

@@ -40,6 +40,10 @@ class DecayController(Protocol):
         """Take up a state that is not empty; called after the optimizer was loaded."""
         ...
 
+    def begin_at(self, updates: int) -> None:
+        """Begin in a run that so many updates of a policy without a state have made."""
+        ...
+
 
 class FixedDecay:
     """Leaves the decays as the param groups have them: the controller of Uniform, at no cost."""
@@ -58,6 +62,9 @@ class FixedDecay:
 
     def load_state_dict(self, state: Mapping[str, str]) -> None:
         """The state of another policy, which the run had before: it has no say any more."""
+
+    def begin_at(self, updates: int) -> None:
+        """Nothing to begin."""
 
 
 def controller_for(

@@ -16,7 +16,7 @@ from alphadecay_dist.control.refresh import Measurement
 from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.engines.host import Host
 from alphadecay_dist.params.group_decay import set_decay
-from alphadecay_dist.params.groups import GROUP_KEY, UNTUNED_MATRICES, names_in
+from alphadecay_dist.params.groups import GROUP_KEY, names_in
 from alphadecay_dist.params.inventory import Weight
 
 
@@ -36,8 +36,7 @@ class RateWriter:
     """
 
     def __init__(self, settings: Settings, host: Host, weights: Sequence[Weight]) -> None:
-        self._ratios = dict.fromkeys((weight.name for weight in weights), settings.start)
-        self._largest = settings.start
+        self._ratios: dict[str, float] = {}
         self._host = host
         self._weight_decay = settings.weight_decay
         self._kept: list[tuple[dict[str, Any], Any]] = []
@@ -47,22 +46,26 @@ class RateWriter:
     def write(self, numbers: Mapping[str, float], found: Mapping[str, Measurement]) -> None:
         """See :class:`alphadecay_dist.control.writers.Writer`; here the numbers are ratios.
 
+        That of embeddings and head is named as their group is.
         Decays are the base's, whatever another policy had left in the groups.
         """
         for group in self._host.param_groups():
             if names_in(group):
                 set_decay(group, self._weight_decay, self._weight_decay)
         self._ratios |= numbers
-        self._largest = max(self._ratios.values())
 
     def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self._restore()  # after a step that raised
         for group in optimizer.param_groups:
-            name = group.get(GROUP_KEY, "")
-            ratio = self._largest if name == UNTUNED_MATRICES else self._ratios.get(name, 1.0)
+            ratio = self._ratios.get(group.get(GROUP_KEY, ""), 1.0)
             self._kept.append((group, group["lr"]))
             group["lr"] = group["lr"] * ratio
 
     def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        """Give the groups the schedule's rates again."""
         for group, rate in self._kept:
             group["lr"] = rate
         self._kept.clear()

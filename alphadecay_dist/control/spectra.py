@@ -24,8 +24,7 @@ class SpectrumMeasure(LaggedMeasure):
         measured: what is measured.
 
     Raises:
-        UserError: ranks with other models or settings, a device that is not there, or a lag where products
-            are not exact.
+        UserError: a device that is not there, or a lag where products are not exact.
     """
 
     def __init__(self, measured: Measured) -> None:

@@ -27,6 +27,7 @@ class DecayState:
         statuses: of the last refresh.
         before: what was assigned before that, where a change is spread over updates.
         written_at: updates before the last assignment; None before the first.
+        largest_before: as ``before``, of embeddings and head.
     """
 
     step: int
@@ -38,6 +39,7 @@ class DecayState:
     statuses: Mapping[str, str]
     before: Mapping[str, float] | None = None
     written_at: int | None = None
+    largest_before: float | None = None
 
     @property
     def policy(self) -> str:
@@ -58,6 +60,7 @@ class DecayState:
             "written_at": self.written_at,
             "settings": dict(self.settings),
             "before": self.before and dict(self.before),
+            "largest_before": self.largest_before,
             "pending": self.pending and self.pending.as_dict(),
             "modules": {
                 name: {"alpha": alpha, "weight_decay": self.decays[name], "status": self.statuses[name]}
@@ -85,6 +88,7 @@ class DecayState:
             refreshed_at=_optional(data.get("refreshed_at"), "refreshed_at", counted),
             settings=get(data, "settings", dict),
             before=_before(data.get("before"), modules),
+            largest_before=_optional(data.get("largest_before"), "largest_before", finite),
             written_at=_optional(data.get("written_at", data.get("refreshed_at")), "written_at", counted),
             pending=None if pending is None else _pending(pending),
             alphas={

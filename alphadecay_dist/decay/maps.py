@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -43,12 +43,14 @@ class Moment:
         last: what each matrix has now.
         sizes: number of weights in each.
         first: whether nothing was assigned before.
+        weight_of: the weight that a matrix is part of, of a fused weight or a stack; others are their own.
     """
 
     values: Mapping[str, float | None]
     last: Mapping[str, float]
     sizes: Mapping[str, int]
     first: bool = False
+    weight_of: Mapping[str, str] = field(default_factory=dict)
 
 
 def by_shape(settings: Settings, moment: Moment) -> dict[str, Assignment]:
@@ -91,15 +93,19 @@ def smoothed(settings: Settings, moment: Moment) -> dict[str, Assignment]:
 
 
 def within_layer(settings: Settings, moment: Moment) -> dict[str, Assignment]:
-    """AdaDecay as released: base decay x 2 / (1 + exp(-4 z)) of the z-score within the module's layer."""
+    """AdaDecay as released: base decay x 2 / (1 + exp(-4 z)) of the z-score within the module's layer.
+
+    A weight counts once in its layer, of however many parts it is: they share its gradient norm.
+    """
     values = _at_first(moment)
-    defined = {name: value for name, value in values.items() if value is not None}
-    ratios = {name: 1 + math.tanh(2 * z) for name, z in layer_scores(defined, STABILIZER).items()}
+    weights = {name: moment.weight_of.get(name, name) for name in values}
+    defined = {weights[name]: value for name, value in values.items() if value is not None}
+    ratios = {weight: 1 + math.tanh(2 * z) for weight, z in layer_scores(defined, STABILIZER).items()}
     return {
-        name: Assignment(settings.weight_decay * ratios[name], ASSIGNED)
-        if name in ratios
+        name: Assignment(settings.weight_decay * ratios[weight], ASSIGNED)
+        if weight in ratios
         else Assignment(moment.last[name], KEPT)
-        for name in values
+        for name, weight in weights.items()
     }
 
 
@@ -150,7 +156,7 @@ def require_patterns(settings: Settings, names: Collection[str]) -> None:
 
 
 def dealt_by_seed(settings: Settings, moment: Moment) -> dict[str, Assignment]:
-    """The decays of :func:`by_shape`, each to another matrix: the same dealing at every refresh of a seed."""
+    """The decays of :func:`by_shape`, dealt to the matrices: the same dealing at every refresh of a seed."""
     assigned = by_shape(settings, moment)
     names = sorted(name for name, own in assigned.items() if own.case != KEPT)
     dealt = random.Random(settings.seed).sample(names, len(names))

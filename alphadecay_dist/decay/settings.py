@@ -198,6 +198,10 @@ class Settings:
         """Whether the policy acts after so many updates."""
         return self.row.due(self, updates)
 
+    def due_at_first(self, updates: int) -> bool:
+        """Whether it acts at once in a run that another policy began, and that is so many updates old."""
+        return self.row.due(self, 0) and (self.until is None or updates <= self.until)
+
     def measured_as(self, saved: Mapping[str, object]) -> bool:
         """Whether numbers that were measured under saved settings mean here what they meant there."""
         own = self.as_dict()

@@ -74,6 +74,10 @@ class Host(Protocol):
         """
         ...
 
+    def gradients_refusal(self) -> str | None:
+        """Why the gradients of an update cannot be read here; None where they can."""
+        ...
+
     def gradient_scale(self, norm: float) -> float:
         """What the step will still multiply the gradients with, whose global norm is this."""
         ...

@@ -103,7 +103,10 @@ class Collectives:
     def sum_on_device(self, *values: float | torch.Tensor) -> torch.Tensor:
         """Each value summed over all ranks, fp64 on the device of the sums: nobody waits for it."""
         device = self._device or collective_device(self.group)
-        mine = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in values])
+        if any(isinstance(value, torch.Tensor) for value in values):
+            mine = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in values])
+        else:
+            mine = torch.tensor(values, dtype=torch.float64, device=device)  # in one copy
         if self.group is not None:
             with translate_rank_loss("sums over all ranks"):
                 dist.all_reduce(mine, group=self.group)

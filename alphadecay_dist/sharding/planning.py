@@ -1,6 +1,6 @@
 """From the tuned weights to a schedule that all ranks have agreed on.
 
-1. The ranks compare settings and weights: all must have been given the same.
+1. The ranks compare settings and weights: all must have been given the same (:func:`require_same_choices`).
 2. The engine says how it holds the weights: a source each, with its layout.
 3. The weights become blocks, which get owners and rounds; these make the schedule of the exchange. All of it
    follows from layouts, shapes and budget alone, so that every rank works it out for itself, and
@@ -73,6 +73,29 @@ def analysed(
     return kept
 
 
+def require_same_choices(
+    weights: Sequence[Weight],
+    settings: Settings,
+    *,
+    group: dist.ProcessGroup | None,
+    dtype: torch.dtype | None,
+) -> None:
+    """Compare across ranks what was chosen, before anything follows from it. Collective.
+
+    Raises:
+        UserError: the ranks have different settings or models.
+    """
+    chosen = {**settings.as_dict(), "dtype": dtype, "memory_budget": settings.memory_budget}
+    lines = [f"{name} {value}" for name, value in chosen.items()]
+    lines += [f"{weight.name}: shape {weight.shape}, parts {parts_of(weight)}" for weight in weights]
+    Collectives(group).require_equal(
+        "the ranks were given different settings or models",
+        lines,
+        "construct AlphaDecay with the same ones on every rank",
+        kind=UserError,
+    )
+
+
 def plan_exchange(
     weights: Sequence[Weight],
     sources: Callable[[], list[ShardSource]],
@@ -93,20 +116,11 @@ def plan_exchange(
         budget: bytes that the gathering may hold at once on a rank; None is the default.
 
     Raises:
-        UserError: the ranks have different settings or models, or weights of several types.
+        UserError: weights of several types.
         ValueError: the pieces of a weight do not cover it.
         RuntimeError: the ranks planned differently, or one does not hold what its layout says.
     """
-    chosen = {**settings.as_dict(), "dtype": dtype, "memory_budget": budget}
-    lines = [f"{name} {value}" for name, value in chosen.items()]
-    lines += [f"{weight.name}: shape {weight.shape}, parts {parts_of(weight)}" for weight in weights]
     ranks = Collectives(group)
-    ranks.require_equal(
-        "the ranks were given different settings or models",
-        lines,
-        "construct AlphaDecay with the same ones on every rank",
-        kind=UserError,
-    )
     held = sources()
     device = exchange_device(held, group)
     with ranks.raise_on_all_ranks():

@@ -130,6 +130,8 @@ class Trainer:
         restore.load(saved.checkpoint, self._companion.state(), self._ranks)
         if saved.state.decay:
             self._decay.load_state_dict(saved.state.decay)
+        else:
+            self._decay.begin_at(saved.checkpoint.manifest.step)
         self.progress = Progress(saved.checkpoint.manifest.step, saved.state.tokens)
         self._saver.saved_at = self.progress.step
 

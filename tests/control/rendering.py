@@ -106,7 +106,8 @@ class Rendering:
             self.target = linear(alphas, LOW, HIGH)
         share = min(1.0, (update - self._at + 1) / SPREAD)
         reached = {n: self._from[n] + share * (self.target[n] - self._from[n]) for n in TUNED}
-        self.ratios = reached | {REST: max(reached.values())}
+        most = max(self.target[n] for n in TUNED)  # the embedding is given the largest alpha
+        self.ratios = reached | {REST: self._from[REST] + share * (most - self._from[REST])}
 
     def _awd(self, update, weights, gradients):
         norm = math.sqrt(sum(g.double().square().sum() for g in gradients.values()))

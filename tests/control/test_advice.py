@@ -74,6 +74,24 @@ def test_an_l2_decay_that_is_divided_by_the_gradient_is_doubted(kind):
     assert text.startswith(f"optimizer: found {kind.__name__}, which adds the decay to the gradient (L2)")
 
 
+def test_a_monitor_beside_another_policy_is_meant():
+    def both():
+        model, optimizer, decay = setup()
+        watch = AlphaDecay(model, optimizer, policy="monitor")
+        for number in range(3):
+            watch.step()
+            update(model, optimizer, decay, number)
+
+    assert said(both) == []
+
+
+def test_l2_adam_does_not_lose_decays_of_bf16_weights():
+    """Its steps have the size of the learning rate whatever the decay adds to the gradient."""
+    texts = said(lambda: construct(torch.optim.Adam, dtype=torch.bfloat16))
+    assert ["fp32 masters" in text for text in texts] == [False]
+    assert "fp32 masters" in said(lambda: construct(torch.optim.SGD, dtype=torch.bfloat16))[0]
+
+
 def test_two_controllers_that_step_in_turn_are_doubted_once():
     def both():
         one, other = setup(), setup(seed=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import deepspeed
 import pytest
 import torch
 from torch import nn
@@ -192,3 +193,153 @@ def test_untuned_weights_that_decay_nothing_get_nothing_from_awd():
     found = decays_in(optimizer)
     assert found.pop("untuned") == 0
     assert len(set(found.values())) == 1
+
+
+def test_awd_begins_with_the_first_gradients_that_are_finite():
+    (model, optimizer, decay), (other, plain, expected) = (setup(policy="awd", factor=0.5) for _ in range(2))
+    model(torch.ones(1, 172)).backward()
+    next(iter(model.parameters())).grad.fill_(float("nan"))
+    decay.step()  # and no step of the optimizer, as under a gradient scaler
+    update(model, optimizer, decay, 1)
+    update(other, plain, expected, 1)
+    assert decays_in(optimizer) == decays_in(plain)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_adamc_knows_the_peak_of_a_learning_rate_that_is_a_tensor(warm):
+    """Schedules change such a rate in place, also where the optimizer keeps what it was made with."""
+    model = Uneven(TUNABLE)
+    groups = param_groups(model, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(groups, lr=torch.tensor(1e-3), foreach=False)
+
+    def schedule():
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: done / 4)
+
+    schedules = [schedule()] if warm else []
+    decay = AlphaDecay(model, optimizer, policy="adamc", **SETTINGS)
+    schedules = schedules or [schedule()]
+    for number in range(3):
+        update(model, optimizer, decay, number)
+        found = list(decays_in(optimizer).values())
+        assert found == pytest.approx([0.1 * number / 4] * len(found))
+        schedules[0].step()
+
+
+@pytest.mark.parametrize("policy", ["cautious", "llr", "adadecay_original"])
+def test_groups_are_whole_again_after_a_step_that_raised(policy):
+    def run(raising):
+        model, optimizer, decay = setup(policy=policy)
+        update(model, optimizer, decay, 0)
+        if raising:
+            handle = optimizer.register_step_pre_hook(lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                optimizer.step()
+            handle.remove()
+        optimizer.zero_grad()
+        optimizer.step()
+        return [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+
+    assert run(raising=True) == run(raising=False) == [(1e-3, 0.1)] * len(TUNABLE)
+
+
+def test_adafactors_decay_is_decoupled():
+    """theta * decay is multiplied into its weights, and a cautious decay is at home with it."""
+    controller(torch.optim.Adafactor, policy="cautious")
+    model, rate = Uneven(TUNABLE), 1e-2
+    optimizer = torch.optim.Adafactor(param_groups(model, weight_decay=0.1), lr=rate)
+    plain = Uneven(TUNABLE)
+    plain.load_state_dict(model.state_dict())
+    other = torch.optim.Adafactor(param_groups(plain, weight_decay=0.0), lr=rate)
+    decay = AlphaDecay(model, optimizer, policy="adadecay_original", **SETTINGS)
+    before, (weight, without) = (
+        model.layers[0]["up"].weight.detach().clone(),
+        (own.layers[0]["up"].weight for own in (model, plain)),
+    )
+    for own, step in ((model, optimizer), (plain, other)):
+        own(torch.randn(2, 172, generator=torch.Generator().manual_seed(0))).backward()
+        if own is model:
+            decay.step()
+        gradient = own.layers[0]["up"].weight.grad.clone()
+        step.step()
+    size = gradient.abs()
+    theta = 2 / (1 + torch.exp(-4 * (size - size.mean()) / (size.std(unbiased=False) + 1e-8)))
+    lost = without.detach() - weight.detach()
+    assert (lost - rate * 0.1 * theta * before).norm() < 0.02 * lost.norm()
+
+
+def other_settings(options):
+    model = nn.parallel.DistributedDataParallel(Uneven(TUNABLE))
+    optimizer = torch.optim.AdamW(param_groups(model, weight_decay=0.1), lr=1e-3)
+    with pytest.raises(UserError, match="the ranks were given different settings or models: rank 0 has"):
+        AlphaDecay(model, optimizer, **{**SETTINGS, **options[torch.distributed.get_rank()]})
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    "options",
+    [
+        ({"policy": "awd", "factor": 1.0}, {"policy": "awd", "factor": 2.0}),
+        ({"policy": "static", "factors": "up=1"}, {"policy": "static", "factors": "up=2"}),
+        ({"policy": "alphadecay"}, {"policy": "adadecay"}),
+    ],
+)
+def test_ranks_with_different_settings_are_told(options):
+    run_ranks(other_settings, 2, options)
+
+
+def without_gradients(kind, stage):
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled
+    config = {
+        "train_batch_size": 1,
+        "train_micro_batch_size_per_gpu": 1,
+        kind: {"enabled": True},
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+    }
+    if stage:
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    model = Uneven(TUNABLE)
+    optimizer = torch.optim.AdamW(param_groups(model, weight_decay=0.1), lr=1e-3)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    with pytest.raises(UserError, match=r"policy: 'awd' reads gradients: found DeepSpeed's \w+, which shows"):
+        AlphaDecay(model, optimizer, engine=engine, policy="awd", **SETTINGS)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(("kind", "stage"), [("bf16", 0), ("fp16", 0), ("bf16", 1)])
+def test_deepspeeds_optimizers_that_show_no_gradients_are_refused(kind, stage):
+    run_ranks(without_gradients, 1, kind, stage)
+
+
+def test_the_embedding_keeps_the_largest_rate_while_others_change_places():
+    """Of two weights that swap their alphas; at half of the way both are in the middle of their rates."""
+    torch.manual_seed(0)
+    model = Uneven([(64, 64), (64, 64)])
+    model.embedding = nn.Embedding(8, 8)
+    first, second = (block["up"].weight for block in model.layers)
+    with torch.no_grad():
+        second.mul_(torch.rand(64, 1) ** 3)
+    groups = param_groups(model, weight_decay=0.1, matrices_apart=True)
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    decay = AlphaDecay(model, optimizer, policy="llr", interval=50, **SETTINGS)
+    rates = []
+    for number in range(75):
+        if number == 50:
+            with torch.no_grad():
+                kept = first.clone()
+                first.copy_(second)
+                second.copy_(kept)
+        if number == 60:
+            state = decay.state_dict()
+            decay = AlphaDecay(model, optimizer, policy="llr", interval=50, **SETTINGS)
+            decay.load_state_dict(state)
+        decay.step()
+        with optimizer.register_step_pre_hook(
+            lambda own, *_: rates.append({g["module"]: g["lr"] / 1e-3 for g in own.param_groups})
+        ):
+            optimizer.step()  # of weights without gradients: they stay
+    low, high = SETTINGS["min_ratio"], SETTINGS["max_ratio"]
+    middle = [rates[-1][f"layers.{number}.up"] for number in range(2)]
+    assert middle == pytest.approx([(low + high) / 2] * 2)
+    assert rates[24]["untuned_matrices"] == pytest.approx(1 + (high - 1) / 2)
+    assert [own["untuned_matrices"] for own in rates[49:]] == pytest.approx([high] * (len(rates) - 49))

@@ -139,3 +139,17 @@ def test_when_policies_act():
     whole = Settings(policy="llr", until=0.2).spanning(500)
     assert whole.until == 100
     assert set(POLICIES) >= {"none", "uniform", "alphadecay", "awd", "adadecay", "adadecay_original", "llr"}
+
+
+def test_a_fused_weight_counts_once_in_its_layer():
+    """Its three parts share the norm of its gradient; the released code has one number for it."""
+    fused = {f"layers.0.qkv.{part}": 1.0 for part in "qkv"}
+    others = {"layers.0.o": 2.0, "layers.0.up": 3.0}
+    values = {**fused, **others}
+    weight_of = dict.fromkeys(fused, "layers.0.qkv") | {name: name for name in others}
+    own = Settings(policy="adadecay", weight_decay=0.1)
+    moment = Moment(values, dict.fromkeys(values, 0.1), dict.fromkeys(values, 1), weight_of=weight_of)
+    found = {name: assigned.weight_decay for name, assigned in own.assign_to(moment).items()}
+    deviation = math.sqrt(2 / 3)
+    expected = [0.2 / (1 + math.exp(-4 * (value - 2) / deviation)) for value in values.values()]
+    assert list(found.values()) == pytest.approx(expected, rel=1e-6)

@@ -66,3 +66,18 @@ def _check_what_is_logged(policy, found):
             assert ("metrics" in module) == (policy == "monitor")
             assert ("lr_ratio" in module) == (policy == "llr")
             assert (module["alpha"] is None) == (not row.overlaps)
+
+
+def test_a_policy_that_follows_another_goes_on_with_the_runs_updates(tmp_path):
+    """Uniform leaves no state; of those that do see tests/control/test_change_of_policy.py."""
+    runs = []
+    for name, policies in (("late", ("uniform", "alphadecay")), ("weak", ("none", "cautious"))):
+        for policy, more in zip(policies, ([f"--train.stop_after={STOP}"], []), strict=True):
+            options = tiny_options(tmp_path, decay__policy=policy, train__steps=STEPS + 1, decay__interval=3)
+            runs.append(argv_of("fsdp2", str(tmp_path / name), [*options, *more]))
+    assert run_ranks(train_each, 2, runs, timeout=300) == [[0] * len(runs)] * 2
+    late, weak = (left_behind(tmp_path / name)["decay"] for name in ("late", "weak"))
+    assert [refresh["step"] for refresh in late] == [STOP, STEPS]
+    decays = [{module["weight_decay"] for module in refresh["modules"].values()} for refresh in weak]
+    assert [refresh["step"] for refresh in weak] == [0, STOP]
+    assert decays == [{0.0}, {1.0}]

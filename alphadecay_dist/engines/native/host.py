@@ -76,6 +76,9 @@ class PlainHost:
         """Of the optimizer's own parameters that have a gradient."""
         return plain_shares(self.param_groups(), self._model, self._group)
 
+    def gradients_refusal(self) -> None:
+        """None: they are the parameters' own."""
+
     def gradient_scale(self, norm: float) -> float:
         """1: the caller has unscaled and clipped them."""
         return 1.0

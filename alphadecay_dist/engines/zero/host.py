@@ -116,6 +116,8 @@ class ZeroHost:
                 "names; make a torch optimizer of param_groups() and give it to "
                 "deepspeed.initialize(optimizer=...)"
             )
+        if not watches:
+            refuse_unservable(engine)
 
     @property
     def group(self) -> dist.ProcessGroup | None:
@@ -176,6 +178,19 @@ class ZeroHost:
         if self._engine.zero_optimization_stage():
             return zero_shares(self._engine, weights)
         return plain_shares(self.optimizer.param_groups, self._engine.module, self.group)
+
+    def gradients_refusal(self) -> str | None:
+        """Half precision at stage 0, and bf16 with fp32 accumulation at stage 1: not before the step.
+
+        DeepSpeed has other optimizers there, which give the gradients to the inner one in their step alone.
+        """
+        own = self._engine.optimizer
+        if own is self.optimizer or hasattr(own, "averaged_gradients"):
+            return None
+        return (
+            f"found DeepSpeed's {type(own).__name__}, which shows none before its step; use ZeRO "
+            "stage 2 or 3, or stage 1 without data_types.grad_accum_dtype"
+        )
 
     def gradient_scale(self, norm: float) -> float:
         """Clipping is the step's, and so is undoing the loss scale."""
