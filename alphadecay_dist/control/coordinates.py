@@ -27,6 +27,7 @@ from alphadecay_dist.control.refresh import Measurement
 from alphadecay_dist.decay.policies import COORDINATE_DECAY
 from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.engines.host import Host
+from alphadecay_dist.engines.native.shares import local_gradient
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.groups import GROUP_KEY
 from alphadecay_dist.params.inventory import Weight
@@ -142,6 +143,7 @@ class CoordinateDecay:
 
 def is_decoupled(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the optimizer multiplies its decay into the weights; assumed of classes not torch's own."""
+    optimizer = getattr(optimizer, "optim", optimizer)  # ZeroRedundancyOptimizer's own
     if all(group.get("decoupled_weight_decay", False) for group in optimizer.param_groups):
         return True
     own = isinstance(optimizer, torch.optim.AdamW | torch.optim.Muon | torch.optim.Adafactor)
@@ -160,7 +162,7 @@ def _updated(group: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
         if gradient is None:
             continue
         if isinstance(parameter, DTensor):
-            yield parameter.to_local(), gradient.to_local()
+            yield parameter.to_local(), local_gradient(parameter)
         else:
             yield parameter, gradient
 

@@ -34,7 +34,7 @@ def plain_shares(
         if parameter.grad is None:
             continue
         if isinstance(parameter, DTensor):
-            gradient = _local_gradient(parameter)  # before the question: all ranks sum a Partial together
+            gradient = local_gradient(parameter)  # before the question: all ranks sum a Partial together
             if _is_first_copy(parameter):
                 yield Share(name, parameter.to_local().detach(), gradient)
         elif parameter in places:
@@ -54,7 +54,7 @@ def _is_first_copy(parameter: DTensor) -> bool:
     return all(place == 0 for placement, place in pairs if isinstance(placement, Replicate))
 
 
-def _local_gradient(parameter: DTensor) -> Tensor:
+def local_gradient(parameter: DTensor) -> Tensor:
     """This rank's piece of the gradient, cut as the parameter is, and summed where it is a Partial."""
     gradient: Any = parameter.grad
     if gradient.placements != parameter.placements:
