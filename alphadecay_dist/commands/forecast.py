@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from alphadecay_dist.commands.stored_rule import config_in, on_meta
+from alphadecay_dist.control.module_types import modules_by_type
 from alphadecay_dist.engines.expected_layouts import Sharding, layouts
 from alphadecay_dist.engines.registry import SHARDINGS
 from alphadecay_dist.errors import UserError, shown
@@ -23,7 +24,6 @@ from alphadecay_dist.sharding.ownership import TRIDIAGONAL
 from alphadecay_dist.sharding.planning import analysed, costs_of, schedule_for
 from alphadecay_dist.sharding.schedule import Schedule
 from alphadecay_dist.spectral import Rates, Windows, measured_rates
-from alphadecay_dist.training.outputs.module_types import modules_by_type
 from alphadecay_dist.training.preflight import with_dtype
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.tasks.registry import task_named

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from alphadecay_dist.commands.spectrum_rows import Row
+from alphadecay_dist.control.module_types import modules_by_type
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.outputs.module_types import modules_by_type
 from alphadecay_dist.training.outputs.run_files import DECAY, EVAL, METRICS, read_lines
 
 MEAN_DECAY = "mean_decay"  # in a line of metrics.jsonl, of policies that act at each update

@@ -9,9 +9,9 @@ import torch
 from alphadecay_dist import cli
 from alphadecay_dist.commands.pictures import _drawn, plot_spectrum
 from alphadecay_dist.commands.spectrum_rows import Row
+from alphadecay_dist.control.module_types import means_by_type
 from alphadecay_dist.control.refresh import ModuleRefresh, Refresh
 from alphadecay_dist.spectral import analyze
-from alphadecay_dist.training.outputs.module_types import means_by_type
 from alphadecay_dist.training.outputs.run_files import RunFiles, read_lines
 
 NAMES = [f"model.layers.{layer}.{part}" for layer in (0, 1) for part in ("self_attn.q_proj", "mlp.down_proj")]

@@ -11,9 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from alphadecay_dist.control.module_types import means_by_type
 from alphadecay_dist.control.refresh import DECAY, Refresh
 from alphadecay_dist.errors import RunError
-from alphadecay_dist.training.outputs.module_types import means_by_type
 from alphadecay_dist.training.outputs.run_files import METRICS, STATUS, RunFiles
 from alphadecay_dist.training.outputs.wandb_run import Tracker
 from alphadecay_dist.training.process.preemption import StopRequests

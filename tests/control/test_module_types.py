@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from alphadecay_dist.control.module_types import means_by_type, modules_by_type
 from alphadecay_dist.control.refresh import ModuleRefresh, Refresh
-from alphadecay_dist.training.outputs.module_types import means_by_type, modules_by_type
 
 REFRESH = Refresh(
     step=0,

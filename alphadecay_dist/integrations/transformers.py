@@ -1,0 +1,184 @@
+"""transformers' Trainer: one line after it was made.
+
+    trainer = Trainer(model=model, args=args, train_dataset=dataset)
+    AlphaDecayCallback(trainer, interval=500)
+    trainer.train()
+
+The Trainer makes its optimizer when training begins. The callback gives it a factory for that, which makes
+the same optimizer of AlphaDecay's param groups; so it serves one process, DDP, FSDP2 and DeepSpeed alike.
+The controller is made in ``on_train_begin``, when model and optimizer are wrapped and a checkpoint is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from alphadecay_dist.control.controller import AlphaDecay
+from alphadecay_dist.control.module_types import means_by_type
+from alphadecay_dist.control.refresh import Refresh
+from alphadecay_dist.decay.policies import MATRIX_RATE
+from alphadecay_dist.decay.settings import Settings, settings_from
+from alphadecay_dist.errors import UserError
+from alphadecay_dist.integrations.engine_step import before_engine_step
+from alphadecay_dist.params.groups import param_groups
+
+
+class AlphaDecayCallback(TrainerCallback, ExportableState):
+    """Lets a Trainer train with AlphaDecay, or another policy; it adds itself to the Trainer.
+
+    Its state is in the checkpoints' trainer_state.json, and ``resume_from_checkpoint`` takes it up: this
+    object goes on to be the one that works. Means of alpha and decay by module type go to the reporters.
+
+    Args:
+        trainer: before its first ``train()``.
+        settings: an object of :class:`alphadecay_dist.decay.settings.Settings`; or give its fields.
+        untuned: see :func:`alphadecay_dist.param_groups`.
+        modules: which weights are tuned, see :func:`alphadecay_dist.param_groups`.
+        parts: sizes of fused weights, see :class:`alphadecay_dist.AlphaDecay`.
+        dtype: the type that weights travel in, see :class:`alphadecay_dist.AlphaDecay`.
+        **given: fields of ``Settings``, such as ``interval`` and ``policy``. ``weight_decay`` is the
+            Trainer's (``TrainingArguments.weight_decay``) where it is not given.
+
+    Attributes:
+        decay: the controller, from the beginning of training on; None before.
+
+    Raises:
+        UserError: a setting that is not allowed, or a Trainer that has its optimizer already.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        settings: Settings | None = None,
+        *,
+        untuned: str = "base",
+        modules: Any = None,
+        parts: Any = None,
+        dtype: Any = None,
+        **given: Any,
+    ) -> None:
+        if not isinstance(trainer, Trainer):
+            raise UserError(
+                f"trainer: found {type(trainer).__name__}, expected a transformers.Trainer; give "
+                "AlphaDecayCallback(trainer, ...) after it was made, and do not add it again"
+            )
+        if trainer.optimizer is not None or trainer.optimizer_cls_and_kwargs is not None:
+            raise UserError(
+                "trainer: has an optimizer already; let AlphaDecayCallback make it: leave optimizers= and "
+                "optimizer_cls_and_kwargs= out, and choose by TrainingArguments(optim=...)"
+            )
+        if settings is None:
+            given.setdefault("weight_decay", trainer.args.weight_decay)
+        self.settings = settings_from(settings, given)
+        self.decay: AlphaDecay | None = None
+        self._trainer = trainer
+        self._untuned, self._modules = untuned, modules
+        self._options = {"parts": parts, "dtype": dtype}
+        self._saved: dict[str, str] | None = None
+        trainer.optimizer_cls_and_kwargs = (_factory_of(self), {})
+        trainer.add_callback(self)
+
+    def make_optimizer(self, model: nn.Module) -> Any:
+        """The optimizer that the Trainer's arguments name, over AlphaDecay's param groups."""
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(self._trainer.args, model)
+        taken = {"params", "model", "optimizer_dict"} & set(options)
+        if taken or not isinstance(kind, type):
+            raise UserError(
+                f"TrainingArguments.optim: found {self._trainer.args.optim}, which makes its own param "
+                "groups; use one such as adamw_torch_fused"
+            )
+        groups = param_groups(
+            model,
+            weight_decay=self.settings.weight_decay,
+            untuned=self._untuned,
+            modules=self._modules,
+            matrices_apart=self.settings.row.moves == MATRIX_RATE,
+        )
+        return kind(groups, **options)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Make the controller, and give it the state of the checkpoint that was loaded, if one was."""
+        engine = getattr(self._trainer.accelerator, "deepspeed_engine_wrapped", None)
+        engine = engine.engine if engine is not None else None
+        model = kwargs["model"] if engine is None else engine.module
+        self.decay = AlphaDecay(model, kwargs["optimizer"], self.settings, engine=engine, **self._options)
+        if engine is not None:
+            before_engine_step(engine, self._act)
+        saved = _attributes(state.stateful_callbacks.get(type(self).__name__))
+        if saved is not None:
+            self.decay.load_state_dict(saved)
+        elif state.global_step:
+            self.decay.begin_at(state.global_step)
+        self._saved = saved
+        state.stateful_callbacks[type(self).__name__] = self.state()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Act before the update; under DeepSpeed it is made by now, and the engine's step was the place."""
+        if getattr(self._trainer.accelerator, "deepspeed_engine_wrapped", None) is None:
+            self._act()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Where a checkpoint comes, make the state on all ranks: a refresh in the background is shared."""
+        if control.should_save or control.should_evaluate:  # the evaluation may find that it is the best
+            assert self.decay is not None
+            self._saved = self.decay.state_dict()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep the state for a model that is saved after training."""
+        assert self.decay is not None
+        self._saved = self.decay.state_dict()
+
+    def state(self) -> dict[str, Any]:
+        """What goes into trainer_state.json; on rank 0 alone, so that nothing is gathered here."""
+        return {"args": {}, "attributes": {"saved": self._saved}}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> AlphaDecayCallback:
+        """Refused: the one that was given the Trainer takes its state up.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(RESTORED)
+
+    def _act(self) -> None:
+        assert self.decay is not None
+        refresh: Refresh | None = self.decay.step()
+        if refresh is not None:
+            self._trainer.log(means_by_type(refresh))
+
+
+RESTORED = (
+    "restore_callback_states_from_checkpoint: found True, expected False: AlphaDecayCallback takes its state "
+    "up itself, and another object could not"
+)
+
+
+def _factory_of(callback: AlphaDecayCallback) -> Any:
+    """What the Trainer takes for a factory: called without arguments, and what that gives with the model."""
+
+    def factory() -> Any:
+        return callback.make_optimizer
+
+    return factory
+
+
+def _attributes(stored: Any) -> dict[str, str] | None:
+    """The controller's state in what a checkpoint has of this callback; None where it has none."""
+    if isinstance(stored, list):
+        stored = stored[-1] if stored else None
+    found = (stored or {}).get("attributes", {}).get("saved")
+    return dict(found) if found else None

@@ -1,0 +1,116 @@
+"""accelerate's loop with two lines more: the decays of our own loop, with accumulation and after a resume."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
+
+from alphadecay_dist import UserError, param_groups
+from alphadecay_dist.integrations.accelerate import AcceleratedDecay
+from tests.integrations.hosts import (
+    ACCUMULATION,
+    BASE,
+    CLIP,
+    RATE,
+    SETTINGS,
+    UPDATES,
+    decays_of,
+    plain_run,
+    serve_ranks_without_gpus,
+    texts_for,
+    tiny_model,
+)
+from tests.multirank import run_ranks
+
+pytestmark = [pytest.mark.ranks, pytest.mark.launcher]
+
+
+def accelerator_for(engine):
+    if engine in ("plain", "ddp"):
+        return Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATION)
+    serve_ranks_without_gpus()
+    if engine == "fsdp2":
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+        )
+        return Accelerator(fsdp_plugin=plugin, gradient_accumulation_steps=ACCUMULATION)
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": ACCUMULATION,
+        "gradient_clipping": CLIP,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {"stage": int(engine[-1])},
+    }
+    return Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config))
+
+
+class Loop:
+    """A user's loop."""
+
+    def __init__(self, engine, policy):
+        self.accelerator = accelerator_for(engine)
+        model = tiny_model()
+        optimizer = torch.optim.AdamW(param_groups(model, weight_decay=BASE), lr=RATE)
+        loader = DataLoader(texts_for(dist.get_world_size()), batch_size=1)
+        self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
+        self.decay = AcceleratedDecay(
+            self.accelerator, self.model, self.optimizer, policy=policy, weight_decay=BASE, **SETTINGS
+        )
+
+    def train(self, batches):
+        refreshed = []
+        for batch in batches:
+            with self.accelerator.accumulate(self.model):
+                self.accelerator.backward(self.model(**batch).loss)
+                if self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.model.parameters(), CLIP)
+                refresh = self.decay.step()
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            refreshed += [refresh.step] if refresh else []
+        return refreshed
+
+
+def check(engine, folder, policy, expected):
+    loop = Loop(engine, policy)
+    parameter = next(loop.model.parameters())
+    assert loop.accelerator.num_processes == dist.get_world_size()
+    assert isinstance(parameter, DTensor) == (engine == "fsdp2")
+    assert hasattr(parameter, "ds_id") == (engine == "zero3")
+    batches = list(loop.loader)
+    assert len(batches) == ACCUMULATION * UPDATES
+    first = loop.train(batches[: ACCUMULATION * 5])
+    loop.accelerator.save_state(folder)
+    assert first + loop.train(batches[ACCUMULATION * 5 :]) == [0, 3, 6, 9]
+    found = decays_of(loop.decay.decay)
+    for name, decay in expected.items():
+        assert found[name] == pytest.approx(decay, rel=1e-5), name
+    loop.accelerator.load_state(folder)
+    assert loop.train(batches[ACCUMULATION * 5 :]) == [6, 9]
+    assert decays_of(loop.decay.decay) == pytest.approx(found, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("engine", "ranks", "policy"),
+    [
+        ("plain", 1, "alphadecay"),
+        ("ddp", 2, "adadecay"),
+        ("fsdp2", 2, "alphadecay"),
+        ("zero2", 2, "adadecay"),
+        ("zero3", 2, "alphadecay"),
+    ],
+)
+def test_the_loop_has_the_decays_of_our_own(tmp_path, engine, ranks, policy):
+    run_ranks(check, ranks, engine, str(tmp_path), policy, plain_run(ranks, policy)[0])
+
+
+def test_what_is_no_accelerator_is_named():
+    with pytest.raises(UserError, match=r"accelerator: found LlamaForCausalLM, expected an accelerate"):
+        AcceleratedDecay(tiny_model(), None, None, weight_decay=BASE)

@@ -1,0 +1,74 @@
+"""The examples of docs/hosts.md run as they are printed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import transformers
+from accelerate import Accelerator
+
+from alphadecay_dist import param_groups
+from tests.integrations.hosts import BASE, texts_for, tiny_model
+from tests.models import Blocks
+from tests.multirank import run_ranks
+
+pytestmark = [pytest.mark.ranks, pytest.mark.launcher]
+
+PAGE = (Path(__file__).parents[2] / "docs" / "hosts.md").read_text(encoding="utf-8")
+CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+def of_transformers(code, folder):
+    args = transformers.TrainingArguments(
+        output_dir=folder, max_steps=2, weight_decay=BASE, use_cpu=True, report_to=[], disable_tqdm=True
+    )
+    names = {"Trainer": transformers.Trainer, "model": tiny_model(), "args": args, "dataset": texts_for(1)}
+    exec(code, names)
+    return {group["weight_decay"] for group in names["trainer"].optimizer.param_groups}
+
+
+def batches():
+    return [torch.randn(4, 64, generator=torch.Generator().manual_seed(n)) for n in range(4)]
+
+
+def of_accelerate(code, folder):
+    torch.manual_seed(0)
+    names = {"accelerator": Accelerator(cpu=True), "model": Blocks(), "torch": torch}
+    names |= {"param_groups": param_groups, "loader": batches()}
+    exec(code, names)
+    return {group["weight_decay"] for group in names["optimizer"].param_groups}
+
+
+def of_lightning(code, folder):
+    torch.manual_seed(0)
+    options = {"accelerator": "cpu", "max_steps": 3, "logger": False, "enable_checkpointing": False}
+    names = {
+        "LightningModule": pl.LightningModule,
+        "Trainer": pl.Trainer,
+        "torch": torch,
+        "loader": batches(),
+    }
+    loader = torch.utils.data.DataLoader(torch.stack(batches()), batch_size=None)
+    names |= {"loader": loader, "param_groups": param_groups, "make_net": Blocks, "options": options}
+    exec(code, names)
+    return {group["weight_decay"] for group in names["trainer"].optimizers[0].param_groups}
+
+
+@pytest.mark.parametrize(
+    ("place", "run"),
+    [(0, of_transformers), (1, of_accelerate), (2, of_lightning)],
+    ids=lambda of: str(of)[:20],
+)
+def test_an_example_of_the_page_decays_each_matrix_by_its_own(tmp_path, place, run):
+    (decays,) = run_ranks(run, 1, CODE[place], str(tmp_path))
+    assert len(decays) > 2
+    assert min(decays) == pytest.approx(BASE * 2 / 3)
+    assert max(decays) == pytest.approx(BASE * 5)
+
+
+def test_the_page_has_an_example_a_host():
+    assert len(CODE) == 3

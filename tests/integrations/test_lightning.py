@@ -1,0 +1,132 @@
+"""Lightning with a callback: the decays of our own loop, with accumulation and after a resume."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from alphadecay_dist import UserError, param_groups
+from alphadecay_dist.integrations.lightning import AlphaDecayCallback
+from tests.integrations.hosts import (
+    ACCUMULATION,
+    BASE,
+    CLIP,
+    RATE,
+    SETTINGS,
+    UPDATES,
+    decays_of,
+    plain_run,
+    texts_for,
+    tiny_model,
+)
+from tests.multirank import run_ranks
+
+pytestmark = [pytest.mark.ranks, pytest.mark.launcher, pytest.mark.filterwarnings("ignore")]
+
+
+class Model(LightningModule):
+    """A user's module."""
+
+    def __init__(self, sharded=False):
+        super().__init__()
+        self._sharded = sharded
+        self.model = tiny_model()
+
+    def configure_model(self):
+        if self._sharded and not isinstance(next(self.model.parameters()), DTensor):
+            mesh = self.device_mesh["data_parallel"]
+            for layer in self.model.model.layers:
+                fully_shard(layer, mesh=mesh)
+            fully_shard(self.model, mesh=mesh)
+
+    def training_step(self, batch, batch_idx):
+        return self.model(**batch).loss
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(param_groups(self, weight_decay=BASE), lr=RATE)
+
+
+class Samples:
+    """A rank's samples in their order, and where in them a run is: Lightning saves and loads that."""
+
+    def __init__(self):
+        self._texts, self._at = texts_for(dist.get_world_size()), 0
+
+    def __len__(self):
+        return len(self._texts) // dist.get_world_size()
+
+    def __iter__(self):
+        while self._at < len(self):
+            place = self._at * dist.get_world_size() + dist.get_rank()
+            self._at += 1
+            yield {name: ids[None] for name, ids in self._texts[place].items()}
+
+    def state_dict(self):
+        return {"at": self._at}
+
+    def load_state_dict(self, state):
+        self._at = state["at"]
+
+
+def strategy_for(engine):
+    if engine == "ddp":
+        return DDPStrategy(process_group_backend="gloo", cluster_environment=TorchElasticEnvironment())
+    strategy = ModelParallelStrategy(data_parallel_size=dist.get_world_size(), tensor_parallel_size=1)
+    strategy.cluster_environment = TorchElasticEnvironment()
+    return strategy
+
+
+def fit(engine, folder, updates=UPDATES, checkpoint=None, **options):
+    callback = AlphaDecayCallback(weight_decay=BASE, **{**SETTINGS, **options})
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=dist.get_world_size(),
+        strategy=strategy_for(engine) if engine != "plain" else "auto",
+        max_steps=updates,
+        accumulate_grad_batches=ACCUMULATION,
+        gradient_clip_val=None if engine == "fsdp2" else CLIP,
+        callbacks=[callback],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+    )
+    model = Model(sharded=engine == "fsdp2")
+    trainer.fit(model, Samples(), ckpt_path=checkpoint)
+    assert isinstance(next(model.parameters()), DTensor) == (engine == "fsdp2")
+    assert trainer.world_size == dist.get_world_size()
+    return trainer, decays_of(callback.decay)
+
+
+def check(engine, folder, expected):
+    _, whole = fit(engine, folder)
+    for name, decay in expected.items():
+        assert whole[f"model.{name}"] == pytest.approx(decay, rel=1e-5), name
+    trainer, _ = fit(engine, folder, updates=5)
+    checkpoint = f"{folder}/five.ckpt"
+    trainer.save_checkpoint(checkpoint)
+    _, again = fit(engine, folder, checkpoint=checkpoint)
+    assert again == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.parametrize(("engine", "ranks"), [("plain", 1), ("ddp", 2), ("fsdp2", 2)])
+def test_lightning_has_the_decays_of_our_own_loop_and_resumes_them(tmp_path, engine, ranks):
+    options = {"clip": float("inf")} if engine == "fsdp2" else {}
+    run_ranks(check, ranks, engine, str(tmp_path), plain_run(ranks, **options)[0])
+
+
+def clipped_later(folder):
+    with pytest.raises(UserError, match=r"policy: 'adadecay' reads gradients, which Lightning clips later"):
+        fit("plain", folder, policy="adadecay")
+
+
+def test_gradients_that_are_clipped_later_are_not_read(tmp_path):
+    run_ranks(clipped_later, 1, str(tmp_path))
