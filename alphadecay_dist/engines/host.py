@@ -121,4 +121,4 @@ def host_for(
             f"engine: found {type(engine).__name__}, which is not one of {', '.join(registry.ENGINES)}; "
             "give the engine that trains the model"
         )
-    return registry.load(found.host)(engine, watches=watches)
+    return registry.load(found.host)(engine, **({"watches": True} if watches else {}))
