@@ -43,7 +43,9 @@ def pick_apply(config: Config, refusal: str | None) -> tuple[DecayConfig, str | 
 def build_optimizer(
     model: nn.Module, config: OptimizerConfig, decay: DecayConfig, *, fused: bool
 ) -> torch.optim.Optimizer:
-    """Adam (L2) or AdamW (decoupled) over AlphaDecay's param groups; every policy gets the same groups.
+    """Adam (L2) or AdamW (decoupled) over AlphaDecay's param groups.
+
+    Every policy gets the same groups, but for one that moves rates: its embeddings and head stand apart.
 
     Args:
         model: the model whose trained parameters to optimise.
