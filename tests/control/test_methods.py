@@ -156,7 +156,7 @@ class Training:
 
 def _whole(parameter):
     if isinstance(parameter, DTensor):
-        return parameter.full_tensor().detach()
+        return parameter.full_tensor().detach().clone()  # on one rank it is the weight itself
     if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
         return safe_get_full_fp32_param(parameter).detach().flatten().clone()
     return parameter.detach().clone()
