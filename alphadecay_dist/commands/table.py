@@ -56,6 +56,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print or do what was asked for; the exit code is that of the cells that were run."""
+    _refuse_idle(args)
     table = _table(args)
     if args.cell is not None:
         if args.cell not in table.cells:
@@ -73,6 +74,17 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(_results(table, args.format))
     return 0
+
+
+def _refuse_idle(args: argparse.Namespace) -> None:
+    """Refuse what the given action would pass over."""
+    if args.ranks is not None and not args.run:
+        raise UserError(f"--ranks {args.ranks}: belongs to --run; give both, or leave it out")
+    for action in ("cell", "array", "dry_run"):
+        if args.format is not None and getattr(args, action) not in (None, False):
+            raise UserError(
+                f"--format {args.format}: is of results, which --{action} prints none of; leave it out"
+            )
 
 
 def ranges(numbers: Iterable[int]) -> str:

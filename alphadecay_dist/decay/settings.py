@@ -260,10 +260,13 @@ def _farms(windows: object) -> dict[str, Any]:
 
 
 def _plain_numbers(settings: Settings) -> None:
-    """Turn numpy's numbers, which JSON does not take, into Python's."""
+    """Turn numpy's numbers, which JSON does not take, into Python's; a truth value is none."""
+    for name in ("interval", "lag", "seed", "until", "memory_budget"):
+        if isinstance(getattr(settings, name), bool):
+            raise UserError(f"{name}: found {shown(getattr(settings, name))}, expected a number")
     for name in ("weight_decay", "min_ratio", "max_ratio", "xmin_pos", "factor"):
         found = getattr(settings, name)
-        if not isinstance(found, Real):
+        if not isinstance(found, Real) or isinstance(found, bool):
             raise UserError(f"{name}: found {shown(found)}, expected a number")
         if not isinstance(found, int | float):
             object.__setattr__(settings, name, float(found))

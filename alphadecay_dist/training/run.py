@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from alphadecay_dist.checkpoint import restore
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS, name_latest
+from alphadecay_dist.control.refresh import DECAY
 from alphadecay_dist.engines.training import TrainEngine, training_for
 from alphadecay_dist.errors import RunError, UserError, warn
 from alphadecay_dist.training import resume
@@ -21,7 +22,7 @@ from alphadecay_dist.training.inputs import INPUTS, Inputs
 from alphadecay_dist.training.kept import keep, settled
 from alphadecay_dist.training.loop import Trainer
 from alphadecay_dist.training.options import Options, require_same_options
-from alphadecay_dist.training.outputs.run_files import RunFiles
+from alphadecay_dist.training.outputs.run_files import EVAL, METRICS, RunFiles
 from alphadecay_dist.training.outputs.run_log import RunLog
 from alphadecay_dist.training.outputs.wandb_run import Tracker
 from alphadecay_dist.training.preflight import ResolvedRun, resolve
@@ -238,7 +239,8 @@ def _closing_line(checked: ResolvedRun, trainer: Trainer, finished: bool) -> str
     shown = " -> ".join(f"{number:.2f}" for number in trainer.shown)
     change = f", validation {checked.task.shown} {shown}" if shown else ""
     state = "finished" if finished else "stopped, to be continued by the same command"
+    records = [name for name in (METRICS, EVAL, DECAY) if (checked.folder / name).is_file()]
     return (
-        f"{state}: {trainer.progress.step} updates{change}; metrics.jsonl, eval.jsonl, decay.jsonl, "
-        f"config.yaml and checkpoints/ are in {checked.folder}"
+        f"{state}: {trainer.progress.step} updates{change}; {', '.join(records)}, config.yaml and "
+        f"checkpoints/ are in {checked.folder}"
     )
