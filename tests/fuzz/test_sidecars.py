@@ -18,7 +18,7 @@ from alphadecay_dist.commands.weight_files import open_weights
 from alphadecay_dist.control.controller import STATE_KEY
 from alphadecay_dist.training.data.batches import TrainingData
 from alphadecay_dist.training.data.prepared import open_prepared
-from alphadecay_dist.training.data.tokenizer import load_tokenizer
+from alphadecay_dist.training.data.tokenizer_files import load_tokenizer
 from alphadecay_dist.training.outputs.run_files import (
     DECAY,
     EVAL,

@@ -14,7 +14,7 @@ from alphadecay_dist.checkpoint.reader import newest, read
 from alphadecay_dist.checkpoint.writer import STATE
 from alphadecay_dist.commands import formats
 from alphadecay_dist.training.data.corpus import open_corpora
-from alphadecay_dist.training.data.tokenizer import train_tokenizer
+from alphadecay_dist.training.data.sentencepiece_tokenizer import train_tokenizer
 from alphadecay_dist.training.recipe import NFKC, DataConfig
 from alphadecay_dist.training.state import saved_state
 from alphadecay_dist.training.tasks.language.export import model_config
