@@ -120,7 +120,7 @@ ENDS = {  # changes of Llama 3's files, and the id that ends documents then
     "a dict in the config": (
         {
             "tokenizer_config.json": {
-                "eos_token": {"content": "<|eot_id|>", "lstrip": False},
+                "eos_token": {"__type": "AddedToken", "content": "<|eot_id|>"},
                 "pad_token": END,
             }
         },
