@@ -67,8 +67,9 @@ class TokenizerConfig:
     """Text to token ids.
 
     Attributes:
-        model: a sentencepiece model's path, a hub repository with a spiece.model, or ``train``: the model of
-            ``--init_from`` where there is one, else one that is trained on the corpus.
+        model: a sentencepiece model or a Hugging Face tokenizer.json, by the path of the file or of its
+            directory, or by the name of a hub repository with one; or ``train``: the tokenizer of
+            ``--init_from`` where there is one, else a sentencepiece model that is trained on the corpus.
         normalization: of the text, where a model is trained: ``none`` (text comes back as it was, white space
             included), ``nmt_nfkc`` (sentencepiece's own: one space for all white space, compatible
             characters joined), or ``auto``: nmt_nfkc for the demo's text, none for others.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,8 @@ def clear(folder: Path, files: Iterable[str]) -> None:
     """
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     for name in ("config.yaml", METRICS, EVAL, DECAY, SEQUENCES, *files, INPUTS, "wandb_id", STATUS):
-        (folder / name).unlink(missing_ok=True)
+        with suppress(NotADirectoryError):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _from_the_beginning(folder: Path, overwrite: bool) -> RunStart:

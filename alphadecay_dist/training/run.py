@@ -164,6 +164,7 @@ def _prepare_folder(
     files.text(INPUTS, json.dumps(dataclasses.asdict(inputs), indent=1))
     for name, content in own.items():
         path = checked.folder / name
+        path.parent.mkdir(exist_ok=True)
         if not path.is_file() or path.read_bytes() != content:  # on a full disk nothing is lost
             path.write_bytes(content)
     files.keep_until(start.step, start.evaluated)
