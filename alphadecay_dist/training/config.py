@@ -18,7 +18,7 @@ import yaml
 
 from alphadecay_dist.decay.choices import PREMULTIPLY
 from alphadecay_dist.errors import UserError, shown
-from alphadecay_dist.training.recipe import AT_LEAST, AT_MOST, CHOICES, SIZES, WORDS, Config
+from alphadecay_dist.training.recipe import AT_LEAST, AT_MOST, CHOICES, SIZES, TRACKERS, WORDS, Config
 from alphadecay_dist.training.tasks.registry import DEFAULT, TASKS, options_of
 from alphadecay_dist.training.units import bytes_of
 
@@ -173,6 +173,9 @@ def check(config: Config) -> None:
             f"decay.apply: found {PREMULTIPLY!r} with optimizer.name {config.optimizer.name!r}, expected "
             "'adamw', whose decay is such a product; use groups or auto"
         )
+    for name in config.logging.to:
+        if name not in TRACKERS:
+            raise UserError(f"logging.to: unknown {shown(name)}{nearest(name, TRACKERS)}, none")
     if config.checkpoint.deadline is not None:
         seconds_of(config.checkpoint.deadline, "checkpoint.deadline")
     if config.train.global_batch % config.data.lanes:
@@ -275,6 +278,8 @@ def _bare(name: Any) -> str:
 
 def _convert(key: str, hint: Any, value: Any) -> Any:
     """A YAML value as the type that the field has."""
+    if hint == tuple[str, ...]:
+        return _words(key, value)
     if isinstance(hint, types.UnionType):  # X | None is the only union here
         return None if value is None else _convert(key, typing.get_args(hint)[0], value)
     if typing.get_origin(hint) is tuple:
@@ -298,6 +303,16 @@ def _convert(key: str, hint: Any, value: Any) -> Any:
         return str(value)
     expected = getattr(hint, "__name__", str(hint))
     raise UserError(f"{key}: found {shown(value)}, expected {expected}")
+
+
+def _words(key: str, value: Any) -> tuple[str, ...]:
+    """Several words, as a list or with commas between them; each counts once."""
+    words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+    if words in (None, ["none"]):
+        return ()
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise UserError(f"{key}: found {shown(value)}, expected words: [wandb, csv], wandb,csv or none")
+    return tuple(dict.fromkeys(words))
 
 
 def _no_text(key: str, value: bool) -> str:

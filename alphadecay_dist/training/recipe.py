@@ -206,11 +206,13 @@ class LoggingConfig:
     """What is written beside metrics.jsonl, which gets every update.
 
     Attributes:
-        wandb: ``auto`` (online when logged in, else offline), ``online``, ``offline`` or ``off``.
-        every: updates between lines sent to wandb.
+        to: trackers: any of ``wandb``, ``tensorboard``, ``csv``, as [wandb, csv] or wandb,csv; or ``none``.
+        wandb: its mode: ``auto`` (online when logged in, else offline), ``online``, ``offline`` or ``off``.
+        every: updates between the metrics that trackers get.
         sequences: write a digest of each sequence that an update consumed to sequences.jsonl.
     """
 
+    to: tuple[str, ...] = ("wandb",)
     wandb: str = "auto"
     every: int = 1
     sequences: bool = False
@@ -250,6 +252,7 @@ CHOICES: dict[str, Collection[str]] = {
 }
 # All fields that take one of several words; those of the settings of decay check themselves.
 WORDS = {**CHOICES, **{f"decay.{name}": known for name, known in DECAY_CHOICES.items()}}
+TRACKERS = ("wandb", "tensorboard", "csv")
 SIZES = ("decay.memory_budget",)  # bytes, which may be written with a unit
 AT_MOST = {"train.global_batch": 2**32, "train.seq_len": 2**32}  # others: what 63 bits hold
 AT_LEAST = {

@@ -24,7 +24,7 @@ from alphadecay_dist.training.loop import Trainer
 from alphadecay_dist.training.options import Options, require_same_options
 from alphadecay_dist.training.outputs.run_files import EVAL, METRICS, RunFiles
 from alphadecay_dist.training.outputs.run_log import RunLog
-from alphadecay_dist.training.outputs.wandb_run import Tracker
+from alphadecay_dist.training.outputs.trackers import Trackers, start_trackers
 from alphadecay_dist.training.preflight import ResolvedRun, resolve
 from alphadecay_dist.training.process.exit_codes import PREEMPTED, Preempted, code_of, describe_error
 from alphadecay_dist.training.process.lock import FolderLock
@@ -175,11 +175,12 @@ def _prepare_folder(
 
 def _log(checked: ResolvedRun, start: resume.RunStart, ranks: Ranks, requests: StopRequests) -> RunLog:
     """What rank 0 writes of the run. Collective: where wandb does not start, all ranks hear of it."""
-    tracker: Tracker | None = None
+    trackers: Trackers | None = None
     with ranks.raise_on_all_ranks():
         if ranks.is_main:
-            tracker = _tracker(checked, start)
-    return RunLog(RunFiles(checked.folder) if ranks.is_main else None, tracker, requests)
+            config = checked.config
+            trackers = start_trackers(config.logging, checked.folder, as_dict(config), start.step)
+    return RunLog(RunFiles(checked.folder) if ranks.is_main else None, trackers, requests)
 
 
 def _train(
@@ -190,7 +191,7 @@ def _train(
     log: RunLog,
     requests: StopRequests,
 ) -> None:
-    """Train, and on rank 0 keep files, wandb and status."""
+    """Train, and on rank 0 keep files, trackers and status."""
     with _watched(trainer, log, requests):
         if start.saved is not None:
             trainer.resume(start.saved)
@@ -210,14 +211,9 @@ def _trained(trainer: Trainer) -> bool:
         raise RunError(str(error)) from None
 
 
-def _tracker(checked: ResolvedRun, start: resume.RunStart) -> Tracker:
-    config = as_dict(checked.config)
-    return Tracker(checked.config.logging.wandb, checked.folder, config, resumed=start.step > 0)
-
-
 @contextmanager
 def _watched(trainer: Trainer, log: RunLog, requests: StopRequests) -> Iterator[None]:
-    """End wandb, and write a stop or a failure into status.json, however the run ends."""
+    """End the trackers, and write a stop or a failure into status.json, however the run ends."""
     requests.on_forced_exit = lambda reason: log.ended("preempted", trainer.progress.step, PREEMPTED, reason)
     code = 0
     try:
