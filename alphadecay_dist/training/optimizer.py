@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from alphadecay_dist.control.writers import choose_apply
-from alphadecay_dist.decay.choices import AUTO, PREMULTIPLY
+from alphadecay_dist.decay.choices import AUTO, GROUPS, PREMULTIPLY
 from alphadecay_dist.decay.policies import MATRIX_DECAY, MATRIX_RATE
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.groups import NAMES_KEY, param_groups
@@ -32,6 +32,11 @@ def pick_apply(config: Config, refusal: str | None) -> tuple[DecayConfig, str | 
     Raises:
         UserError: premultiply is asked for where the engine does not allow it.
     """
+    if config.decay.apply == AUTO and config.decay.follow:
+        reason = f"decay.follow={list(config.decay.follow)} needs a group per matrix"
+        return dataclasses.replace(
+            config.decay, apply=GROUPS
+        ), f"decay.apply=auto: {GROUPS}, because {reason}"
     if config.decay.apply == AUTO:
         apply, reason = choose_apply(config.decay, config.optimizer.name, refusal)
         return dataclasses.replace(config.decay, apply=apply), f"decay.apply=auto: {apply}, because {reason}"
@@ -58,6 +63,7 @@ def build_optimizer(
         model,
         weight_decay=start,
         untuned=decay.untuned,
+        follow=decay.follow,
         apply=decay.apply,
         matrices_apart=decay.row.moves == MATRIX_RATE,
     )
