@@ -11,9 +11,10 @@ from alphadecay_dist import cli
 from alphadecay_dist.commands.cell_costs import costs_of
 from alphadecay_dist.commands.published import Choice, published_table
 from alphadecay_dist.commands.results import render, rows_of
-from alphadecay_dist.training.config import recipe_names, to_yaml
+from alphadecay_dist.training.config import load_config, recipe_names, to_yaml
 from alphadecay_dist.training.optimizer import learning_rate
 from alphadecay_dist.training.outputs.run_files import RunFiles
+from tests.training.runs import ROOT
 
 pytestmark = pytest.mark.skipif("vit_tiny" not in recipe_names(), reason="the recipe is not there yet")
 
@@ -47,6 +48,13 @@ def test_the_options_of_every_cell_load_as_a_recipe():
         due = [update for update in range(config.train.steps) if config.decay.due(update)]
         if cell.place["method"] in ("alphadecay", "adadecay"):
             assert due == [0, *(epoch * EPOCH - 1 for epoch in range(1, EPOCHS + 1))]
+
+
+def test_the_script_for_slurm_is_a_run_of_the_recipe():
+    *_, last = (ROOT / "slurm" / "vit_tiny.sbatch").read_text().splitlines()
+    overrides = [word[2:] for word in last.split() if word.startswith("--") and "=" in word]
+    assert overrides == ["task.workers=12"]
+    assert load_config("vit_tiny", overrides).task.workers == 12
 
 
 def test_the_learning_rate_is_the_published_one():
