@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,13 +51,25 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Adam (L2) or AdamW (decoupled) over AlphaDecay's param groups.
 
+    Args:
+        model: the model whose trained parameters to optimise.
+        config: the optimizer's settings.
+        decay: see :func:`groups_of`.
+        fused: use torch's fused kernels (CUDA).
+    """
+    groups = groups_of(model, decay)
+    return CLASSES[config.name](groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def groups_of(model: nn.Module, decay: DecayConfig) -> list[dict[str, Any]]:
+    """The param groups of a run.
+
     Every policy gets the same groups, but for one that moves rates: its embeddings and head stand apart.
 
     Args:
         model: the model whose trained parameters to optimise.
-        config: the optimizer's settings.
-        decay: the base decay, what untuned parameters get, and how decays are applied.
-        fused: use torch's fused kernels (CUDA).
+        decay: the base decay, what untuned parameters get, what follows tuned ones, and how decays are
+            applied.
     """
     start = decay.weight_decay if decay.row.moves == MATRIX_RATE else decay.start
     groups = param_groups(
@@ -71,7 +84,7 @@ def build_optimizer(
         for group in groups:
             if NAMES_KEY in group:
                 group["weight_decay"] = start
-    return CLASSES[config.name](groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    return groups
 
 
 def learning_rate(update: int, steps: int, config: OptimizerConfig) -> float:

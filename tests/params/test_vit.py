@@ -13,6 +13,7 @@ from alphadecay_dist import AlphaDecay, UserError, param_groups
 from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.params.inventory import tuned_weights
 from alphadecay_dist.training.config import load_config
+from alphadecay_dist.training.dry_run import line_of_groups
 from alphadecay_dist.training.optimizer import build_optimizer, pick_apply
 from tests.control.test_reference import alpha_of, released, spectrum_of
 
@@ -150,6 +151,9 @@ def test_a_recipes_optimizer_has_these_groups(deit):
     config = load_config("demo", ["decay.preset=reference", "decay.follow=[bias]", "optimizer.name=adam"])
     groups = build_optimizer(deit, config.optimizer, config.decay, fused=False).param_groups
     assert (len(groups), size_of(groups[:-1]), size_of(groups[-1:])) == (49, TUNED_SIZE, UNTUNED_SIZE)
+    assert line_of_groups(deit, config.decay) == (
+        "param groups: 49; 5,329,152 weights of tuned matrices and bias, 388,264 others"
+    )
     assert load_config("demo", ["decay.follow=bias"]).decay.follow == ("bias",)  # one needs no brackets
 
 
