@@ -9,7 +9,7 @@ from typing import Any
 from alphadecay_dist.decay.choices import CHOICES as DECAY_CHOICES
 from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.engines.registry import ENGINES
-from alphadecay_dist.params.choices import UNTUNED_DECAYS
+from alphadecay_dist.params.choices import FOLLOWERS, UNTUNED_DECAYS
 from alphadecay_dist.training.bad_updates import POLICIES, STOP
 from alphadecay_dist.training.tasks.registry import DEFAULT, NoOptions
 
@@ -149,9 +149,13 @@ class DecayConfig(Settings):
     Attributes:
         untuned: what embeddings, norms, biases and head get: ``base``, ``zero``, or ``zero_1d``: norms and
             biases 0, the rest the base decay.
+        follow: what shares the group, and so the decay, of the tuned matrix that it belongs to:
+            ``[bias]``, ``[batchnorm]``, ``[layernorm]`` or several, see :func:`alphadecay_dist.param_groups`.
+            The released code lets biases and batch norms follow.
     """
 
     untuned: str = "base"
+    follow: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -252,7 +256,11 @@ CHOICES: dict[str, Collection[str]] = {
 }
 # All fields that take one of several words; those of the settings of decay check themselves.
 WORDS = {**CHOICES, **{f"decay.{name}": known for name, known in DECAY_CHOICES.items()}}
-TRACKERS = ("wandb", "tensorboard", "csv")
+# Fields that take any of these words.
+SEVERAL: dict[str, Collection[str]] = {
+    "decay.follow": FOLLOWERS,
+    "logging.to": ("wandb", "tensorboard", "csv"),
+}
 SIZES = ("decay.memory_budget",)  # bytes, which may be written with a unit
 AT_MOST = {"train.global_batch": 2**32, "train.seq_len": 2**32}  # others: what 63 bits hold
 AT_LEAST = {

@@ -31,7 +31,8 @@ FIXED = (
     "train.dtype",
     "train.seed",
     "optimizer.name",
-    "decay.apply",  # the layout of the param groups
+    "decay.apply",  # the layout of the param groups, as
+    "decay.follow",
 )
 
 

@@ -210,7 +210,10 @@ def test_how_they_are_named(given, found):
             "tensorbord",
             "logging.to: unknown 'tensorbord'; did you mean 'tensorboard'? known: csv, te",
         ),
-        ("[csv, 3]", "logging.to: found ['csv', 3], expected words: [wandb, csv], wandb,csv or none"),
+        (
+            "[csv, 3]",
+            "logging.to: found ['csv', 3], expected words: [wandb, tensorboard], wandb,tensorboard or none",
+        ),
         ("off", "logging.to: found False, expected words"),
     ],
 )

@@ -123,6 +123,10 @@ class Language(Task):
     fixed = ("data.holdout", "data.text_field", "data.pack", "data.lanes", "data.shuffle", "train.seq_len")
     files = KEPT
 
+    def targets_of_sample(self, config: Config) -> int:
+        """The length of a sequence."""
+        return config.train.seq_len
+
     def model(self, config: Config) -> LanguageModel:
         """The LLaMA that ``model.name`` names."""
         return LanguageModel(config, read_model_config(config.model.name, config.train.seq_len))
