@@ -20,10 +20,13 @@ NO_ENGINE = (
 
 
 class Given(NamedTuple):
-    """A model and an optimizer, with the engine and the ranks that train them."""
+    """A model and its optimizers, with the engine and the ranks that train them.
+
+    There are no optimizers where the engine has its own, or where weights are only watched.
+    """
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizers: tuple[torch.optim.Optimizer, ...]
     engine: Any | None
     process_group: dist.ProcessGroup | None
 
@@ -65,12 +68,13 @@ def unwrapped(model: Any, optimizer: Any, engine: Any, process_group: Any, *, wa
             "model: found another model than engine= trains; give the one that was given to "
             "deepspeed.initialize()"
         )
-    if engine is None and watches:
-        _refuse_held_weights(model)
-    elif engine is None:
-        optimizer = _plain(optimizer)
-        _require_engine(model, optimizer)
-    return Given(model, optimizer, engine, _group(process_group))
+    if engine is not None or watches:
+        if engine is None:
+            _refuse_held_weights(model)
+        return Given(model, (), engine, _group(process_group))
+    optimizer = _plain(optimizer)
+    _require_engine(model, optimizer)
+    return Given(model, (optimizer,), None, _group(process_group))
 
 
 def _share_parameters(one: nn.Module, other: nn.Module) -> bool:

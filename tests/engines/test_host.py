@@ -26,11 +26,11 @@ def controller(model, optimizer, **options):
 def test_without_a_process_group_it_is_one_process():
     model = Uneven(TUNABLE)
     optimizer = torch.optim.SGD(param_groups(model, weight_decay=0.1), lr=0.1)
-    host = host_for(model, optimizer, None, None)
+    host = host_for(model, [optimizer], None, None)
     assert isinstance(host, PlainHost)
     assert host.group is None
     assert host.at_boundary()
-    assert host.param_groups() is optimizer.param_groups
+    assert host.param_groups() == optimizer.param_groups
 
 
 def test_a_weight_that_is_not_whole_is_refused():
