@@ -131,8 +131,11 @@ def test_what_is_no_model_or_optimizer_is_named():
     optimizer = torch.optim.SGD(groups, lr=0.1)
     for wrong, words in [
         ((optimizer, model), "found SGD as model and Uneven as optimizer"),
-        ((model, [optimizer]), "found list, expected a torch optimizer; put all param groups into one"),
-        ((model, groups), r"found list, .*torch\.optim\.AdamW\(groups"),
+        ((model, []), r"optimizer: found \[\], expected one or several, each once"),
+        ((model, [optimizer, optimizer]), r"found \['SGD', 'SGD'\], expected one or several, each once"),
+        ((model, [optimizer, None]), "found NoneType, expected a torch optimizer"),
+        ((model, (model, optimizer)), "found Uneven as model and Uneven, SGD as optimizer"),
+        ((model, groups), r"found param groups, .*torch\.optim\.AdamW\(groups"),
         ((model, None), "found NoneType, expected a torch optimizer"),
         (([model], optimizer), r"model: found \["),
     ]:
