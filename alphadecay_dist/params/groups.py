@@ -70,8 +70,7 @@ def param_groups(
         UserError: no matrix can be tuned, FSDP hides the matrices, a choice is unknown, ``follow`` is used
             with ``"premultiply"``, or a pattern of ``no_decay`` matches nothing.
     """
-    if not isinstance(weight_decay, Real) or not 0 <= weight_decay < math.inf:
-        raise UserError(f"weight_decay: found {shown(weight_decay)}, expected a number >= 0")
+    require_decay(weight_decay)
     followers = {follow} if isinstance(follow, str) else set(follow)
     if untuned not in UNTUNED_DECAYS:
         raise UserError(f"untuned: found {untuned!r}, expected 'base', 'zero' or 'zero_1d'")
@@ -81,7 +80,7 @@ def param_groups(
         raise UserError(f"apply: found {apply!r}, expected {GROUPS!r} or {PREMULTIPLY!r}")
     if followers and apply == PREMULTIPLY:
         raise UserError(f"follow: found {sorted(followers)} with apply={apply!r}, expected none")
-    _require_matrices(model)
+    require_matrices(model)
     free = undecayed(model, no_decay)
     chosen = tuned_weights(model, [modules] if isinstance(modules, str) else modules)
     weights = [weight for weight in chosen if id(weight.parameter) not in free]
@@ -99,6 +98,13 @@ def param_groups(
         free |= vectors
     apart = {id(parameter) for parameter in rest} - vectors if matrices_apart else set()
     return [*groups, *_untuned_groups(rest, apart, free, weight_decay)]
+
+
+def require_decay(weight_decay: float) -> float:
+    """The number given, or an error if it is no decay."""
+    if not isinstance(weight_decay, Real) or not 0 <= weight_decay < math.inf:
+        raise UserError(f"weight_decay: found {shown(weight_decay)}, expected a number >= 0")
+    return weight_decay
 
 
 def names_in(group: Mapping[str, Any]) -> tuple[str, ...]:
@@ -127,12 +133,13 @@ def weights_in(
     Raises:
         UserError: the groups were not made by :func:`param_groups`, or were made from another model.
     """
-    _require_matrices(model)
+    require_matrices(model)
     names = Counter(name for group in groups for name in names_in(group))
     if not names:
         raise UserError(
             f"optimizer: none of its {len(groups)} param groups names a module to tune (key {GROUP_KEY!r}); "
-            "build them with alphadecay_dist.param_groups(model, ...)"
+            "build them with alphadecay_dist.param_groups(model, ...), or split them with "
+            "alphadecay_dist.attach(model, optimizer)"
         )
     weights = {weight.name: weight for weight in all_weights(model, parts)}
     for name, count in names.items():
@@ -196,7 +203,7 @@ def _own_groups(
     ]
 
 
-def _require_matrices(model: nn.Module) -> None:
+def require_matrices(model: nn.Module) -> None:
     """Refuse a model whose matrices FSDP1 has replaced by flat parameters."""
     if any(isinstance(parameter, FlatParameter) for parameter in model.parameters()):
         raise UserError(
