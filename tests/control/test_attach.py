@@ -86,6 +86,13 @@ class Run:
             self.rates.append(self.rate_by_name())
         return self
 
+    def parts(self):
+        return self.model, self.optimizer, self.schedule, self.decay
+
+    def load(self, states):
+        for own, state in zip(self.parts(), states, strict=True):
+            own.load_state_dict(state)
+
     def rate_by_name(self):
         names = {id(own): name for name, own in self.model.named_parameters()}
         return {
@@ -177,8 +184,21 @@ def test_a_group_keeps_what_it_had_and_the_rest_its_dict():
     assert [len(own["params"]) for own in groups] == [1, 1, 1, 5]
 
 
+def saved(run):
+    return copy.deepcopy([own.state_dict() for own in run.parts()])
+
+
 def check_on_ranks(wrap, expected):
-    run = Run(pair, SCHEDULES["cosine"], WRAPS[wrap], attach_at=4).train(range(UPDATES), decay_from=4)
+    run = Run(pair, SCHEDULES["cosine"], WRAPS[wrap], attach_at=4).train(range(7), decay_from=4)
+    states = saved(run)
+    for resumed in (False, True):
+        if resumed:
+            run.load(states)
+        run.train(range(7, UPDATES))
+        assert_as_expected(run, wrap, expected)
+
+
+def assert_as_expected(run, wrap, expected):
     assert run.rates[-1] == {
         ("module." if wrap == "ddp" else "") + name: rate for name, rate in expected[0].items()
     }
@@ -193,20 +213,12 @@ def test_ranks_have_the_decays_and_weights_of_one_process(wrap):
     run_ranks(check_on_ranks, 2, wrap, (run.rates[-1], run.decays(), run.weights()))
 
 
-def saved(run):
-    states = [own.state_dict() for own in (run.model, run.optimizer, run.schedule, run.decay)]
-    return copy.deepcopy(states)
-
-
 def test_a_resumed_run_ends_as_the_unbroken_one():
     unbroken = Run(pair, SCHEDULES["sequential"], attach_at=0).train(range(UPDATES))
     states = saved(Run(pair, SCHEDULES["sequential"], attach_at=0).train(range(5)))
     resumed = Run(pair, SCHEDULES["sequential"], attach_at=0)
     resumed.begin_decay(0)
-    for own, state in zip(
-        (resumed.model, resumed.optimizer, resumed.schedule, resumed.decay), states, strict=True
-    ):
-        own.load_state_dict(state)
+    resumed.load(states)
     resumed.train(range(5, UPDATES))
     assert resumed.rates == unbroken.rates[5:]
     assert resumed.decays() == unbroken.decays()

@@ -174,10 +174,15 @@ def test_sharded_muon_decays_each_matrix_by_its_own():
 
 
 def on_ranks(wrap, make, options, expected):
-    run = Run(make, WRAPS[wrap], **options).train(range(UPDATES))
+    run = Run(make, WRAPS[wrap], **options).train(range(5))
+    stopped = run.saved()
+    run.train(range(5, UPDATES))
     assert any(isinstance(own, DTensor) for own in run.model.parameters()) == (wrap == "fsdp2")
-    assert run.decays() == pytest.approx(expected[0], rel=1e-6)
-    assert_close(run.weights(), expected[1], rtol=1e-6, atol=1e-6)
+    for resumed in (False, True):
+        if resumed:
+            run.load(stopped).train(range(5, UPDATES))
+        assert run.decays() == pytest.approx(expected[0], rel=1e-6)
+        assert_close(run.weights(), expected[1], rtol=1e-6, atol=1e-6)
 
 
 def sharded(model):
