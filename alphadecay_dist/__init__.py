@@ -15,6 +15,7 @@ __version__ = "0.1.0"  # setup.cfg reads it here
 
 if TYPE_CHECKING:
     from alphadecay_dist import spectral
+    from alphadecay_dist.control.attach import attach
     from alphadecay_dist.control.controller import AlphaDecay
     from alphadecay_dist.control.refresh import ModuleRefresh, Refresh, TunedModule, log_refresh
     from alphadecay_dist.errors import UserError
@@ -27,6 +28,7 @@ else:
         "Refresh": "control.refresh",
         "TunedModule": "control.refresh",
         "UserError": "errors",
+        "attach": "control.attach",
         "log_refresh": "control.refresh",
         "param_groups": "params.groups",
     }
@@ -54,6 +56,7 @@ __all__ = [
     "Refresh",
     "TunedModule",
     "UserError",
+    "attach",
     "log_refresh",
     "param_groups",
     "spectral",

@@ -185,7 +185,7 @@ def full_tensor(model: nn.Module, device: str) -> Sides:
     weights = list(model.parameters())
     return (
         lambda: [w.full_tensor().numel() for w in weights],
-        ours_over(model, PlainHost(model, optimizer, None)),
+        ours_over(model, PlainHost(model, [optimizer], None)),
         4,
     )
 
@@ -209,7 +209,7 @@ def summon_full_params(model: nn.Module, device: str) -> Sides:
             with FullyShardedDataParallel.summon_full_params(unit, writeback=False):
                 sum(p.numel() for p in unit.parameters())
 
-    return everyone, ours_over(wrapped, PlainHost(wrapped, optimizer, None)), 4
+    return everyone, ours_over(wrapped, PlainHost(wrapped, [optimizer], None)), 4
 
 
 def gathered_parameters(model: nn.Module, device: str) -> Sides:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -47,10 +47,16 @@ def doubts(host: Host, settings: Settings) -> Iterator[str]:
         )
     if settings.row.moves != EVERY_DECAY:  # which writes into all groups, whatever they had
         yield from _other_base(host, settings.weight_decay)
-    if not settings.choices.coupled:  # its decay is meant to be added to the gradient (L2)
-        inner = getattr(host.optimizer, "optim", host.optimizer)  # ZeroRedundancyOptimizer's own
-        yield from _not_decoupled(inner)
-    yield from _rounded_away(host, settings.weight_decay)
+    for optimizer in _with_tuned(host):
+        if not settings.choices.coupled:  # its decay is meant to be added to the gradient (L2)
+            inner = getattr(optimizer, "optim", optimizer)  # ZeroRedundancyOptimizer's own
+            yield from _not_decoupled(inner)
+        yield from _rounded_away(low_precision(host), optimizer, settings.weight_decay)
+
+
+def _with_tuned(host: Host) -> list[torch.optim.Optimizer]:
+    """The optimizers that update tuned weights."""
+    return [own for own in host.optimizers if any(names_in(group) for group in own.param_groups)]
 
 
 def _other_base(host: Host, weight_decay: float) -> Iterator[str]:
@@ -82,20 +88,22 @@ def _divides_decay(optimizer: torch.optim.Optimizer) -> bool:
     return isinstance(optimizer, ADAPTIVE) and not isinstance(optimizer, torch.optim.AdamW) and coupled
 
 
-def _rounded_away(host: Host, weight_decay: float) -> Iterator[str]:
+def _rounded_away(
+    low: Collection[torch.dtype], optimizer: torch.optim.Optimizer, weight_decay: float
+) -> Iterator[str]:
     """Of half precision weights without fp32 masters; premultiplying them is refused elsewhere.
 
     Not of adaptive optimizers with an L2 decay, whose steps are of the learning rate's size with it too.
     """
-    low = sorted(low_precision(host), key=str)
-    groups = host.optimizer.param_groups
+    groups = optimizer.param_groups
     fused = all(group.get("fused") for group in groups)
-    own = type(host.optimizer).__module__.startswith("torch.optim")
-    if low and own and not fused and not _divides_decay(host.optimizer):
-        limit = torch.finfo(low[0]).eps / 4  # half of the distance from a number to the next smaller one
+    own = type(optimizer).__module__.startswith("torch.optim")
+    if low and own and not fused and not _divides_decay(optimizer):
+        dtypes = sorted(low, key=str)
+        limit = torch.finfo(dtypes[0]).eps / 4  # half of the distance from a number to the next smaller one
         rate = max(float(group.get("initial_lr", group["lr"])) for group in groups)
         yield (
-            f"optimizer: found {', '.join(map(str, low))} weights without fp32 masters, where a decayed "
+            f"optimizer: found {', '.join(map(str, dtypes))} weights without fp32 masters, where a decayed "
             f"weight rounds back to itself for lr * decay below 2^{math.log2(limit):.0f} = {limit:.3g}; with "
             f"lr {rate:.3g} and the base decay {weight_decay:.3g} it is {rate * weight_decay:.3g}, and "
             "decays below the limit do not apply; keep fp32 weights and compute under autocast, or use "

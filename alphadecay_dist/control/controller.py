@@ -53,7 +53,9 @@ class AlphaDecay:
     Args:
         model: the model whose :func:`alphadecay_dist.param_groups` the optimizer was made of; or the
             ``DeepSpeedEngine`` that trains it, which is then ``engine`` too.
-        optimizer: the torch optimizer given to the engine, or used alone; accelerate's wrapper of it too.
+        optimizer: the torch optimizer given to the engine, or used alone; accelerate's and Lightning's
+            wrappers of it too. Without an engine a list of several, over which the tuned weights and the
+            rest are divided in any way: one map goes over all tuned weights.
         settings: an object of :class:`alphadecay_dist.decay.settings.Settings`, such as a recipe's ``decay``.
         engine: the ``DeepSpeedEngine``, where there is one.
         process_group: ranks that share the work, without an engine; the default group if there is one. They
@@ -77,7 +79,7 @@ class AlphaDecay:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         settings: Settings | None = None,
         *,
         engine: Any | None = None,

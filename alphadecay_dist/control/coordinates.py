@@ -13,6 +13,7 @@ on the step itself: its weights are copied before, and it is taken off after.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,26 +70,28 @@ class CoordinateDecay:
                 f"{purpose}, whose products round back to the same weights; keep fp32 weights and compute "
                 "under autocast"
             )
-        self._decoupled = is_decoupled(host.optimizer)
-        if settings.is_cautious and not self._decoupled:
-            raise UserError(
-                f"optimizer: found {type(host.optimizer).__name__} with cautious decay, which adds the decay "
-                "to the gradient (L2), expected a decoupled one such as torch.optim.AdamW"
-            )
+        for optimizer in host.optimizers:
+            if settings.is_cautious and not is_decoupled(optimizer):
+                raise UserError(
+                    f"optimizer: found {type(optimizer).__name__} with cautious decay, which adds the decay "
+                    "to the gradient (L2), expected a decoupled one such as torch.optim.AdamW"
+                )
         self._cautious = settings.is_cautious
         self._by_gradient = settings.row.moves == COORDINATE_DECAY
         self._part_of = {weight.name: parts_of(weight)[0] for weight in weights}
         self._found: Mapping[str, Measurement] = {}
         self._decays: list[tuple[dict[str, Any], Any]] = []
         self._held: list[_Held] = []
-        StepHooks(host.optimizer, purpose).add(self._before_step, self._after_step)
+        for optimizer in host.optimizers:
+            before = functools.partial(self._before_step, decoupled=is_decoupled(optimizer))
+            StepHooks(optimizer, purpose).add(before, self._after_step)
 
     def observe(self, found: Mapping[str, Measurement]) -> None:
         """Take up the mean and the standard deviation of |g| of each weight."""
         self._found = found or self._found
 
     @torch.no_grad()
-    def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def _before_step(self, optimizer: torch.optim.Optimizer, decoupled: bool) -> None:
         self._restore()  # after a step that raised
         for group in optimizer.param_groups:
             moments = self._moments_of(group)
@@ -96,24 +99,17 @@ class CoordinateDecay:
                 continue  # what is not tuned decays as ever
             for weight, gradient in _updated(group):
                 theta = 1.0 if moments is None else _theta(gradient, *moments)
-                self._prepare(optimizer, group, weight, gradient, theta)
+                decay = group["weight_decay"] * theta
+                if decoupled:
+                    self._decay_by(weight, group["lr"] * decay * _made(optimizer, weight.device))
+                else:
+                    gradient.add_(decay * weight)
             decay = group["weight_decay"]
             self._decays.append((group, decay))
             group["weight_decay"] = torch.zeros_like(decay) if isinstance(decay, Tensor) else 0.0
 
-    def _prepare(
-        self,
-        optimizer: torch.optim.Optimizer,
-        group: Mapping[str, Any],
-        weight: Tensor,
-        gradient: Tensor,
-        theta: float | Tensor,
-    ) -> None:
-        decay = group["weight_decay"] * theta
-        if not self._decoupled:
-            gradient.add_(decay * weight)
-            return
-        strength = group["lr"] * decay * _made(optimizer, weight.device)
+    def _decay_by(self, weight: Tensor, strength: float | Tensor) -> None:
+        """Now, or after the step where that has to agree."""
         if self._cautious:
             self._held.append(_Held(weight, weight.clone(), strength))
         else:

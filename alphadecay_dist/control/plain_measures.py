@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from alphadecay_dist.control.measure import Measure, Measured
@@ -34,7 +35,7 @@ class PlainMeasure(Measure):
 
 
 class LearningRateShare(PlainMeasure):
-    """The learning rate of each matrix now, over the peak: the rate that the optimizer was made with.
+    """The learning rate of each matrix now, over the peak: the rate that its optimizer was made with.
 
     Args:
         measured: what is measured.
@@ -42,16 +43,26 @@ class LearningRateShare(PlainMeasure):
 
     def __init__(self, measured: Measured) -> None:
         super().__init__(measured)
-        peak = self._host.optimizer.defaults["lr"]
-        if isinstance(peak, Tensor):  # the groups' own, which schedules change in place
-            peak = self._host.param_groups()[0].get("initial_lr", peak)
-        self._peak = float(peak)
+        self._peaks = {
+            name: _peak_of(optimizer)
+            for optimizer in self._host.optimizers
+            for group in optimizer.param_groups
+            for name in names_in(group)
+        }
 
     def measure(self) -> dict[str, Measurement]:
         """See :class:`Measure`."""
         rates = {name: float(group["lr"]) for group in self._host.param_groups() for name in names_in(group)}
         return {
-            part: Measurement(None, rates[name] / self._peak if self._peak > 0 else 0.0, OK, 0)
+            part: Measurement(None, rates[name] / self._peaks[name] if self._peaks[name] > 0 else 0.0, OK, 0)
             for name, parts in self._parts.items()
             for part in parts
         }
+
+
+def _peak_of(optimizer: torch.optim.Optimizer) -> float:
+    """The rate that the optimizer was made with."""
+    peak = optimizer.defaults["lr"]
+    if isinstance(peak, Tensor):  # the groups' own, which schedules change in place
+        peak = optimizer.param_groups[0].get("initial_lr", peak)
+    return float(peak)

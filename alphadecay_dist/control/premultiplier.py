@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alphadecay_dist.control.advice import low_precision
 from alphadecay_dist.control.group_writers import keep_tensors
@@ -16,28 +16,33 @@ from alphadecay_dist.decay.choices import GROUPS, PREMULTIPLY
 from alphadecay_dist.engines.host import Host
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.group_decay import TensorDecays, set_decay
-from alphadecay_dist.params.groups import NAMES_KEY
+from alphadecay_dist.params.groups import NAMES_KEY, names_in
 from alphadecay_dist.params.inventory import Weight
 
 
 class Premultiplier:
     """Multiplies every tuned weight by 1 - lr * decay, before each optimizer step that updates it.
 
+    Each optimizer has its weights in one group, and a hook of its own.
+
     Like AdamW it leaves out weights without a gradient; a step that an engine or a gradient scaler skips
     decays nothing. One optimizer has one of these: a later one takes the place of an earlier one.
 
     Args:
         host: the engine that holds the weights.
-        weights: all that the tuned group names.
+        weights: all that the tuned groups name.
         weight_decay: the base decay, which every weight begins with.
 
     Raises:
-        UserError: the optimizer is no AdamW, the engine cannot be served, or it updates half precision
-            weights without fp32 masters.
+        UserError: an optimizer of tuned weights is no AdamW, the engine cannot be served, or it updates half
+            precision weights without fp32 masters.
     """
 
     def __init__(self, host: Host, weights: Sequence[Weight], weight_decay: float) -> None:
-        _check_decoupled(host.optimizer)
+        shared = [(optimizer, _shared_names(optimizer)) for optimizer in host.optimizers]
+        for optimizer, names in shared:
+            if names:
+                _check_decoupled(optimizer)
         refusal = host.premultiply_refusal()
         if refusal is not None:
             raise UserError(f"apply: found {PREMULTIPLY!r}, expected {GROUPS!r}: {refusal}")
@@ -51,27 +56,54 @@ class Premultiplier:
         self._host = host
         self._base = weight_decay
         self._kept = TensorDecays(host.param_groups())
-        self._parameters = [weight.parameter for weight in weights]
         self._decays = {weight.name: weight_decay for weight in weights}
-        self._numbers = list(self._decays.values())
-        self._tensors: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-        remove_hooks(host.optimizer)
-        keep_handles(host.optimizer, host.optimizer.register_step_pre_hook(self._before_step))
+        parameters = {weight.name: weight.parameter for weight in weights}
+        self._products = []
+        for optimizer, names in shared:
+            remove_hooks(optimizer)
+            if names:
+                product = _Product(host, {name: parameters[name] for name in names}, self._decays)
+                keep_handles(optimizer, optimizer.register_step_pre_hook(product.before_step))
+                self._products.append(product)
 
     def write(self, numbers: Mapping[str, float], found: Mapping[str, Measurement]) -> None:
         """See :class:`Writer`; what is not named keeps its decay."""
         self._decays |= numbers
-        self._numbers = list(self._decays.values())
-        for tensor in self._tensors.values():  # in place: compiled and captured steps read these tensors
-            tensor.copy_(torch.tensor(self._numbers, dtype=tensor.dtype))
+        for product in self._products:
+            product.take(self._decays)
         groups = self._host.param_groups()
         keep_tensors(self._kept, groups, self._host)
         for group in groups:
             if NAMES_KEY in group:
                 set_decay(group, 0.0, self._base)  # a loaded optimizer may have had another
 
+
+class _Product:
+    """The decays of one optimizer's tuned weights, and the hook that multiplies them in.
+
+    Args:
+        host: the engine that holds the weights.
+        parameters: the model's, by name, in the order of the group's names.
+        decays: of all modules, by name.
+    """
+
+    def __init__(
+        self, host: Host, parameters: Mapping[str, nn.Parameter], decays: Mapping[str, float]
+    ) -> None:
+        self._host = host
+        self._names = list(parameters)
+        self._parameters = list(parameters.values())
+        self._tensors: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self.take(decays)
+
+    def take(self, decays: Mapping[str, float]) -> None:
+        """Multiply by these from the next step on."""
+        self._numbers = [decays[name] for name in self._names]
+        for tensor in self._tensors.values():  # in place: compiled and captured steps read these tensors
+            tensor.copy_(torch.tensor(self._numbers, dtype=tensor.dtype))
+
     @torch.no_grad()
-    def _before_step(
+    def before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         """The hook. DeepSpeed steps its inner optimizer once a group, or a part of one."""
@@ -112,6 +144,11 @@ class Premultiplier:
         if key not in self._tensors:
             self._tensors[key] = torch.tensor(self._numbers, dtype=dtype, device=device)
         return self._tensors[key]
+
+
+def _shared_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """The tuned weights of the optimizer's shared group; none if it has no such group."""
+    return next((names_in(group) for group in optimizer.param_groups if NAMES_KEY in group), ())
 
 
 def _check_decoupled(optimizer: torch.optim.Optimizer) -> None:

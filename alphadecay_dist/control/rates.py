@@ -32,7 +32,7 @@ class RateWriter:
         weights: all that the groups name.
 
     Raises:
-        UserError: the optimizer has no hooks, or its steps are captured.
+        UserError: an optimizer has no hooks, or its steps are captured.
     """
 
     def __init__(self, settings: Settings, host: Host, weights: Sequence[Weight]) -> None:
@@ -40,8 +40,9 @@ class RateWriter:
         self._host = host
         self._weight_decay = settings.weight_decay
         self._kept: list[tuple[dict[str, Any], Any]] = []
-        hooks = StepHooks(host.optimizer, f"policy {settings.policy!r}")
-        hooks.add(self._before_step, self._after_step)
+        for optimizer in host.optimizers:
+            hooks = StepHooks(optimizer, f"policy {settings.policy!r}")
+            hooks.add(self._before_step, self._after_step)
 
     def write(self, numbers: Mapping[str, float], found: Mapping[str, Measurement]) -> None:
         """See :class:`alphadecay_dist.control.writers.Writer`; here the numbers are ratios.

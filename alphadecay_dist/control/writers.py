@@ -24,7 +24,7 @@ from alphadecay_dist.decay.policies import COORDINATE_DECAY, EVERY_DECAY, MATRIX
 from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.engines.host import Host
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.params.groups import layout_of, names_in
+from alphadecay_dist.params.groups import NAMES_KEY, layout_of, names_in
 from alphadecay_dist.params.inventory import Weight
 
 
@@ -60,7 +60,8 @@ def writer_for(settings: Settings, host: Host, weights: Sequence[Weight]) -> Wri
             f"apply: the optimizer's groups were built for {layout!r}, expected {GROUPS!r} with "
             f"{settings.what_needs_groups}; leave param_groups(..., apply=) out"
         )
-    remove_hooks(host.optimizer)
+    for optimizer in host.optimizers:
+        remove_hooks(optimizer)
     writer = WRITERS[settings.row.moves](settings, host, weights)
     if settings.is_cautious or settings.row.moves == COORDINATE_DECAY:
         return CoordinateWriter(writer, CoordinateDecay(settings, host, weights))
@@ -88,8 +89,11 @@ def matrix_decay_writer(settings: Settings, host: Host, weights: Sequence[Weight
         )
     if layout == GROUPS:
         return GroupWriter(host, settings.weight_decay)
-    if sum(bool(names_in(group)) for group in groups) != 1:
-        raise UserError(f"optimizer: expected all tuned weights in one group with apply={PREMULTIPLY!r}")
+    own = any(names_in(group) and NAMES_KEY not in group for group in groups)
+    if own or any(sum(NAMES_KEY in group for group in o.param_groups) > 1 for o in host.optimizers):
+        raise UserError(
+            f"optimizer: expected all tuned weights in one group of theirs with apply={PREMULTIPLY!r}"
+        )
     return Premultiplier(host, weights, settings.weight_decay)
 
 

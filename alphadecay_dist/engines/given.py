@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,10 +21,13 @@ NO_ENGINE = (
 
 
 class Given(NamedTuple):
-    """A model and an optimizer, with the engine and the ranks that train them."""
+    """A model and its optimizers, with the engine and the ranks that train them.
+
+    There are no optimizers where the engine has its own, or where weights are only watched.
+    """
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizers: tuple[torch.optim.Optimizer, ...]
     engine: Any | None
     process_group: dist.ProcessGroup | None
 
@@ -32,21 +36,14 @@ def unwrapped(model: Any, optimizer: Any, engine: Any, process_group: Any, *, wa
     """Undo what accelerate and others wrap.
 
     An engine given as the model is the engine, and its module is the model. An optimizer that shows the
-    groups of another one stands for that one. Where weights are only watched, it may be any object.
+    groups of another one stands for that one; several may be given in a list. Where weights are only
+    watched, it may be any object.
 
     Raises:
         UserError: something other than what is expected.
     """
-    if isinstance(model, torch.optim.Optimizer) or isinstance(optimizer, nn.Module):
-        if is_engine(optimizer):
-            raise UserError(
-                f"optimizer: found a {_kind(optimizer)}; give AlphaDecay(model, optimizer, "
-                "engine=engine, ...)"
-            )
-        raise UserError(
-            f"AlphaDecay: found {_kind(model)} as model and {_kind(optimizer)} as optimizer; give "
-            "AlphaDecay(model, optimizer, ...)"
-        )
+    given = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    _refuse_exchanged(model, given)
     if not isinstance(model, nn.Module):
         raise UserError(f"model: found {shown(model)}, expected the nn.Module given to param_groups()")
     if engine is not None and not is_engine(engine):
@@ -65,12 +62,33 @@ def unwrapped(model: Any, optimizer: Any, engine: Any, process_group: Any, *, wa
             "model: found another model than engine= trains; give the one that was given to "
             "deepspeed.initialize()"
         )
-    if engine is None and watches:
-        _refuse_held_weights(model)
-    elif engine is None:
-        optimizer = _plain(optimizer)
-        _require_engine(model, optimizer)
-    return Given(model, optimizer, engine, _group(process_group))
+    if engine is not None or watches:
+        if engine is None:
+            _refuse_held_weights(model)
+        elif len(given) > 1:
+            raise UserError(
+                f"optimizer: found {len(given)} of them, expected the one that engine= steps: DeepSpeed "
+                "takes one; put all param groups into it"
+            )
+        return Given(model, (), engine, _group(process_group))
+    optimizers = plain_optimizers(given)
+    _require_engine(model, optimizers)
+    return Given(model, optimizers, None, _group(process_group))
+
+
+def _refuse_exchanged(model: object, optimizers: Sequence[object]) -> None:
+    """Refuse an optimizer in the place of the model, and a model in that of an optimizer."""
+    modules = [own for own in optimizers if isinstance(own, nn.Module)]
+    if any(is_engine(own) for own in modules):
+        raise UserError(
+            f"optimizer: found a {_kind(modules[0])}; give AlphaDecay(model, optimizer, engine=engine, ...)"
+        )
+    if isinstance(model, torch.optim.Optimizer) or modules:
+        found = ", ".join(map(_kind, optimizers))
+        raise UserError(
+            f"AlphaDecay: found {_kind(model)} as model and {found} as optimizer; give "
+            "AlphaDecay(model, optimizer, ...)"
+        )
 
 
 def _share_parameters(one: nn.Module, other: nn.Module) -> bool:
@@ -82,11 +100,25 @@ def is_engine(value: object) -> bool:
     return engine_of(value) is not None
 
 
+def plain_optimizers(given: Sequence[Any]) -> tuple[torch.optim.Optimizer, ...]:
+    """Each optimizer without its wrappers: those of accelerate and Lightning, and whatever shows its groups.
+
+    Raises:
+        UserError: something else than an optimizer, one twice, or none.
+    """
+    _refuse_groups(given)
+    found = tuple(_plain(optimizer) for optimizer in given)
+    if not found or len({id(optimizer) for optimizer in found}) < len(found):
+        raise UserError(f"optimizer: found {list(map(_kind, found))}, expected one or several, each once")
+    return found
+
+
 def _plain(optimizer: Any) -> torch.optim.Optimizer:
     """The innermost of nested optimizers that share their groups."""
     if not hasattr(optimizer, "param_groups"):
         raise UserError(
-            f"optimizer: found {_kind(optimizer)}, expected a torch optimizer; {_advice(optimizer)}"
+            f"optimizer: found {_kind(optimizer)}, expected a torch optimizer; give the one that was made of "
+            "param_groups(model, ...)"
         )
     inner = getattr(optimizer, "optimizer", None)
     while getattr(inner, "param_groups", None) is optimizer.param_groups and inner is not optimizer:
@@ -94,19 +126,18 @@ def _plain(optimizer: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _advice(optimizer: object) -> str:
-    items = list(optimizer) if isinstance(optimizer, list | tuple) else []
-    if any(isinstance(item, torch.optim.Optimizer) for item in items):
-        return "put all param groups into one optimizer, for one map goes over all tuned weights"
-    if any(isinstance(item, dict) for item in items):
-        return "give these groups to one, such as torch.optim.AdamW(groups, lr=...), and that to AlphaDecay"
-    return "give the one that was made of param_groups(model, ...)"
+def _refuse_groups(given: Sequence[object]) -> None:
+    if any(isinstance(item, dict) for item in given):
+        raise UserError(
+            "optimizer: found param groups, expected a torch optimizer; give these groups to one, such as "
+            "torch.optim.AdamW(groups, lr=...), and that to AlphaDecay"
+        )
 
 
-def _require_engine(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _require_engine(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Refuse a model whose weights DeepSpeed keeps, at stages 1 to 3; at stage 0 warn."""
     _refuse_held_weights(model)
-    if trained_by_deepspeed(model) and not _has_parameters_of(optimizer, model):
+    if trained_by_deepspeed(model) and not any(_has_parameters_of(own, model) for own in optimizers):
         raise UserError(NO_ENGINE)
     if trained_by_deepspeed(model) and not (dist.is_initialized() and dist.get_rank()):
         warn(

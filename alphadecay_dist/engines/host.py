@@ -29,8 +29,8 @@ class Host(Protocol):
         ...
 
     @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The torch optimizer whose steps update the weights; an engine may step it once a group."""
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """The torch optimizers whose steps update the weights; an engine may step its own once a group."""
         ...
 
     def premultiply_refusal(self) -> str | None:
@@ -93,17 +93,17 @@ class Host(Protocol):
 
 def host_for(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     engine: Any | None,
     process_group: dist.ProcessGroup | None,
     *,
     watches: bool = False,
 ) -> Host:
-    """The host of an engine's handle, or of a plain optimizer (one process, DDP, FSDP).
+    """The host of an engine's handle, or of plain optimizers (one process, DDP, FSDP).
 
     Args:
         model: as it is trained.
-        optimizer: over its groups; any object where it is only watched.
+        optimizers: over its groups; none where it is only watched.
         engine: the handle, if there is one.
         process_group: ranks that share the work.
         watches: whether weights are only read, so that no groups are needed.
@@ -114,7 +114,7 @@ def host_for(
     if engine is None:
         from alphadecay_dist.engines.native.host import PlainHost, WatchedHost  # noqa: PLC0415  (loads FSDP)
 
-        return (WatchedHost if watches else PlainHost)(model, optimizer, process_group)
+        return (WatchedHost if watches else PlainHost)(model, optimizers, process_group)
     found = registry.engine_of(engine)
     if found is None or found.host is None:
         raise UserError(

@@ -35,7 +35,7 @@ class AcceleratedDecay:
     Args:
         accelerator: that prepared the model and the optimizer, in one call.
         model: as ``prepare()`` returned it.
-        optimizer: as ``prepare()`` returned it, over :func:`alphadecay_dist.param_groups`.
+        optimizer: as ``prepare()`` returned it, over :func:`alphadecay_dist.param_groups`; or a list of them.
         *settings: see :class:`alphadecay_dist.AlphaDecay`.
         **given: see :class:`alphadecay_dist.AlphaDecay`.
 

@@ -27,6 +27,9 @@ from alphadecay_dist.errors import UserError
 class AlphaDecayCallback(Callback):
     """Lets a Lightning Trainer train with AlphaDecay, or another policy.
 
+    It has all of the Trainer's optimizers. Where a manual optimization steps several, it acts once an update:
+    before the first of them, whichever that is, and again when one comes a second time.
+
     Its state is in Lightning's checkpoints. Means of alpha and decay by module type go to the loggers.
 
     Args:
@@ -49,14 +52,10 @@ class AlphaDecayCallback(Callback):
         self.decay: AlphaDecay | None = None
         self._options = {"parts": parts, "dtype": dtype}
         self._loaded: Mapping[str, Any] | None = None
+        self._stepped: set[int] = set()  # which optimizers have stepped in this update
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the controller, over what the strategy has wrapped and loaded by now."""
-        if len(trainer.optimizers) != 1:
-            raise UserError(
-                f"configure_optimizers: found {len(trainer.optimizers)} optimizers, expected one: put all "
-                "param groups into one optimizer, for one map goes over all tuned weights"
-            )
         engine = getattr(trainer.strategy, "deepspeed_engine", None)
         if engine is None and self.settings.reads_gradients and trainer.gradient_clip_val:
             raise UserError(
@@ -64,13 +63,12 @@ class AlphaDecayCallback(Callback):
                 f"(gradient_clip_val={trainer.gradient_clip_val}); leave gradient_clip_val out, or take a "
                 "policy that reads none"
             )
-        self.decay = AlphaDecay(
-            pl_module, trainer.optimizers[0], self.settings, engine=engine, **self._options
-        )
+        self.decay = AlphaDecay(pl_module, trainer.optimizers, self.settings, engine=engine, **self._options)
+        self._stepped.clear()
         if self._loaded:
             self.decay.load_state_dict(self._loaded)
         elif trainer.global_step:
-            self.decay.begin_at(trainer.global_step)
+            self.decay.begin_at(trainer.global_step // len(trainer.optimizers))  # it counts each one's steps
         self._loaded = None
 
     def on_before_optimizer_step(
@@ -78,7 +76,9 @@ class AlphaDecayCallback(Callback):
     ) -> None:
         """Act before the update; under DeepSpeed this comes at each micro-batch, and the engine is asked."""
         assert self.decay is not None
-        refresh = self.decay.step()
+        begins = not self._stepped or id(optimizer) in self._stepped
+        self._stepped = {id(optimizer)} if begins else self._stepped | {id(optimizer)}
+        refresh = self.decay.step() if begins else None
         if refresh is not None:
             for logger in trainer.loggers:
                 logger.log_metrics(means_by_type(refresh), step=trainer.global_step)

@@ -38,6 +38,7 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
         trainer: before its first ``train()``.
         settings: an object of :class:`alphadecay_dist.decay.settings.Settings`; or give its fields.
         untuned: see :func:`alphadecay_dist.param_groups`.
+        no_decay: patterns of what gets no decay, see :func:`alphadecay_dist.param_groups`.
         modules: which weights are tuned, see :func:`alphadecay_dist.param_groups`.
         parts: sizes of fused weights, see :class:`alphadecay_dist.AlphaDecay`.
         dtype: the type that weights travel in, see :class:`alphadecay_dist.AlphaDecay`.
@@ -57,6 +58,7 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
         settings: Settings | None = None,
         *,
         untuned: str = "base",
+        no_decay: Any = (),
         modules: Any = None,
         parts: Any = None,
         dtype: Any = None,
@@ -77,7 +79,7 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
         self.settings = settings_from(settings, given)
         self.decay: AlphaDecay | None = None
         self._trainer = trainer
-        self._untuned, self._modules = untuned, modules
+        self._groups = {"untuned": untuned, "no_decay": no_decay, "modules": modules}
         self._options = {"parts": parts, "dtype": dtype}
         self._saved: dict[str, str] | None = None
         trainer.optimizer_cls_and_kwargs = (_factory_of(self), {})
@@ -95,9 +97,8 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
         groups = param_groups(
             model,
             weight_decay=self.settings.weight_decay,
-            untuned=self._untuned,
-            modules=self._modules,
             matrices_apart=self.settings.row.moves == MATRIX_RATE,
+            **self._groups,
         )
         return kind(groups, **options)
 

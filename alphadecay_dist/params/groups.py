@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -18,6 +19,7 @@ from alphadecay_dist.params.coverage import require_weights
 from alphadecay_dist.params.entries import entries
 from alphadecay_dist.params.followers import following
 from alphadecay_dist.params.inventory import Weight, all_weights, tuned_weights
+from alphadecay_dist.params.no_decay import undecayed
 from alphadecay_dist.params.wrappers import named_modules
 
 UNTUNED = "untuned"  # the name of the group, or the two, that hold everything else
@@ -32,6 +34,7 @@ def param_groups(
     *,
     weight_decay: float,
     untuned: str = BASE,
+    no_decay: Iterable[str] | str = (),
     modules: Iterable[str] | str | None = None,
     follow: Iterable[str] | str = (),
     apply: str = GROUPS,
@@ -44,6 +47,9 @@ def param_groups(
         weight_decay: the base decay, with which every group starts.
         untuned: the decay of embeddings, norms, biases and head: ``"base"`` (as published), ``"zero"``, or
             ``"zero_1d"``: 0 for one-dimensional parameters (norms and biases), the base decay for the rest.
+        no_decay: glob patterns of full parameter names, such as ``["*norm*", "*bias"]``, that get decay 0 as
+            well, whatever ``untuned`` gives them. A matrix that would be tuned is then not tuned, as with
+            timm's ``no_weight_decay`` and transformers' no-decay group: 0 is what was asked for.
         modules: see :func:`tuned_weights`.
         follow: what shares the group of a tuned weight, as in the released code: ``"bias"`` is the bias of
             its module, ``"batchnorm"`` a BatchNorm2d named like a convolution (``bn1`` and ``conv1``);
@@ -58,15 +64,15 @@ def param_groups(
     Returns:
         Dicts with ``params``, ``weight_decay`` and ``module``, the name by which
         :class:`alphadecay_dist.AlphaDecay` finds the group. It is ``"untuned"`` for the last group. With
-        ``"zero_1d"`` it is so for the last two, and the very last has decay 0 (fewer if one is empty). With
-        ``"premultiply"`` the first is named ``"tuned"``, and has the names of its weights in ``modules``.
+        ``"zero_1d"`` or ``no_decay`` it is so for the last two, and the very last has decay 0 (fewer if one
+        is empty). With ``"premultiply"`` the first is named ``"tuned"``, and has the names of its weights
+        in ``modules``.
 
     Raises:
-        UserError: no matrix can be tuned, FSDP hides the matrices, a choice is unknown, or ``follow`` is
-            used with ``"premultiply"``.
+        UserError: no matrix can be tuned, FSDP hides the matrices, a choice is unknown, ``follow`` is used
+            with ``"premultiply"``, or a pattern of ``no_decay`` matches nothing.
     """
-    if not isinstance(weight_decay, Real) or not 0 <= weight_decay < math.inf:
-        raise UserError(f"weight_decay: found {shown(weight_decay)}, expected a number >= 0")
+    require_decay(weight_decay)
     followers = {follow} if isinstance(follow, str) else set(follow)
     if untuned not in UNTUNED_DECAYS:
         raise UserError(f"untuned: found {untuned!r}, expected 'base', 'zero' or 'zero_1d'")
@@ -76,18 +82,31 @@ def param_groups(
         raise UserError(f"apply: found {apply!r}, expected {GROUPS!r} or {PREMULTIPLY!r}")
     if followers and apply == PREMULTIPLY:
         raise UserError(f"follow: found {sorted(followers)} with apply={apply!r}, expected none")
-    _require_matrices(model)
-    weights = tuned_weights(model, [modules] if isinstance(modules, str) else modules)
+    require_matrices(model)
+    free = undecayed(model, no_decay)
+    chosen = tuned_weights(model, [modules] if isinstance(modules, str) else modules)
+    weights = [weight for weight in chosen if id(weight.parameter) not in free]
     require_weights(weights, model)
     if apply == PREMULTIPLY:
         groups = [_shared_group(weights)]
     else:
-        groups = _own_groups(weights, model, followers, weight_decay)
+        groups = _own_groups(weights, named_modules(model), followers, free, weight_decay)
     taken = {id(parameter) for group in groups for parameter in group["params"]}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
-    if matrices_apart:
-        return [*groups, *_groups_apart(rest, model, untuned, weight_decay)]
-    return [*groups, *_untuned_groups(rest, model, untuned, weight_decay)]
+    if untuned == ZERO:
+        free |= {id(parameter) for parameter in rest}
+    vectors = _vectors(model) if untuned == ZERO_1D or matrices_apart else set()
+    if untuned == ZERO_1D:
+        free |= vectors
+    apart = {id(parameter) for parameter in rest} - vectors if matrices_apart else set()
+    return [*groups, *_untuned_groups(rest, apart, free, weight_decay)]
+
+
+def require_decay(weight_decay: float) -> float:
+    """The number given, or an error if it is no decay."""
+    if not isinstance(weight_decay, Real) or not 0 <= weight_decay < math.inf:
+        raise UserError(f"weight_decay: found {shown(weight_decay)}, expected a number >= 0")
+    return weight_decay
 
 
 def names_in(group: Mapping[str, Any]) -> tuple[str, ...]:
@@ -116,12 +135,13 @@ def weights_in(
     Raises:
         UserError: the groups were not made by :func:`param_groups`, or were made from another model.
     """
-    _require_matrices(model)
+    require_matrices(model)
     names = Counter(name for group in groups for name in names_in(group))
     if not names:
         raise UserError(
             f"optimizer: none of its {len(groups)} param groups names a module to tune (key {GROUP_KEY!r}); "
-            "build them with alphadecay_dist.param_groups(model, ...)"
+            "build them with alphadecay_dist.param_groups(model, ...), or split them with "
+            "alphadecay_dist.attach(model, optimizer)"
         )
     weights = {weight.name: weight for weight in all_weights(model, parts)}
     for name, count in names.items():
@@ -134,37 +154,29 @@ def weights_in(
 
 
 def _untuned_groups(
-    rest: Sequence[nn.Parameter], model: nn.Module, untuned: str, weight_decay: float
+    rest: Sequence[nn.Parameter], apart: Collection[int], free: Collection[int], weight_decay: float
 ) -> list[dict[str, Any]]:
-    """What is not tuned: one group, or one for several dimensions and one for 1-d; no empty groups."""
-    dealt = [(rest, 0.0 if untuned == ZERO else weight_decay)]
-    if untuned == ZERO_1D:
-        matrices, vectors = _by_dimensions(rest, model)
-        dealt = [(matrices, weight_decay), (vectors, 0.0)]
-    return [
-        {"params": params, "weight_decay": decay, GROUP_KEY: UNTUNED} for params, decay in dealt if params
-    ]
+    """What is not tuned, no empty groups: matrices that stand apart first, and then what decays.
+
+    Args:
+        rest: the parameters.
+        apart: ids of those in the group of their own name.
+        free: ids of those that do not decay.
+        weight_decay: the decay of the others.
+    """
+    groups = []
+    for is_apart, is_free in itertools.product((True, False), (False, True)):
+        params = [p for p in rest if (id(p) in apart, id(p) in free) == (is_apart, is_free)]
+        if params:
+            decay = 0.0 if is_free else weight_decay
+            name = UNTUNED_MATRICES if is_apart else UNTUNED
+            groups.append({"params": params, "weight_decay": decay, GROUP_KEY: name})
+    return groups
 
 
-def _groups_apart(
-    rest: Sequence[nn.Parameter], model: nn.Module, untuned: str, weight_decay: float
-) -> list[dict[str, Any]]:
-    """What is not tuned: a group for several dimensions and one for 1-d; no empty groups."""
-    matrices, vectors = _by_dimensions(rest, model)
-    of_matrices = 0.0 if untuned == ZERO else weight_decay
-    of_vectors = weight_decay if untuned == BASE else 0.0
-    groups = [(matrices, of_matrices, UNTUNED_MATRICES), (vectors, of_vectors, UNTUNED)]
-    return [
-        {"params": params, "weight_decay": decay, GROUP_KEY: name} for params, decay, name in groups if params
-    ]
-
-
-def _by_dimensions(
-    rest: Sequence[nn.Parameter], model: nn.Module
-) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Those of several dimensions and those of one, by their whole shapes."""
-    dimensions = {id(e.parameter): len(e.shape) for e in entries(model, named_modules(model))}
-    return [p for p in rest if dimensions[id(p)] > 1], [p for p in rest if dimensions[id(p)] < 2]
+def _vectors(model: nn.Module) -> set[int]:
+    """The ids of the parameters of one dimension, by their whole shapes."""
+    return {id(e.parameter) for e in entries(model, named_modules(model)) if len(e.shape) < 2}
 
 
 def _shared_group(weights: Sequence[Weight]) -> dict[str, Any]:
@@ -174,12 +186,16 @@ def _shared_group(weights: Sequence[Weight]) -> dict[str, Any]:
 
 
 def _own_groups(
-    weights: Sequence[Weight], model: nn.Module, followers: set[str], weight_decay: float
+    weights: Sequence[Weight],
+    modules: dict[str, nn.Module],
+    followers: set[str],
+    free: Collection[int],
+    weight_decay: float,
 ) -> list[dict[str, Any]]:
-    found = following([weight.name for weight in weights], named_modules(model), followers)
+    found = following([weight.name for weight in weights], modules, followers)
     return [
         {
-            "params": [weight.parameter, *found[weight.name]],
+            "params": [weight.parameter, *(own for own in found[weight.name] if id(own) not in free)],
             "weight_decay": weight_decay,
             GROUP_KEY: weight.name,
         }
@@ -187,7 +203,7 @@ def _own_groups(
     ]
 
 
-def _require_matrices(model: nn.Module) -> None:
+def require_matrices(model: nn.Module) -> None:
     """Refuse a model whose matrices FSDP1 has replaced by flat parameters."""
     if any(isinstance(parameter, FlatParameter) for parameter in model.parameters()):
         raise UserError(

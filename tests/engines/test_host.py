@@ -26,11 +26,11 @@ def controller(model, optimizer, **options):
 def test_without_a_process_group_it_is_one_process():
     model = Uneven(TUNABLE)
     optimizer = torch.optim.SGD(param_groups(model, weight_decay=0.1), lr=0.1)
-    host = host_for(model, optimizer, None, None)
+    host = host_for(model, [optimizer], None, None)
     assert isinstance(host, PlainHost)
     assert host.group is None
     assert host.at_boundary()
-    assert host.param_groups() is optimizer.param_groups
+    assert host.param_groups() == optimizer.param_groups
 
 
 def test_a_weight_that_is_not_whole_is_refused():
@@ -131,8 +131,11 @@ def test_what_is_no_model_or_optimizer_is_named():
     optimizer = torch.optim.SGD(groups, lr=0.1)
     for wrong, words in [
         ((optimizer, model), "found SGD as model and Uneven as optimizer"),
-        ((model, [optimizer]), "found list, expected a torch optimizer; put all param groups into one"),
-        ((model, groups), r"found list, .*torch\.optim\.AdamW\(groups"),
+        ((model, []), r"optimizer: found \[\], expected one or several, each once"),
+        ((model, [optimizer, optimizer]), r"found \['SGD', 'SGD'\], expected one or several, each once"),
+        ((model, [optimizer, None]), "found NoneType, expected a torch optimizer"),
+        ((model, (model, optimizer)), "found Uneven as model and Uneven, SGD as optimizer"),
+        ((model, groups), r"found param groups, .*torch\.optim\.AdamW\(groups"),
         ((model, None), "found NoneType, expected a torch optimizer"),
         (([model], optimizer), r"model: found \["),
     ]:

@@ -10,8 +10,9 @@ import pytest
 import torch
 import transformers
 from accelerate import Accelerator
+from torch import nn
 
-from alphadecay_dist import param_groups
+from alphadecay_dist import AlphaDecay, attach, param_groups
 from tests.integrations.hosts import BASE, texts_for, tiny_model
 from tests.models import Blocks
 from tests.multirank import run_ranks
@@ -19,7 +20,8 @@ from tests.multirank import run_ranks
 pytestmark = [pytest.mark.ranks, pytest.mark.launcher]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "hosts.md").read_text(encoding="utf-8")
-CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+HOSTS, OPTIMIZERS = PAGE.split("\n## Optimizers that exist\n")
+CODE, OF_OPTIMIZERS = (re.findall(r"```python\n(.*?)```", part, re.DOTALL) for part in (HOSTS, OPTIMIZERS))
 
 
 def of_transformers(code, folder):
@@ -72,3 +74,42 @@ def test_an_example_of_the_page_decays_each_matrix_by_its_own(tmp_path, place, r
 
 def test_the_page_has_an_example_a_host():
     assert len(CODE) == 3
+
+
+class Normed(Blocks):
+    """With a norm before its blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(64)
+
+    def forward(self, batch):
+        return super().forward(self.norm(batch))
+
+
+def test_several_optimizers_as_the_page_shows_them():
+    torch.manual_seed(0)
+    names = {"model": Normed(), "torch": torch, "param_groups": param_groups, "loader": batches()}
+    names |= {"AlphaDecay": AlphaDecay}
+    exec(OF_OPTIMIZERS[0], names)
+    muon, adamw = names["optimizers"]
+    require_decays(muon.param_groups)
+    assert [group["weight_decay"] for group in adamw.param_groups] == [BASE, 0]
+
+
+def test_an_optimizer_that_exists_as_the_page_shows_it():
+    torch.manual_seed(0)
+    model = Normed()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=BASE)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 8)
+    names = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "loader": batches()}
+    exec(OF_OPTIMIZERS[1], names | {"AlphaDecay": AlphaDecay, "attach": attach})
+    require_decays(optimizer.param_groups[:-1])
+    assert len(OF_OPTIMIZERS) == 2
+
+
+def require_decays(groups):
+    decays = sorted(group["weight_decay"] for group in groups)
+    assert decays[0] == pytest.approx(BASE * 2 / 3)
+    assert decays[-1] == pytest.approx(BASE * 5)
+    assert len(set(decays)) == 3

@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from alphadecay_dist import UserError, param_groups
+from alphadecay_dist import AlphaDecay, UserError, attach, param_groups
 from alphadecay_dist.integrations.lightning import AlphaDecayCallback
 from tests.integrations.hosts import (
     ACCUMULATION,
@@ -25,6 +26,7 @@ from tests.integrations.hosts import (
     texts_for,
     tiny_model,
 )
+from tests.models import Blocks
 from tests.multirank import run_ranks
 
 pytestmark = [pytest.mark.ranks, pytest.mark.launcher, pytest.mark.filterwarnings("ignore")]
@@ -50,6 +52,29 @@ class Model(LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.AdamW(param_groups(self, weight_decay=BASE), lr=RATE)
+
+
+class ByHand(Model):
+    """One that steps two optimizers itself, with tuned weights in both."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self):
+        groups = param_groups(self, weight_decay=BASE)
+        return [torch.optim.AdamW(groups[::2], lr=RATE), torch.optim.AdamW(groups[1::2], lr=RATE)]
+
+    def training_step(self, batch, batch_idx):
+        self.manual_backward(super().training_step(batch, batch_idx) / ACCUMULATION)
+        if batch_idx % ACCUMULATION == ACCUMULATION - 1:
+            places = (
+                (0, 1) if batch_idx % (2 * ACCUMULATION) == 1 else (1, 0)
+            )  # now one is first, now the other
+            for place in places:
+                optimizer = self.optimizers()[place]
+                optimizer.step()
+                optimizer.zero_grad()
 
 
 class Samples:
@@ -82,15 +107,15 @@ def strategy_for(engine):
     return strategy
 
 
-def fit(engine, folder, updates=UPDATES, checkpoint=None, **options):
+def fit(engine, folder, updates=UPDATES, checkpoint=None, by_hand=False, **options):
     callback = AlphaDecayCallback(weight_decay=BASE, **{**SETTINGS, **options})
     trainer = Trainer(
         accelerator="cpu",
         devices=dist.get_world_size(),
         strategy=strategy_for(engine) if engine != "plain" else "auto",
-        max_steps=updates,
-        accumulate_grad_batches=ACCUMULATION,
-        gradient_clip_val=None if engine == "fsdp2" else CLIP,
+        max_steps=updates * (2 if by_hand else 1),
+        accumulate_grad_batches=1 if by_hand else ACCUMULATION,
+        gradient_clip_val=None if engine == "fsdp2" or by_hand else CLIP,
         callbacks=[callback],
         logger=False,
         enable_progress_bar=False,
@@ -99,28 +124,45 @@ def fit(engine, folder, updates=UPDATES, checkpoint=None, **options):
         use_distributed_sampler=False,
         default_root_dir=folder,
     )
-    model = Model(sharded=engine == "fsdp2")
+    model = ByHand() if by_hand else Model(sharded=engine == "fsdp2")
     trainer.fit(model, Samples(), ckpt_path=checkpoint)
     assert isinstance(next(model.parameters()), DTensor) == (engine == "fsdp2")
     assert trainer.world_size == dist.get_world_size()
     return trainer, decays_of(callback.decay)
 
 
-def check(engine, folder, expected):
-    _, whole = fit(engine, folder)
+def check(engine, folder, by_hand, expected):
+    _, whole = fit(engine, folder, by_hand=by_hand)
     for name, decay in expected.items():
         assert whole[f"model.{name}"] == pytest.approx(decay, rel=1e-5), name
-    trainer, _ = fit(engine, folder, updates=5)
+    trainer, _ = fit(engine, folder, updates=5, by_hand=by_hand)
     checkpoint = f"{folder}/five.ckpt"
     trainer.save_checkpoint(checkpoint)
-    _, again = fit(engine, folder, checkpoint=checkpoint)
+    _, again = fit(engine, folder, checkpoint=checkpoint, by_hand=by_hand)
     assert again == pytest.approx(whole, rel=1e-6)
 
 
-@pytest.mark.parametrize(("engine", "ranks"), [("plain", 1), ("ddp", 2), ("fsdp2", 2)])
-def test_lightning_has_the_decays_of_our_own_loop_and_resumes_them(tmp_path, engine, ranks):
-    options = {"clip": float("inf")} if engine == "fsdp2" else {}
-    run_ranks(check, ranks, engine, str(tmp_path), plain_run(ranks, **options)[0])
+@pytest.mark.parametrize(
+    ("engine", "ranks", "by_hand"),
+    [("plain", 1, False), ("plain", 1, True), ("ddp", 2, False), ("ddp", 2, True), ("fsdp2", 2, False)],
+)
+def test_lightning_has_the_decays_of_our_own_loop_and_resumes_them(tmp_path, engine, ranks, by_hand):
+    options = {"clip": float("inf")} if engine == "fsdp2" or by_hand else {}
+    run_ranks(check, ranks, engine, str(tmp_path), by_hand, plain_run(ranks, **options)[0])
+
+
+def test_lightnings_wrapper_of_an_optimizer_stands_for_it():
+    model = Blocks()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=BASE)
+    attach(model, LightningOptimizer(optimizer))
+    AlphaDecay(model, [LightningOptimizer(optimizer)], weight_decay=BASE, cautious=True, **SETTINGS).refresh()
+    assert len({group["weight_decay"] for group in optimizer.param_groups}) == 4  # the rest has the base
+    before = model.blocks[0][0].weight.detach().clone()
+    model(torch.ones(4, 64)).backward()
+    model.blocks[0][0].weight.grad.zero_()
+    optimizer.step()  # the hooks are the optimizer's own
+    decay = optimizer.param_groups[0]["weight_decay"]
+    torch.testing.assert_close(model.blocks[0][0].weight, before * (1 - RATE * decay))
 
 
 def clipped_later(folder):

@@ -86,7 +86,7 @@ def check_fsdp(shapes, strategies):
 
 def check_plain(model, values):
     optimizer = torch.optim.SGD(groups_of(model), lr=0.1)
-    sources = PlainHost(model, optimizer, None).sources(matrices_of(model), None)
+    sources = PlainHost(model, [optimizer], None).sources(matrices_of(model), None)
     check_gathering(sources, values, dist.group.WORLD)
 
 

@@ -1,4 +1,4 @@
-"""A plain torch optimizer, over whole weights, DTensors or FSDP1's flat parameters."""
+"""Plain torch optimizers, over whole weights, DTensors or FSDP1's flat parameters."""
 
 from __future__ import annotations
 
@@ -25,13 +25,17 @@ from alphadecay_dist.sharding.layout import ShardSource
 
 
 class PlainHost:
-    """A model and a torch optimizer over :func:`alphadecay_dist.param_groups`."""
+    """A model and the torch optimizers that have its :func:`alphadecay_dist.param_groups`."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, group: dist.ProcessGroup | None
+        self,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        group: dist.ProcessGroup | None,
     ) -> None:
         self._model = model
-        self._optimizer = optimizer
+        self._optimizers = optimizers
+        self._counts = [len(optimizer.param_groups) for optimizer in optimizers]
         self._group = group or (dist.group.WORLD if dist.is_initialized() else None)
 
     @property
@@ -40,13 +44,15 @@ class PlainHost:
         return self._group
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """The optimizer's own."""
-        return self._optimizer.param_groups
+        """The optimizers' own, one's after the other's; those that were added later come last."""
+        pairs = [(own.param_groups, count) for own, count in zip(self._optimizers, self._counts, strict=True)]
+        first = [group for groups, count in pairs for group in groups[:count]]
+        return first + [group for groups, count in pairs for group in groups[count:]]
 
     @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The one given."""
-        return self._optimizer
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """Those given."""
+        return self._optimizers
 
     def premultiply_refusal(self) -> str | None:
         """Nothing: the optimizer's parameters are the weights, or views of them."""

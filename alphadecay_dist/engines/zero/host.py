@@ -110,9 +110,9 @@ class ZeroHost:
 
     def __init__(self, engine: Any, *, watches: bool = False) -> None:
         self._engine = engine
-        if not watches and type(self.optimizer).__module__.startswith("deepspeed.runtime.zero.muon"):
+        if not watches and type(self._inner).__module__.startswith("deepspeed.runtime.zero.muon"):
             raise UserError(
-                f"optimizer: found DeepSpeed's own {type(self.optimizer).__name__}, whose groups lose their "
+                f"optimizer: found DeepSpeed's own {type(self._inner).__name__}, whose groups lose their "
                 "names; make a torch optimizer of param_groups() and give it to "
                 "deepspeed.initialize(optimizer=...)"
             )
@@ -129,8 +129,12 @@ class ZeroHost:
         return self._engine.optimizer.param_groups
 
     @property
-    def optimizer(self) -> torch.optim.Optimizer:
+    def optimizers(self) -> list[torch.optim.Optimizer]:
         """The one given to DeepSpeed, which its own optimizer steps."""
+        return [self._inner]
+
+    @property
+    def _inner(self) -> Any:
         return self._engine.basic_optimizer
 
     def premultiply_refusal(self) -> str | None:
@@ -150,7 +154,7 @@ class ZeroHost:
         """Those of the fp32 masters, or of what the config has instead; at stage 3 no group has them."""
         if self._engine.zero_optimization_stage() == 3:
             return {flat.dtype for flat in self._engine.optimizer.fp32_partitioned_groups_flat}
-        return dtypes_of(self.optimizer.param_groups)
+        return dtypes_of(self._inner.param_groups)
 
     def updates(self) -> int:
         """Updates that it skipped count too."""
@@ -162,8 +166,8 @@ class ZeroHost:
         A universal checkpoint's load at stage 3 leaves one tensor for all of them, which the update of each
         would count on.
         """
-        group = self.optimizer.param_groups[0]
-        for flat, state in self.optimizer.state.items():
+        group = self._inner.param_groups[0]
+        for flat, state in self._inner.state.items():
             if isinstance(state.get("step"), Tensor):
                 state["step"] = scalar_tensor(float(state["step"]), flat, group)
 
@@ -177,7 +181,7 @@ class ZeroHost:
         """This rank's pieces of the flat masters and their gradients; whole parameters at stage 0."""
         if self._engine.zero_optimization_stage():
             return zero_shares(self._engine, weights)
-        return plain_shares(self.optimizer.param_groups, self._engine.module, self.group)
+        return plain_shares(self._inner.param_groups, self._engine.module, self.group)
 
     def gradients_refusal(self) -> str | None:
         """Half precision at stage 0, and bf16 with fp32 accumulation at stage 1: not before the step.
@@ -185,7 +189,7 @@ class ZeroHost:
         DeepSpeed has other optimizers there, which give the gradients to the inner one in their step alone.
         """
         own = self._engine.optimizer
-        if own is self.optimizer or hasattr(own, "averaged_gradients"):
+        if own is self._inner or hasattr(own, "averaged_gradients"):
             return None
         return (
             f"found DeepSpeed's {type(own).__name__}, which shows none before its step; use ZeRO "

@@ -50,7 +50,7 @@ def check_sharded(layout, shapes):
     placements = {type(p) for m in matrices_of(model) for p in m.parameter.placements}
     assert (_StridedShard in placements) == (layout == "tp_columns"), STRIDED
     optimizer = torch.optim.SGD(groups_of(model), lr=0.1)
-    sources = PlainHost(model, optimizer, None).sources(matrices_of(model), None)
+    sources = PlainHost(model, [optimizer], None).sources(matrices_of(model), None)
     assert all(isinstance(source, DTensorSource) for source in sources)
     return check_gathering(sources, values, dist.group.WORLD)
 

@@ -30,7 +30,7 @@ def check_wrapped(strategy, each_linear):
     model, values = filled(SHAPES)
     model = wrapped(model, strategy, each_linear=each_linear)
     optimizer = torch.optim.SGD(groups_of(model), lr=0.1)
-    host = PlainHost(model, optimizer, None)
+    host = PlainHost(model, [optimizer], None)
     sources = host.sources(matrices_of(model), None)
     assert all(isinstance(source, FlatParameterSource) for source in sources)
     owned = check_gathering(sources, values, dist.group.WORLD)
