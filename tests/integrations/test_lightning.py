@@ -16,14 +16,15 @@ from alphadecay_dist.integrations.lightning import AlphaDecayCallback
 from tests.integrations.hosts import (
     ACCUMULATION,
     BASE,
-    CLIP,
     RATE,
     SETTINGS,
     UPDATES,
     decays_of,
     plain_run,
+    require_same,
     texts_for,
     tiny_model,
+    weights_of,
 )
 from tests.multirank import run_ranks
 
@@ -36,17 +37,17 @@ class Model(LightningModule):
     def __init__(self, sharded=False):
         super().__init__()
         self._sharded = sharded
-        self.model = tiny_model()
+        self.net = tiny_model()
 
     def configure_model(self):
-        if self._sharded and not isinstance(next(self.model.parameters()), DTensor):
+        if self._sharded and not isinstance(next(self.net.parameters()), DTensor):
             mesh = self.device_mesh["data_parallel"]
-            for layer in self.model.model.layers:
+            for layer in self.net.model.layers:
                 fully_shard(layer, mesh=mesh)
-            fully_shard(self.model, mesh=mesh)
+            fully_shard(self.net, mesh=mesh)
 
     def training_step(self, batch, batch_idx):
-        return self.model(**batch).loss
+        return self.net(**batch).loss
 
     def configure_optimizers(self):
         return torch.optim.AdamW(param_groups(self, weight_decay=BASE), lr=RATE)
@@ -82,7 +83,7 @@ def strategy_for(engine):
     return strategy
 
 
-def fit(engine, folder, updates=UPDATES, checkpoint=None, **options):
+def fit(engine, folder, updates=UPDATES, checkpoint=None, clip=None, **options):
     callback = AlphaDecayCallback(weight_decay=BASE, **{**SETTINGS, **options})
     trainer = Trainer(
         accelerator="cpu",
@@ -90,7 +91,7 @@ def fit(engine, folder, updates=UPDATES, checkpoint=None, **options):
         strategy=strategy_for(engine) if engine != "plain" else "auto",
         max_steps=updates,
         accumulate_grad_batches=ACCUMULATION,
-        gradient_clip_val=None if engine == "fsdp2" else CLIP,
+        gradient_clip_val=clip,
         callbacks=[callback],
         logger=False,
         enable_progress_bar=False,
@@ -103,29 +104,28 @@ def fit(engine, folder, updates=UPDATES, checkpoint=None, **options):
     trainer.fit(model, Samples(), ckpt_path=checkpoint)
     assert isinstance(next(model.parameters()), DTensor) == (engine == "fsdp2")
     assert trainer.world_size == dist.get_world_size()
-    return trainer, decays_of(callback.decay)
+    return trainer, (decays_of(callback.decay), weights_of(model))
 
 
 def check(engine, folder, expected):
     _, whole = fit(engine, folder)
-    for name, decay in expected.items():
-        assert whole[f"model.{name}"] == pytest.approx(decay, rel=1e-5), name
+    require_same(whole, expected)
     trainer, _ = fit(engine, folder, updates=5)
     checkpoint = f"{folder}/five.ckpt"
     trainer.save_checkpoint(checkpoint)
     _, again = fit(engine, folder, checkpoint=checkpoint)
-    assert again == pytest.approx(whole, rel=1e-6)
+    require_same(again, expected)
 
 
 @pytest.mark.parametrize(("engine", "ranks"), [("plain", 1), ("ddp", 2), ("fsdp2", 2)])
 def test_lightning_has_the_decays_of_our_own_loop_and_resumes_them(tmp_path, engine, ranks):
-    options = {"clip": float("inf")} if engine == "fsdp2" else {}
-    run_ranks(check, ranks, engine, str(tmp_path), plain_run(ranks, **options)[0])
+    expected = plain_run(ranks, clip=0, reduced_each=engine == "fsdp2")
+    run_ranks(check, ranks, engine, str(tmp_path), expected)
 
 
 def clipped_later(folder):
     with pytest.raises(UserError, match=r"policy: 'adadecay' reads gradients, which Lightning clips later"):
-        fit("plain", folder, policy="adadecay")
+        fit("plain", folder, clip=1.0, policy="adadecay")
 
 
 def test_gradients_that_are_clipped_later_are_not_read(tmp_path):
