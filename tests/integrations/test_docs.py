@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -11,7 +13,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 
-from alphadecay_dist import param_groups
+from alphadecay_dist import AlphaDecay, param_groups
 from tests.integrations.hosts import BASE, texts_for, tiny_model
 from tests.models import Blocks
 from tests.multirank import run_ranks
@@ -58,9 +60,37 @@ def of_lightning(code, folder):
     return {group["weight_decay"] for group in names["trainer"].optimizers[0].param_groups}
 
 
+def of_torchtitan(code, folder):
+    from tests.integrations.test_torchtitan import Loop
+
+    spec = SimpleNamespace(post_optimizer_build_fn=None)
+    names = {"config": SimpleNamespace(model_spec=spec, build=lambda: Loop(folder, spec))}
+    exec(code, names)
+    (optimizer,) = names["trainer"].optimizers
+    return {group["weight_decay"] for group in optimizer.param_groups}
+
+
+def of_megatron(code, folder):
+    torch.manual_seed(0)
+    schedule = {"init_lr": 1e-3, "max_lr": 1e-3, "min_lr": 1e-3, "lr_warmup_steps": 0, "lr_decay_steps": 9}
+    schedule |= {"lr_decay_style": "constant", "wd_incr_steps": 9, "wd_incr_style": "constant"}
+    names = {"model": Blocks(), "torch": torch, "loader": batches(), "schedule": schedule}
+    names |= {"param_groups": param_groups, "AlphaDecay": AlphaDecay}
+    exec(code, names)
+    return {group["weight_decay"] for group in names["optimizer"].param_groups}
+
+
 @pytest.mark.parametrize(
     ("place", "run"),
-    [(0, of_transformers), (1, of_accelerate), (2, of_lightning)],
+    [
+        (0, of_transformers),
+        (1, of_accelerate),
+        (2, of_lightning),
+        pytest.param(
+            3, of_torchtitan, marks=pytest.mark.skipif(not find_spec("torchtitan"), reason="absent")
+        ),
+        pytest.param(4, of_megatron, marks=pytest.mark.skipif(not find_spec("megatron"), reason="absent")),
+    ],
     ids=lambda of: str(of)[:20],
 )
 def test_an_example_of_the_page_decays_each_matrix_by_its_own(tmp_path, place, run):
@@ -71,4 +101,4 @@ def test_an_example_of_the_page_decays_each_matrix_by_its_own(tmp_path, place, r
 
 
 def test_the_page_has_an_example_a_host():
-    assert len(CODE) == 3
+    assert len(CODE) == 5

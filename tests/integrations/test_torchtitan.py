@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -63,12 +64,12 @@ class Loop:
 
     Args:
         folder: of its checkpoints.
-        decay: a TitanDecay, or None for a run as it was before.
+        spec: what a ``ModelSpec`` calls once the optimizers are made.
         exclude: from loading.
     """
 
     folder: str
-    decay: TitanDecay | None
+    spec: SimpleNamespace
     exclude: tuple[str, ...] = ()
     step: int = 0
     data: Data = field(default_factory=Data)
@@ -90,10 +91,9 @@ class Loop:
         groups = [ParamGroupConfig(pattern=".*", optimizer_name="AdamW", optimizer_kwargs=kwargs)]
         config = OptimizersContainer.Config(param_groups=groups, implementation="for-loop")
         self.optimizers = config.build(model_parts=[self.model])
-        spec = SimpleNamespace(post_optimizer_build_fn=None)
-        if self.decay is not None:
-            self.decay.add_to(spec)
-            spec.post_optimizer_build_fn(self.optimizers, [self.model], SimpleNamespace(pp_enabled=False))
+        if self.spec.post_optimizer_build_fn is not None:
+            dims = SimpleNamespace(pp_enabled=False)
+            self.spec.post_optimizer_build_fn(self.optimizers, [self.model], dims)
         schedule = LRSchedulersContainer.Config(warmup_steps=0, decay_ratio=0.0)
         self.lr_schedulers = schedule.build(optimizers=self.optimizers, training_steps=UPDATES)
         self.metrics_processor = SimpleNamespace(logger=Metrics())
@@ -113,10 +113,8 @@ class Loop:
             sd_adapter=None,
             base_folder=self.folder,
         )
-        if self.decay is not None:
-            self.decay.join(self)
 
-    def train(self, updates):
+    def train(self, updates=UPDATES):
         self.checkpointer.load(step=-1)
         texts, ranks, rank = texts_for(dist.get_world_size()), dist.get_world_size(), dist.get_rank()
         while self.step < updates:
@@ -131,7 +129,10 @@ class Loop:
             self.optimizers.step()
             self.lr_schedulers.step()
             self.checkpointer.save(self.step, last_step=self.step == updates)
-        return decays_of(self.decay.decay) if self.decay else {}, weights_of(self.model)
+
+    @property
+    def refreshed(self):
+        return [step for step, metrics in self.metrics_processor.logger.logged if "alpha/q" in metrics]
 
     def state_dict(self):
         return {"step": self.step}
@@ -140,52 +141,67 @@ class Loop:
         self.step = state["step"]
 
 
+def begun(folder, exclude=(), **options):
+    """A run with AlphaDecay, as a user's script makes it, and what a user keeps of it."""
+    decay, spec = TitanDecay(**SETTINGS, **options), SimpleNamespace(post_optimizer_build_fn=None)
+    decay.add_to(spec)
+    loop = Loop(folder, spec, exclude)
+    decay.join(loop)
+    return loop, decay
+
+
+def trained(folder, updates=UPDATES):
+    loop, decay = begun(folder)
+    loop.train(updates)
+    return loop, (decays_of(decay.decay), weights_of(loop.model))
+
+
 def check(folder, expected):
-    whole = Loop(f"{folder}/whole", TitanDecay(**SETTINGS))
-    found = whole.train(UPDATES)
+    whole, found = trained(f"{folder}/whole")
     assert isinstance(next(whole.model.parameters()), DTensor)
     require_same(found, expected)
-    logged = [step for step, metrics in whole.metrics_processor.logger.logged if "alpha/q" in metrics]
-    assert logged == [1, 4, 7, 10]
-    assert not any("module" in group for optimizer in whole.optimizers for group in optimizer.param_groups)
-    Loop(f"{folder}/parts", TitanDecay(**SETTINGS)).train(5)
-    resumed = Loop(f"{folder}/parts", TitanDecay(**SETTINGS))
-    require_same(resumed.train(UPDATES), expected)
-    assert [step for step, _ in resumed.metrics_processor.logger.logged] == [7, 10]
+    assert whole.refreshed == [1, 4, 7, 10]
+    trained(f"{folder}/parts", updates=5)
+    resumed, found = trained(f"{folder}/parts")
+    require_same(found, expected)
+    assert resumed.refreshed == [7, 10]
 
 
 def test_torchtitan_has_the_decays_of_our_own_loop_and_resumes_them(tmp_path):
     run_ranks(check, 2, str(tmp_path), plain_run(2, clip=0, reduced_each=True))
 
 
+WITHOUT = SimpleNamespace(post_optimizer_build_fn=None)
+
+
 def checkpoints_of_others(folder):
     """A run that began without AlphaDecay, goes on with it, and without it again."""
-    Loop(folder, None).train(5)
+    Loop(folder, WITHOUT).train(5)
     with pytest.raises(CheckpointException, match="alphadecay"):
-        Loop(folder, TitanDecay(**SETTINGS)).train(7)
-    taken = Loop(folder, TitanDecay(**SETTINGS), exclude=("alphadecay",))
+        trained(folder, updates=7)
+    taken, decay = begun(folder, exclude=("alphadecay",))
     taken.train(7)
-    assert [step for step, _ in taken.metrics_processor.logger.logged] == [6, 7]  # 7: by the calendar
-    assert '"step": 7' in taken.decay.state_dict()["alphadecay"]
-    Loop(folder, None).train(8)
+    assert taken.refreshed == [6, 7]  # as it begins, and by the calendar
+    assert json.loads(decay.state_dict()["alphadecay"])["step"] == 7
+    Loop(folder, WITHOUT).train(8)
 
 
-def policy_by_the_inner_optimizers_hooks(folder):
-    """Their hooks see torchtitan's step that makes states, and change nothing in it."""
-    loop = Loop(folder, TitanDecay(policy="llr", **SETTINGS))
+def step_that_makes_states(folder):
+    """The inner optimizers' hooks, by which this policy acts, see torchtitan's own step."""
+    loop, decay = begun(folder, policy="llr")
     before = weights_of(loop.model)
     loop.optimizers.state_dict()
     assert all(optimizer.state for optimizer in loop.optimizers)
     for name, weight in weights_of(loop.model).items():
         assert torch.equal(weight, before[name])
-    assert '"step": 0' in loop.decay.state_dict()["alphadecay"]
+    assert json.loads(decay.state_dict()["alphadecay"])["step"] == 0
     loop.train(2)
-    assert '"step": 2' in loop.decay.state_dict()["alphadecay"]
+    assert json.loads(decay.state_dict()["alphadecay"])["step"] == 2
 
 
 def others(folder):
     checkpoints_of_others(f"{folder}/others")
-    policy_by_the_inner_optimizers_hooks(f"{folder}/hooks")
+    step_that_makes_states(f"{folder}/states")
 
 
 def test_checkpoints_of_others_load_and_the_step_that_makes_states_is_not_counted(tmp_path):
