@@ -29,6 +29,7 @@ def of_transformers(code, folder):
         output_dir=folder, max_steps=2, weight_decay=BASE, use_cpu=True, report_to=[], disable_tqdm=True
     )
     names = {"Trainer": transformers.Trainer, "model": tiny_model(), "args": args, "dataset": texts_for(1)}
+    names["torch"] = torch
     exec(code, names)
     return {group["weight_decay"] for group in names["trainer"].optimizer.param_groups}
 
@@ -84,12 +85,13 @@ def of_megatron(code, folder):
     ("place", "run"),
     [
         (0, of_transformers),
-        (1, of_accelerate),
-        (2, of_lightning),
+        (1, of_transformers),
+        (2, of_accelerate),
+        (3, of_lightning),
         pytest.param(
-            3, of_torchtitan, marks=pytest.mark.skipif(not find_spec("torchtitan"), reason="absent")
+            4, of_torchtitan, marks=pytest.mark.skipif(not find_spec("torchtitan"), reason="absent")
         ),
-        pytest.param(4, of_megatron, marks=pytest.mark.skipif(not find_spec("megatron"), reason="absent")),
+        pytest.param(5, of_megatron, marks=pytest.mark.skipif(not find_spec("megatron"), reason="absent")),
     ],
     ids=lambda of: str(of)[:20],
 )
@@ -100,5 +102,5 @@ def test_an_example_of_the_page_decays_each_matrix_by_its_own(tmp_path, place, r
     assert max(decays) == pytest.approx(BASE * 5)
 
 
-def test_the_page_has_an_example_a_host():
-    assert len(CODE) == 5
+def test_the_page_has_an_example_a_way():
+    assert len(CODE) == 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -79,13 +80,26 @@ def arguments(engine, folder, updates=UPDATES, clip=CLIP, **options):
     )
 
 
-def trained(engine, folder, policy="alphadecay", *, resumed=False, updates=UPDATES, clip=CLIP):
+def one_line(arguments, texts, **given):
+    trainer = InOrder(tiny_model(), arguments, train_dataset=texts)
+    return trainer, AlphaDecayCallback(trainer, **given)
+
+
+def two_arguments(arguments, texts, **given):
+    decay = AlphaDecayCallback(**given)
+    optimizer = decay.optimizer(torch.optim.AdamW, lr=RATE)
+    trainer = InOrder(
+        tiny_model(), arguments, train_dataset=texts, optimizer_cls_and_kwargs=optimizer, callbacks=[decay]
+    )
+    return trainer, decay
+
+
+def trained(engine, folder, policy="alphadecay", *, resumed=False, updates=UPDATES, clip=CLIP, made=one_line):
     """Decays and weights, and the history that was logged."""
     if engine not in ("plain", "ddp"):
         serve_ranks_without_gpus()
-    ranks = dist.get_world_size()
-    trainer = InOrder(tiny_model(), arguments(engine, folder, updates, clip), train_dataset=texts_for(ranks))
-    callback = AlphaDecayCallback(trainer, policy=policy, **SETTINGS)
+    texts = texts_for(dist.get_world_size())
+    trainer, callback = made(arguments(engine, folder, updates, clip), texts, policy=policy, **SETTINGS)
     trainer.train(resume_from_checkpoint=resumed or None)
     _check_engine(engine, trainer)
     return (decays_of(callback.decay), weights_of(trainer.model)), trainer.state.log_history
@@ -99,15 +113,15 @@ def _check_engine(engine, trainer):
     assert hasattr(parameter, "ds_id") == (engine == "zero3")
 
 
-def check(engine, folder, policy, expected, clip):
-    whole, history = trained(engine, Path(folder) / "whole", policy, clip=clip)
+def check(engine, folder, policy, expected, clip, made=one_line):
+    whole, history = trained(engine, Path(folder) / "whole", policy, clip=clip, made=made)
     if policy == "alphadecay":
         steps = [line["step"] for line in history if "alpha/q" in line]
-        assert len(steps) == 4
+        assert steps == [0, 3, 6, 9]
         assert [line["weight_decay/down"] for line in history if "weight_decay/down" in line]
     parts = Path(folder) / "parts"
-    trained(engine, parts, policy, updates=5, clip=clip)
-    again, _ = trained(engine, parts, policy, resumed=True, clip=clip)
+    trained(engine, parts, policy, updates=5, clip=clip, made=made)
+    again, _ = trained(engine, parts, policy, resumed=True, clip=clip, made=made)
     require_same(again, whole)
     require_same(whole, zero_run(3, clip) if expected is None else expected)
 
@@ -126,6 +140,31 @@ def test_a_policy_that_reads_gradients_is_never_one_update_late(tmp_path, engine
     run_ranks(check, ranks, engine, str(tmp_path), "adadecay", plain_run(ranks, "adadecay"), CLIP)
 
 
+@pytest.mark.parametrize(("engine", "ranks"), [("plain", 1), ("fsdp2", 2), ("zero2", 2)])
+def test_two_arguments_of_the_trainer_are_as_good_as_one_line(tmp_path, engine, ranks):
+    clip = 0 if engine == "zero2" else CLIP
+    expected = plain_run(ranks, clip=clip, reduced_each=engine == "zero2")
+    run_ranks(check, ranks, engine, str(tmp_path), "alphadecay", expected, clip, two_arguments)
+
+
+def fsdp_on_cpus(folder):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        args = arguments("ddp", folder, 1, fsdp="full_shard auto_wrap", fsdp_config=FSDP2)
+        trainer, _ = one_line(args, texts_for(dist.get_world_size()), **SETTINGS)
+        trainer.train()
+    return [str(own.message) for own in caught if str(own.message).startswith("accelerate: ")]
+
+
+def test_a_warning_says_that_ddp_runs_where_fsdp_was_asked_for(tmp_path):
+    first, second = run_ranks(fsdp_on_cpus, 2, str(tmp_path))
+    assert first == [
+        "accelerate: FSDP was asked for, but DDP is running, as on CPUs (use_cpu=True, cpu=True): each rank "
+        "holds all weights"
+    ]
+    assert second == []
+
+
 def test_what_the_trainer_cannot_have_is_named(tmp_path):
     args = arguments("plain", tmp_path)
     optimizer = torch.optim.SGD(tiny_model().parameters(), lr=0.1)
@@ -133,6 +172,9 @@ def test_what_the_trainer_cannot_have_is_named(tmp_path):
         AlphaDecayCallback(Trainer(tiny_model(), args, optimizers=(optimizer, None)), interval=3)
     with pytest.raises(UserError, match=r"trainer: found dict, expected a transformers\.Trainer"):
         AlphaDecayCallback({}, interval=3)
+    alone = AlphaDecayCallback(interval=3).optimizer(torch.optim.AdamW)
+    with pytest.raises(UserError, match="callbacks: found no AlphaDecayCallback, expected the one whose"):
+        Trainer(tiny_model(), args, optimizer_cls_and_kwargs=alone).create_optimizer()
     with pytest.raises(UserError, match="restore_callback_states_from_checkpoint: found True"):
         AlphaDecayCallback.from_state({"args": {}, "attributes": {}})
 
