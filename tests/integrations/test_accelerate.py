@@ -113,6 +113,18 @@ def test_the_loop_has_the_decays_of_our_own(tmp_path, engine, ranks, policy):
     run_ranks(check, ranks, engine, str(tmp_path), policy, expected)
 
 
+def fsdp_on_cpus():
+    accelerator = Accelerator(cpu=True, fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2))
+    model = tiny_model()
+    optimizer = torch.optim.AdamW(param_groups(model, weight_decay=BASE), lr=RATE)
+    with pytest.warns(UserWarning, match="accelerate: FSDP was asked for, but one process is running, as on"):
+        AcceleratedDecay(accelerator, *accelerator.prepare(model, optimizer), weight_decay=BASE)
+
+
+def test_a_warning_says_that_fsdp_was_asked_for_and_does_not_run():
+    run_ranks(fsdp_on_cpus, 1)
+
+
 def test_what_is_no_accelerator_is_named():
     with pytest.raises(UserError, match=r"accelerator: found LlamaForCausalLM, expected an accelerate"):
         AcceleratedDecay(tiny_model(), None, None, weight_decay=BASE)
