@@ -123,10 +123,12 @@ def test_lightning_has_the_decays_of_our_own_loop_and_resumes_them(tmp_path, eng
     run_ranks(check, ranks, engine, str(tmp_path), expected)
 
 
-def clipped_later(folder):
+def refused(folder):
     with pytest.raises(UserError, match=r"policy: 'adadecay' reads gradients, which Lightning clips later"):
         fit("plain", folder, clip=1.0, policy="adadecay")
+    with pytest.raises(UserError, match=r"optimizer\.step\(closure\): not with policy 'llr'"):
+        fit("plain", folder, policy="llr")
 
 
-def test_gradients_that_are_clipped_later_are_not_read(tmp_path):
-    run_ranks(clipped_later, 1, str(tmp_path))
+def test_what_would_come_too_late_is_refused(tmp_path):
+    run_ranks(refused, 1, str(tmp_path))
