@@ -1,4 +1,4 @@
-"""What the cells of a table cost, before any is trained: updates, tokens, hours of a GPU."""
+"""What the cells of a table cost, before any is trained: updates, tokens or images, hours of a GPU."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from alphadecay_dist.commands.cells import Cell
-from alphadecay_dist.commands.published import Table, facts
+from alphadecay_dist.commands.published import Table
+from alphadecay_dist.commands.published_facts import facts
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.recipe import Config
+from alphadecay_dist.training.tasks.registry import task_named
 
 MEASURED = ("60m", "130m")  # sizes whose hours are published, without refreshes and at every update
 
@@ -20,13 +22,15 @@ class Cost:
 
     Attributes:
         steps: updates.
-        tokens: at most: short documents leave padding.
+        targets: tokens, images or whatever the task counts; at most: short documents leave padding.
+        counted: what they are, in a word.
         hours: of an A100, estimated.
         left: hours of the updates that are not made yet.
     """
 
     steps: int
-    tokens: int
+    targets: int
+    counted: str
     hours: float
     left: float
 
@@ -57,24 +61,25 @@ def describe(table: Table) -> str:
     """The cells with what they cost, a line each, their sum, and where the hours come from."""
     costs = costs_of(table)
     width = max(len(cell.name) for cell in table.cells.values())
-    lines = [table.title, f"cell  {'':{width}}  updates     tokens  A100 hours  state"]
+    found = [cost for cost in costs.values() if isinstance(cost, Cost)]
+    counted = " and ".join(sorted({cost.counted for cost in found}))
+    lines = [table.title, f"cell  {'':{width}}  updates  {counted:>9}  A100 hours  state"]
     for number, cell in table.cells.items():
         cost, state = costs[number], cell.result()
         if isinstance(cost, str):
             lines.append(f"{number:4}  {cell.name:{width}}  {cost}")
             continue
         done = f"{state['state']} at update {state['step']}" if state["step"] else state["state"]
-        lines.append(
-            f"{number:4}  {cell.name:{width}}  {cost.steps:7}  {cost.tokens:9.3g}  {cost.hours:10.2g}  {done}"
-        )
-    found = [cost for cost in costs.values() if isinstance(cost, Cost)]
-    tokens, hours, left = (sum(getattr(cost, name) for cost in found) for name in ("tokens", "hours", "left"))
+        work = f"{cost.steps:7}  {cost.targets:9.3g}  {cost.hours:10.2g}"
+        lines.append(f"{number:4}  {cell.name:{width}}  {work}  {done}")
+    targets, hours, left = (
+        sum(getattr(cost, name) for cost in found) for name in ("targets", "hours", "left")
+    )
     wrong = (
         f"; {len(costs) - len(found)} cells with errors are not counted" if len(found) < len(costs) else ""
     )
-    total = (
-        f"{len(costs)} cells, at most {tokens:.3g} tokens, {hours:.3g} A100 hours, {left:.3g} of them to go"
-    )
+    work = f"at most {targets:.3g} {counted}, {hours:.3g} A100 hours"
+    total = f"{len(costs)} cells, {work}, {left:.3g} of them to go"
     return "\n".join([*lines, total + wrong, *_stated(table), _source(table), *table.notes])
 
 
@@ -97,7 +102,9 @@ def _cost(cell: Cell) -> Cost | str:
         refreshes = sum(decay.due(update) for update in range(steps))
         hours += refreshes * known.refresh * _spectra(config) / known.spectra / 3600
     done = min(1.0, cell.result()["step"] / steps)
-    return Cost(steps, steps * config.train.global_batch * config.train.seq_len, hours, hours * (1 - done))
+    task = task_named(config.model.task)
+    targets = steps * config.train.global_batch * task.targets_of_sample(config)
+    return Cost(steps, targets, task.targets, hours, hours * (1 - done))
 
 
 @functools.cache
@@ -114,7 +121,8 @@ def _once(work: Callable[[Config], float]) -> Callable[[Config], float]:
     known: dict[object, float] = {}
 
     def of(config: Config) -> float:
-        key = (config.model, config.train.global_batch, config.train.seq_len, config.decay.preset)
+        sizes = config.train.global_batch, config.train.seq_len
+        key = (config.model, repr(config.task), *sizes, config.decay.preset)
         if key not in known:
             known[key] = work(config)
         return known[key]
@@ -125,8 +133,6 @@ def _once(work: Callable[[Config], float]) -> Callable[[Config], float]:
 @_once
 def _flops(config: Config) -> float:
     """Of an update."""
-    from alphadecay_dist.training.tasks.registry import task_named
-
     return task_named(config.model.task).model(config).flops()
 
 
@@ -142,9 +148,9 @@ def _spectra(config: Config) -> float:
 
 def _stated(table: Table) -> list[str]:
     """How many tokens the paper says of a run."""
-    if table.size is None:
+    size = {} if table.size is None else facts()["sizes"][table.size]
+    if "tokens" not in size:
         return []
-    size = facts()["sizes"][table.size]
     return [
         f"tokens: updates x sequences x their length, with padding; the paper says {size['tokens']:.3g} a run"
     ]
@@ -159,8 +165,10 @@ def _source(table: Table) -> str:
     basis = " and ".join(sorted({titles[_basis(cell)] for cell in table.cells.values()}))
     other = table.size is not None and table.size not in MEASURED
     none = " (of this size none are published)" if other else ""
+    dtypes = {cell.config().train.dtype for cell in table.cells.values() if cell.mistake() is None}
+    slower = "; they were of bfloat16, and float32 takes longer" if "float32" in dtypes else ""
     return (
         f"hours: an estimate, from the published ones of an A100 ({stated}): those of {basis}{none}, scaled "
         "by the floating-point operations of training. A refresh is what one at every update adds in the "
-        "published hours, scaled by the work of its spectra"
+        f"published hours, scaled by the work of its spectra{slower}"
     )

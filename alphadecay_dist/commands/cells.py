@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from alphadecay_dist.commands.published_facts import facts
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.config import load_config, nearest, read_yaml
 from alphadecay_dist.training.recipe import Config
@@ -18,7 +19,7 @@ from alphadecay_dist.training.tasks.registry import task_named
 
 KEYS = ("recipe", "deepspeed", "output", "options", "axes")
 SEED = "train.seed"
-AS_PUBLISHED, HOURS = "perplexity_as_published", "hours"  # beside the number that a task shows
+HOURS = "hours"  # beside the numbers of an evaluation
 Options = dict[str, Any]  # values of a recipe's fields, by section.key
 
 
@@ -82,7 +83,7 @@ class Cell:
         Returns:
             ``state`` (status.json's, ``not begun``, or what is wrong with the cell), ``step``, and of a run
             that is finished the ``number`` of its last evaluation that its task shows, with its ``name``, and
-            all ``numbers`` that tables have.
+            all ``numbers`` that tables have a column for.
         """
         from alphadecay_dist.training.outputs.run_files import EVAL, read_lines, read_status
 
@@ -94,7 +95,9 @@ class Cell:
         if not lines:
             return {**status, "number": None, "numbers": {}}
         name = task_named(self.config().model.task).shown
-        numbers = {key: lines[-1][key] for key in (name, AS_PUBLISHED) if lines[-1].get(key) is not None}
+        numbers = {
+            key: lines[-1][key] for key in (name, *facts()["columns"]) if lines[-1].get(key) is not None
+        }
         return {**status, "number": lines[-1][name], "name": name, "numbers": numbers | self._hours()}
 
     def _hours(self) -> dict[str, float]:

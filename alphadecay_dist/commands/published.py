@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
-import yaml
-
 from alphadecay_dist.commands.cells import (
-    AS_PUBLISHED,
-    HOURS,
     SEED,
     Cell,
     Options,
@@ -20,12 +14,12 @@ from alphadecay_dist.commands.cells import (
     changed,
     folder_of,
 )
+from alphadecay_dist.commands.published_facts import facts
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.training.config import nearest
 
 METHOD, DECAY = "method", "decay.weight_decay"  # the axes, before the seed
 WAYS = ("paper", "reference")
-OURS = {"perplexity": AS_PUBLISHED, "hours": HOURS}  # our number for a published one
 FORM = "PRESET:SIZE, perhaps with :WAY and :SEEDS, such as adamw:60m or adam:130m:reference:5,6,7"
 
 
@@ -53,21 +47,14 @@ class Choice:
     Attributes:
         preset: a table of the YAML.
         size: of the model.
-        way: which reading of the published runs.
+        way: which reading of the published runs; None is the first that there is of its task.
         seeds: None are the published runs'.
     """
 
     preset: str
     size: str
-    way: str = WAYS[0]
+    way: str | None = None
     seeds: tuple[int, ...] | None = None
-
-
-@functools.cache
-def facts() -> dict[str, Any]:
-    """The YAML, as it is."""
-    file = resources.files("alphadecay_dist.recipes") / "tables" / "published.yaml"
-    return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
 def names_preset(word: str) -> bool:
@@ -76,16 +63,16 @@ def names_preset(word: str) -> bool:
 
 
 def choice_of(word: str) -> Choice:
-    """What ``PRESET:SIZE:WAY:SEEDS`` chooses; the last two may be left out.
+    """What ``PRESET:SIZE:WAY:SEEDS`` chooses; the last two may be left out, and the size where there is one.
 
     Raises:
         UserError: it is of another form.
     """
     preset, size, way, seeds, *rest = [*word.split(":"), "", "", ""]
-    if not size or len(rest) > 3 or word.count(":") > 3:
-        sizes = ", ".join(sizes_of(preset))
-        raise UserError(f"table {shown(word)}: expected {FORM}; sizes of {preset}: {sizes}")
-    return Choice(preset, size, way or WAYS[0], seeds_of(seeds) if seeds else None)
+    sizes = sizes_of(preset)
+    if (not size and len(sizes) > 1) or len(rest) > 3:
+        raise UserError(f"table {shown(word)}: expected {FORM}; sizes of {preset}: {', '.join(sizes)}")
+    return Choice(preset, size or sizes[0], way or None, seeds_of(seeds) if seeds else None)
 
 
 def seeds_of(text: str) -> tuple[int, ...]:
@@ -138,58 +125,61 @@ def published_table(
     sizes = sizes_of(choice.preset)
     if choice.size not in sizes:
         raise UserError(f"--size {choice.size}: not in {choice.preset}{nearest(choice.size, sizes)}")
-    if choice.way not in WAYS:
-        raise UserError(f"--way {choice.way}: unknown{nearest(choice.way, WAYS)}")
     preset, size = tree["presets"][choice.preset], tree["sizes"][choice.size]
+    task = tree["tasks"][size["task"]]
+    way = choice.way or next(iter(task["ways"]))
+    if way not in task["ways"]:
+        raise UserError(f"--way {way}: there is none of {choice.preset}{nearest(way, task['ways'])}")
     of_size = {name: found.get(choice.size, {}) for name, found in preset.get("published", {}).items()}
-    folder = output or f"runs/tables/{choice.preset}_{choice.size}_{choice.way}"
+    folder = output or f"runs/tables/{choice.preset}_{choice.size}_{way}"
     seeds = choice.seeds or tuple(preset["seeds"][choice.size])
     cells = []
-    for method, decay in _places(preset):
-        published = {OURS[name]: _published(found, method, decay) for name, found in of_size.items()}
+    for method, decay in _places(preset, task):
+        published = {
+            own: _published(found, method, decay)
+            for name, found in of_size.items()
+            for own in tree["ours"][name]
+        }
         known = {name: number for name, number in published.items() if number is not None}
         for seed in seeds:
             place = {METHOD: method, DECAY: decay, SEED: str(seed)}
-            options = _options(choice, preset["optimizer"], method, decay, seed)
+            options = _options(size, way, preset["optimizer"], method, decay) | {SEED: seed}
             folder_of_cell = folder_of(folder, place)
             cells.append(Cell(place, size["recipe"], deepspeed, options, folder_of_cell, published=known))
     chosen = dict(enumerate(changed(cells, overrides)))
     for axis, kept in ((METHOD, methods), (DECAY, decays)):
         chosen = _kept(chosen, axis, kept)
-    notes = [*tree["ways"][choice.way]["differences"], *tree["differences"]]
-    title = f"{preset['title']}: {size['title']}, {preset['optimizer']}, as in the {choice.way}"
+    notes = [*task["ways"][way]["differences"], *task["differences"]]
+    title = f"{preset['title']}: {size['title']}, {preset['optimizer']}, as in the {way}"
     return Table(title, chosen, notes, choice.size)
 
 
-def _places(preset: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _places(preset: Mapping[str, Any], task: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Method and base decay of each cell; a method without a decay has one cell."""
-    tree = facts()
     places: list[tuple[str, str]] = []
-    decays = preset.get("decays") or list(tree["optimizers"][preset["optimizer"]])
+    decays = preset.get("decays") or list(task["s2"][preset["optimizer"]])
     for method in preset["methods"]:
-        fixed = tree["methods"][method].get(DECAY)
+        fixed = facts()["methods"][method].get(DECAY)
         places += [(method, f"{fixed:g}")] if fixed is not None else [(method, decay) for decay in decays]
     return places
 
 
-def _options(choice: Choice, optimizer: str, method: str, decay: str, seed: int) -> Options:
-    """All settings of a cell; a later one takes the place of an earlier one."""
-    tree = facts()
-    size = tree["sizes"][choice.size]
+def _options(size: Mapping[str, Any], way: str, optimizer: str, method: str, decay: str) -> Options:
+    """All settings of a cell but the seed; a later one takes the place of an earlier one."""
+    task = facts()["tasks"][size["task"]]
     options = {
-        **tree["common"],
+        **task["common"],
         "train.steps": size["updates"],
-        "train.seed": seed,
         "optimizer.name": optimizer,
         "optimizer.lr": size["lr"],
         "optimizer.warmup": size["warmup"],
         DECAY: float(decay),
-        **tree["ways"][choice.way]["options"],
+        **task["ways"][way]["options"],
     }
-    ratio = tree["optimizers"][optimizer].get(decay)
+    ratio = task["s2"][optimizer].get(decay)
     if ratio is not None:
         options["decay.max_ratio"] = ratio
-    return options | tree["methods"][method]
+    return options | facts()["methods"][method] | task.get("methods", {}).get(method, {})
 
 
 def _published(found: Mapping[str, Any], method: str, decay: str) -> Published | None:

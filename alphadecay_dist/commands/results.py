@@ -11,16 +11,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alphadecay_dist.commands.cells import AS_PUBLISHED, HOURS, SEED, Cell
+from alphadecay_dist.commands.cells import HOURS, SEED, Cell
 from alphadecay_dist.commands.published import Published, Table
+from alphadecay_dist.commands.published_facts import facts
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.config import flat, load_config
+from alphadecay_dist.training.tasks.registry import task_named
 
 FORMATS = ("markdown", "csv", "json")
 FINISHED = "finished"
-TITLES = {AS_PUBLISHED: "perplexity, as published", "perplexity": "perplexity, exact", HOURS: "hours here"}
-OF_THE_RECIPE = ("model.name", "data.source", "data.pack")  # what decides results beside a cell's options
-ORDER = (AS_PUBLISHED, "perplexity")  # of columns; then others, and hours last
+OF_THE_RECIPE = (
+    "model.task",
+    "model.name",
+    "data.source",
+    "data.pack",
+)  # what decides results beside a cell's options
 
 
 @dataclass(frozen=True)
@@ -101,8 +106,11 @@ def _deviation(cell: Cell, path: Path) -> str:
         asked = dict(flat(replace(cell, given={}).config()))
     except UserError as error:
         return str(error)
-    keys = (*OF_THE_RECIPE, *cell.options)
-    return ", ".join(f"{key} {kept[key]}, not {asked[key]}" for key in keys if kept[key] != asked[key])
+    of_the_task = (key for key in task_named(asked["model.task"]).fixed if key.startswith("task."))
+    keys = (*OF_THE_RECIPE, *of_the_task, *cell.options)
+    return ", ".join(
+        f"{key} {kept.get(key)}, not {asked[key]}" for key in keys if kept.get(key) != asked[key]
+    )
 
 
 def render(table: Table, form: str) -> str:
@@ -147,16 +155,18 @@ def _missing(cell: Cell, result: Mapping[str, Any]) -> str:
 def _names(rows: Sequence[Row]) -> list[str]:
     """The numbers that the rows have, ours or published, in the order of columns."""
     there = {name for row in rows for name in (*row.numbers, *row.published)}
-    others = sorted(there - {*ORDER, HOURS})
-    return [name for name in (*ORDER, *others, HOURS) if name in there]
+    known = facts()["columns"]
+    others = sorted(there - {*known, HOURS})
+    return [name for name in (*known, *others, HOURS) if name in there]
 
 
 def _markdown(title: str, rows: Sequence[Row], notes: Sequence[str]) -> str:
     names = _names(rows)
+    titles = {**facts()["columns"], HOURS: "hours here"}
     compared = {name for row in rows for name in row.published}
     head = [axis.rpartition(".")[2] for axis in rows[0].place]
     for name in names:
-        head += [TITLES.get(name, name), *(("published", "difference") if name in compared else ())]
+        head += [titles.get(name, name), *(("published", "difference") if name in compared else ())]
     lines = [f"| {' | '.join([*head, 'finished', 'missing'])} |", "|" + "---|" * (len(head) + 2)]
     for row in rows:
         found = list(row.place.values())

@@ -15,12 +15,12 @@ from alphadecay_dist.commands.published import (
     Choice,
     Table,
     choice_of,
-    facts,
     names_preset,
     published_table,
     seeds_of,
     sizes_of,
 )
+from alphadecay_dist.commands.published_facts import facts
 from alphadecay_dist.commands.results import FORMATS, render
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.training.arguments import Parser
@@ -36,9 +36,9 @@ def add_arguments(parser: Parser) -> None:
     parser.set_defaults(left_over=parser.fields_of)
     parser.add_argument("table", nargs="?", help=f"{A_TABLE} (:WAY:SEEDS may follow)")
     parser.add_argument("--preset", help=f"a published table: {', '.join(facts()['presets'])}")
-    parser.add_argument("--size", help="its model: 60m, 130m, 350m or 1b, as the preset has it")
+    parser.add_argument("--size", help="its model: 60m, 130m, 350m, 1b or tiny, as the preset has it")
     parser.add_argument(
-        "--way", choices=WAYS, help=f"the published runs as the text or the code has them ({WAYS[0]})"
+        "--way", choices=WAYS, help="the published runs as the text or the code has them (the text)"
     )
     parser.add_argument("--seeds", metavar="0,1,2", help="default: those of the published runs")
     parser.add_argument("--methods", metavar="M,M", help="keep only these cells; they keep their numbers")
@@ -47,7 +47,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--deepspeed", metavar="JSON", help="train the cells under DeepSpeed")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--run", action="store_true", help="train the cells in turn on this machine")
-    what.add_argument("--dry_run", action="store_true", help="print cells, tokens and estimated GPU hours")
+    what.add_argument(
+        "--dry_run", action="store_true", help="print cells, their data and estimated GPU hours"
+    )
     what.add_argument("--array", action="store_true", help="print the numbers of its cells, as 0-23")
     what.add_argument("--cell", type=int, metavar="N", help="print a cell's options for train.py, as JSON")
     parser.add_argument("--ranks", type=int, metavar="N", help="with --run, of a cell (one a GPU; 1 without)")
@@ -56,6 +58,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print or do what was asked for; the exit code is that of the cells that were run."""
+    _refuse_idle(args)
     table = _table(args)
     if args.cell is not None:
         if args.cell not in table.cells:
@@ -73,6 +76,17 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(_results(table, args.format))
     return 0
+
+
+def _refuse_idle(args: argparse.Namespace) -> None:
+    """Refuse what the given action would pass over."""
+    if args.ranks is not None and not args.run:
+        raise UserError(f"--ranks {args.ranks}: belongs to --run; give both, or leave it out")
+    for action in ("cell", "array", "dry_run"):
+        if args.format is not None and getattr(args, action) not in (None, False):
+            raise UserError(
+                f"--format {args.format}: is of results, which --{action} prints none of; leave it out"
+            )
 
 
 def ranges(numbers: Iterable[int]) -> str:
@@ -124,9 +138,9 @@ def _table(args: argparse.Namespace) -> Table:
         return _own_table(args)
     if args.preset is not None and args.table is not None:
         raise UserError(f"table {args.table}: found --preset {args.preset} as well; give one of them")
-    if args.preset is not None and args.size is None:
+    if args.preset is not None and args.size is None and len(sizes_of(args.preset)) > 1:
         raise UserError(f"--size: missing, expected one of {', '.join(sizes_of(args.preset))}")
-    given = choice_of(args.table if args.preset is None else f"{args.preset}:{args.size}")
+    given = choice_of(args.table if args.preset is None else f"{args.preset}:{args.size or ''}")
     if args.preset is None and args.size is not None:
         raise UserError(f"--size {args.size}: the table is {args.table} already")
     choice = Choice(

@@ -46,10 +46,10 @@ class Settings:
             ``adamc``, ``cautious``, ``llr`` (learning rates, not decays), ``monitor`` (nothing is moved).
         preset: ``reference`` repeats the released code: the first and the last nn.Linear keep the base decay,
             fused weights stay whole, refreshes come one update earlier, its own fix-finger, norms squared,
-            no bounds but for the linear map, which gives equal values the largest decay. In the library its
-            biases and batch norms share their weight's decay: ``param_groups(..., follow=["bias",
-            "batchnorm"])``. ``paper`` has of this what the paper's text says: norms squared, no bounds but
-            for the linear map. Or null.
+            no bounds but for the linear map, which gives equal values the largest decay. There biases and
+            batch norms share their weight's decay as well: ``param_groups(..., follow=["bias",
+            "batchnorm"])``, in a recipe ``decay.follow``. ``paper`` has of this what the paper's text says:
+            norms squared, no bounds but for the linear map. Or null.
         weight_decay: the base decay.
         interval: optimizer updates between refreshes.
         min_ratio: smallest decay, in base decays; with the linear map that of the heaviest tail.
@@ -260,10 +260,13 @@ def _farms(windows: object) -> dict[str, Any]:
 
 
 def _plain_numbers(settings: Settings) -> None:
-    """Turn numpy's numbers, which JSON does not take, into Python's."""
+    """Turn numpy's numbers, which JSON does not take, into Python's; a truth value is none."""
+    for name in ("interval", "lag", "seed", "until", "memory_budget"):
+        if isinstance(getattr(settings, name), bool):
+            raise UserError(f"{name}: found {shown(getattr(settings, name))}, expected a number")
     for name in ("weight_decay", "min_ratio", "max_ratio", "xmin_pos", "factor"):
         found = getattr(settings, name)
-        if not isinstance(found, Real):
+        if not isinstance(found, Real) or isinstance(found, bool):
             raise UserError(f"{name}: found {shown(found)}, expected a number")
         if not isinstance(found, int | float):
             object.__setattr__(settings, name, float(found))

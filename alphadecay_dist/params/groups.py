@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -13,9 +13,10 @@ from torch.distributed.fsdp import FlatParameter
 
 from alphadecay_dist.decay.choices import GROUPS, PREMULTIPLY
 from alphadecay_dist.errors import UserError, shown
-from alphadecay_dist.params.choices import BASE, UNTUNED_DECAYS, ZERO, ZERO_1D
+from alphadecay_dist.params.choices import BASE, FOLLOWERS, UNTUNED_DECAYS, ZERO, ZERO_1D
 from alphadecay_dist.params.coverage import require_weights
 from alphadecay_dist.params.entries import entries
+from alphadecay_dist.params.followers import following
 from alphadecay_dist.params.inventory import Weight, all_weights, tuned_weights
 from alphadecay_dist.params.wrappers import named_modules
 
@@ -24,7 +25,6 @@ UNTUNED_MATRICES = "untuned_matrices"  # the name of the group of embeddings and
 TUNED = "tuned"  # the name of the group that holds all tuned weights, where they share one
 GROUP_KEY = "module"  # the key by which a param group is found again; engines keep it
 NAMES_KEY = "modules"  # the key under which the shared group names its weights, in the order of its params
-BIAS, BATCHNORM = "bias", "batchnorm"
 
 
 def param_groups(
@@ -46,7 +46,9 @@ def param_groups(
             ``"zero_1d"``: 0 for one-dimensional parameters (norms and biases), the base decay for the rest.
         modules: see :func:`tuned_weights`.
         follow: what shares the group of a tuned weight, as in the released code: ``"bias"`` is the bias of
-            its module, ``"batchnorm"`` a BatchNorm2d named like a convolution (``bn1`` and ``conv1``).
+            its module, ``"batchnorm"`` a BatchNorm2d named like a convolution (``bn1`` and ``conv1``);
+            ``"layernorm"``, there an option that is off, a LayerNorm after the Linear that comes last before
+            it in the model's order.
         apply: ``"groups"``: one group per tuned weight, with its decay. ``"premultiply"``: one group for all
             of them, with decay 0; ``AlphaDecay(..., apply="premultiply")`` then applies the decays by a
             product, and without it nothing decays them. This needs AdamW, and updates faster.
@@ -68,8 +70,8 @@ def param_groups(
     followers = {follow} if isinstance(follow, str) else set(follow)
     if untuned not in UNTUNED_DECAYS:
         raise UserError(f"untuned: found {untuned!r}, expected 'base', 'zero' or 'zero_1d'")
-    if not followers <= {BIAS, BATCHNORM}:
-        raise UserError(f"follow: found {sorted(followers)}, expected none, 'bias' or 'batchnorm', or both")
+    if not followers <= {*FOLLOWERS}:
+        raise UserError(f"follow: found {sorted(followers)}, expected none or some of {', '.join(FOLLOWERS)}")
     if apply not in (GROUPS, PREMULTIPLY):
         raise UserError(f"apply: found {apply!r}, expected {GROUPS!r} or {PREMULTIPLY!r}")
     if followers and apply == PREMULTIPLY:
@@ -80,7 +82,7 @@ def param_groups(
     if apply == PREMULTIPLY:
         groups = [_shared_group(weights)]
     else:
-        groups = _own_groups(weights, named_modules(model), followers, weight_decay)
+        groups = _own_groups(weights, model, followers, weight_decay)
     taken = {id(parameter) for group in groups for parameter in group["params"]}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
     if matrices_apart:
@@ -172,11 +174,12 @@ def _shared_group(weights: Sequence[Weight]) -> dict[str, Any]:
 
 
 def _own_groups(
-    weights: Sequence[Weight], modules: dict[str, nn.Module], followers: set[str], weight_decay: float
+    weights: Sequence[Weight], model: nn.Module, followers: set[str], weight_decay: float
 ) -> list[dict[str, Any]]:
+    found = following([weight.name for weight in weights], named_modules(model), followers)
     return [
         {
-            "params": [weight.parameter, *_following(weight, modules, followers)],
+            "params": [weight.parameter, *found[weight.name]],
             "weight_decay": weight_decay,
             GROUP_KEY: weight.name,
         }
@@ -191,13 +194,3 @@ def _require_matrices(model: nn.Module) -> None:
             "FSDP: found use_orig_params=False, whose optimizer cannot give a matrix its own decay; "
             "wrap the model with use_orig_params=True"
         )
-
-
-def _following(weight: Weight, modules: dict[str, nn.Module], follow: set[str]) -> Iterator[nn.Parameter]:
-    """The parameters that share a weight's group."""
-    bias = getattr(modules.get(weight.name), "bias", None)
-    if BIAS in follow and isinstance(bias, nn.Parameter) and bias.requires_grad:
-        yield bias
-    norm = modules.get(weight.name.replace("conv", "bn"))
-    if BATCHNORM in follow and isinstance(norm, nn.BatchNorm2d):
-        yield from (parameter for parameter in norm.parameters() if parameter.requires_grad)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from alphadecay_dist.decay.choices import PREMULTIPLY
+from alphadecay_dist.decay.choices import GROUPS, PREMULTIPLY
 from alphadecay_dist.errors import UserError, shown
-from alphadecay_dist.training.recipe import AT_LEAST, AT_MOST, CHOICES, SIZES, WORDS, Config
+from alphadecay_dist.training.recipe import AT_LEAST, AT_MOST, CHOICES, SEVERAL, SIZES, WORDS, Config
 from alphadecay_dist.training.tasks.registry import DEFAULT, TASKS, options_of
 from alphadecay_dist.training.units import bytes_of
 
@@ -160,25 +160,44 @@ def check(config: Config) -> None:
     values = dict(flat(config))
     for key, value in values.items():
         _check_plain(key, value)
-    for key, choices in CHOICES.items():
-        if values[key] is not None and values[key] not in choices:
-            raise UserError(f"{key}: found {shown(values[key])}, expected one of {', '.join(choices)}")
+    _check_words(values)
     for key, least in AT_LEAST.items():
         if values[key] is not None and values[key] < least:
             raise UserError(f"{key}: found {shown(values[key])}, expected {least} or more")
     if not all(0 <= beta < 1 for beta in config.optimizer.betas):
         raise UserError(f"optimizer.betas: found {config.optimizer.betas}, expected two numbers in [0, 1)")
-    if config.decay.apply == PREMULTIPLY and config.optimizer.name != "adamw":
-        raise UserError(
-            f"decay.apply: found {PREMULTIPLY!r} with optimizer.name {config.optimizer.name!r}, expected "
-            "'adamw', whose decay is such a product; use groups or auto"
-        )
+    _check_apply(config)
     if config.checkpoint.deadline is not None:
         seconds_of(config.checkpoint.deadline, "checkpoint.deadline")
     if config.train.global_batch % config.data.lanes:
         raise UserError(
             f"data.lanes: found {config.data.lanes}, expected a divisor of "
             f"train.global_batch {config.train.global_batch}"
+        )
+
+
+def _check_words(values: Mapping[str, Any]) -> None:
+    """Refuse words that a field does not know."""
+    for key, choices in CHOICES.items():
+        if values[key] is not None and values[key] not in choices:
+            raise UserError(f"{key}: found {shown(values[key])}, expected one of {', '.join(choices)}")
+    for key, choices in SEVERAL.items():
+        for word in values[key]:
+            if word not in choices:
+                raise UserError(f"{key}: unknown {shown(word)}{nearest(word, choices)}, none")
+
+
+def _check_apply(config: Config) -> None:
+    """Refuse premultiply where it cannot be."""
+    if config.decay.apply == PREMULTIPLY and config.optimizer.name != "adamw":
+        raise UserError(
+            f"decay.apply: found {PREMULTIPLY!r} with optimizer.name {config.optimizer.name!r}, expected "
+            "'adamw', whose decay is such a product; use groups or auto"
+        )
+    if config.decay.apply == PREMULTIPLY and config.decay.follow:
+        raise UserError(
+            f"decay.apply: found {PREMULTIPLY!r} with decay.follow {list(config.decay.follow)}, expected "
+            f"{GROUPS!r}: in one group for all matrices nothing follows a single one"
         )
 
 
@@ -275,6 +294,8 @@ def _bare(name: Any) -> str:
 
 def _convert(key: str, hint: Any, value: Any) -> Any:
     """A YAML value as the type that the field has."""
+    if hint == tuple[str, ...]:
+        return _words(key, value)
     if isinstance(hint, types.UnionType):  # X | None is the only union here
         return None if value is None else _convert(key, typing.get_args(hint)[0], value)
     if typing.get_origin(hint) is tuple:
@@ -298,6 +319,19 @@ def _convert(key: str, hint: Any, value: Any) -> Any:
         return str(value)
     expected = getattr(hint, "__name__", str(hint))
     raise UserError(f"{key}: found {shown(value)}, expected {expected}")
+
+
+def _words(key: str, value: Any) -> tuple[str, ...]:
+    """Several words, as a list or with commas between them; each counts once."""
+    words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+    if words in (None, ["none"]):
+        return ()
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        one, other, *_ = SEVERAL[key]
+        raise UserError(
+            f"{key}: found {shown(value)}, expected words: [{one}, {other}], {one},{other} or none"
+        )
+    return tuple(dict.fromkeys(words))
 
 
 def _no_text(key: str, value: bool) -> str:

@@ -7,14 +7,16 @@ import yaml
 from torch import nn
 
 from alphadecay_dist.engines.training import TrainEngine
+from alphadecay_dist.params.groups import names_in
 from alphadecay_dist.params.inventory import Weight, tuned_weights
 from alphadecay_dist.sharding.collectives import collective_device
 from alphadecay_dist.sharding.ownership import TRIDIAGONAL, assign_owners
 from alphadecay_dist.sharding.planning import analysed, costs_of
 from alphadecay_dist.training.config import to_yaml
+from alphadecay_dist.training.optimizer import groups_of, pick_apply
 from alphadecay_dist.training.preflight import ResolvedRun, parameter_count
 from alphadecay_dist.training.process.ranks import Ranks
-from alphadecay_dist.training.recipe import Config
+from alphadecay_dist.training.recipe import Config, DecayConfig
 from alphadecay_dist.training.tasks.data import Loaders, TrainingData
 
 
@@ -27,10 +29,21 @@ def describe(
             to_yaml(checked.config),
             yaml.safe_dump({engine.name: engine.options}, sort_keys=False),
             f"weights: {parameter_count(checked.shapes):,}",
+            line_of_groups(checked.shapes, pick_apply(checked.config, engine.premultiply_refusal())[0]),
             *_lines_of_owners(checked, ranks.world_size),
             *loaders.describe(data.next_update()),
         ]
     )
+
+
+def line_of_groups(shapes: nn.Module, decay: DecayConfig) -> str:
+    """How many weights the optimizer's groups of tuned matrices have, and how many the others."""
+    sizes = {True: 0, False: 0}
+    groups = groups_of(shapes, decay)
+    for group in groups:
+        sizes[bool(names_in(group))] += sum(parameter.numel() for parameter in group["params"])
+    tuned = f"tuned matrices and {' and '.join(decay.follow)}" if decay.follow else "tuned matrices"
+    return f"param groups: {len(groups)}; {sizes[True]:,} weights of {tuned}, {sizes[False]:,} others"
 
 
 def _lines_of_owners(checked: ResolvedRun, world_size: int) -> list[str]:

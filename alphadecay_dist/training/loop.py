@@ -244,11 +244,11 @@ class Trainer:
 
     def _record(self, record: Mapping[str, Any], batches: Sequence[Batch]) -> None:
         """An update's line in metrics.jsonl; if asked, in sequences.jsonl; and of a refresh."""
-        self._log.line(METRICS, record, wandb=_due(record["step"], self._config.logging.every))
+        self._log.line(METRICS, record, tracked=_due(record["step"], self._config.logging.every))
         if self._config.logging.sequences:
             mine = [digest for batch in batches for digest in batch.digests()]
             consumed = [digest for each in self._ranks.gather(mine) for digest in each]
-            self._log.line(SEQUENCES, {"step": record["step"], "sequences": consumed}, wandb=False)
+            self._log.line(SEQUENCES, {"step": record["step"], "sequences": consumed}, tracked=False)
         refresh, self._last_refresh = self._last_refresh, None
         if refresh is not None:
             self._log.refresh(refresh)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from alphadecay_dist.control.writers import choose_apply
-from alphadecay_dist.decay.choices import AUTO, PREMULTIPLY
+from alphadecay_dist.decay.choices import AUTO, GROUPS, PREMULTIPLY
 from alphadecay_dist.decay.policies import MATRIX_DECAY, MATRIX_RATE
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.groups import NAMES_KEY, param_groups
@@ -32,6 +33,11 @@ def pick_apply(config: Config, refusal: str | None) -> tuple[DecayConfig, str | 
     Raises:
         UserError: premultiply is asked for where the engine does not allow it.
     """
+    if config.decay.apply == AUTO and config.decay.follow:
+        reason = f"decay.follow={list(config.decay.follow)} needs a group per matrix"
+        return dataclasses.replace(
+            config.decay, apply=GROUPS
+        ), f"decay.apply=auto: {GROUPS}, because {reason}"
     if config.decay.apply == AUTO:
         apply, reason = choose_apply(config.decay, config.optimizer.name, refusal)
         return dataclasses.replace(config.decay, apply=apply), f"decay.apply=auto: {apply}, because {reason}"
@@ -45,19 +51,32 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Adam (L2) or AdamW (decoupled) over AlphaDecay's param groups.
 
+    Args:
+        model: the model whose trained parameters to optimise.
+        config: the optimizer's settings.
+        decay: see :func:`groups_of`.
+        fused: use torch's fused kernels (CUDA).
+    """
+    groups = groups_of(model, decay)
+    return CLASSES[config.name](groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def groups_of(model: nn.Module, decay: DecayConfig) -> list[dict[str, Any]]:
+    """The param groups of a run.
+
     Every policy gets the same groups, but for one that moves rates: its embeddings and head stand apart.
 
     Args:
         model: the model whose trained parameters to optimise.
-        config: the optimizer's settings.
-        decay: the base decay, what untuned parameters get, and how decays are applied.
-        fused: use torch's fused kernels (CUDA).
+        decay: the base decay, what untuned parameters get, what follows tuned ones, and how decays are
+            applied.
     """
     start = decay.weight_decay if decay.row.moves == MATRIX_RATE else decay.start
     groups = param_groups(
         model,
         weight_decay=start,
         untuned=decay.untuned,
+        follow=decay.follow,
         apply=decay.apply,
         matrices_apart=decay.row.moves == MATRIX_RATE,
     )
@@ -65,7 +84,7 @@ def build_optimizer(
         for group in groups:
             if NAMES_KEY in group:
                 group["weight_decay"] = start
-    return CLASSES[config.name](groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    return groups
 
 
 def learning_rate(update: int, steps: int, config: OptimizerConfig) -> float:

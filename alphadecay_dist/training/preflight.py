@@ -21,6 +21,7 @@ from alphadecay_dist.sharding.planning import require_factors
 from alphadecay_dist.training.batch_size import micro_batch
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.options import Options
+from alphadecay_dist.training.outputs.trackers import require_trackers
 from alphadecay_dist.training.process.environment import environment
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.tasks.registry import task_named
@@ -46,6 +47,7 @@ class ResolvedRun:
 def resolve(options: Options) -> ResolvedRun:
     """Check options, recipe, model and DeepSpeed JSON: the same result, or error, on every rank."""
     config = _with_engine(with_dtype(load_config(options.recipe, options.overrides)), options)
+    require_trackers(config.logging)
     engine_config = _engine_config(config, options.deepspeed)
     task = task_named(config.model.task)
     model = task.model(config)

@@ -9,7 +9,7 @@ from typing import Any
 from alphadecay_dist.decay.choices import CHOICES as DECAY_CHOICES
 from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.engines.registry import ENGINES
-from alphadecay_dist.params.choices import UNTUNED_DECAYS
+from alphadecay_dist.params.choices import FOLLOWERS, UNTUNED_DECAYS
 from alphadecay_dist.training.bad_updates import POLICIES, STOP
 from alphadecay_dist.training.tasks.registry import DEFAULT, NoOptions
 
@@ -67,8 +67,9 @@ class TokenizerConfig:
     """Text to token ids.
 
     Attributes:
-        model: a sentencepiece model's path, a hub repository with a spiece.model, or ``train``: the model of
-            ``--init_from`` where there is one, else one that is trained on the corpus.
+        model: a sentencepiece model or a Hugging Face tokenizer.json, by the path of the file or of its
+            directory, or by the name of a hub repository with one; or ``train``: the tokenizer of
+            ``--init_from`` where there is one, else a sentencepiece model that is trained on the corpus.
         normalization: of the text, where a model is trained: ``none`` (text comes back as it was, white space
             included), ``nmt_nfkc`` (sentencepiece's own: one space for all white space, compatible
             characters joined), or ``auto``: nmt_nfkc for the demo's text, none for others.
@@ -148,9 +149,13 @@ class DecayConfig(Settings):
     Attributes:
         untuned: what embeddings, norms, biases and head get: ``base``, ``zero``, or ``zero_1d``: norms and
             biases 0, the rest the base decay.
+        follow: what shares the group, and so the decay, of the tuned matrix that it belongs to:
+            ``[bias]``, ``[batchnorm]``, ``[layernorm]`` or several, see :func:`alphadecay_dist.param_groups`.
+            The released code lets biases and batch norms follow.
     """
 
     untuned: str = "base"
+    follow: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -205,11 +210,13 @@ class LoggingConfig:
     """What is written beside metrics.jsonl, which gets every update.
 
     Attributes:
-        wandb: ``auto`` (online when logged in, else offline), ``online``, ``offline`` or ``off``.
-        every: updates between lines sent to wandb.
+        to: trackers: any of ``wandb``, ``tensorboard``, ``csv``, as [wandb, csv] or wandb,csv; or ``none``.
+        wandb: its mode: ``auto`` (online when logged in, else offline), ``online``, ``offline`` or ``off``.
+        every: updates between the metrics that trackers get.
         sequences: write a digest of each sequence that an update consumed to sequences.jsonl.
     """
 
+    to: tuple[str, ...] = ("wandb",)
     wandb: str = "auto"
     every: int = 1
     sequences: bool = False
@@ -249,6 +256,11 @@ CHOICES: dict[str, Collection[str]] = {
 }
 # All fields that take one of several words; those of the settings of decay check themselves.
 WORDS = {**CHOICES, **{f"decay.{name}": known for name, known in DECAY_CHOICES.items()}}
+# Fields that take any of these words.
+SEVERAL: dict[str, Collection[str]] = {
+    "decay.follow": FOLLOWERS,
+    "logging.to": ("wandb", "tensorboard", "csv"),
+}
 SIZES = ("decay.memory_budget",)  # bytes, which may be written with a unit
 AT_MOST = {"train.global_batch": 2**32, "train.seq_len": 2**32}  # others: what 63 bits hold
 AT_LEAST = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from alphadecay_dist.decay.choices import GROUPS
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.config import flat
 from alphadecay_dist.training.inputs import INPUTS
+from alphadecay_dist.training.outputs import csv_run, tensorboard_run
 from alphadecay_dist.training.outputs.run_files import DECAY, EVAL, METRICS, SEQUENCES, STATUS, read_status
 from alphadecay_dist.training.process.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
@@ -29,7 +31,8 @@ FIXED = (
     "train.dtype",
     "train.seed",
     "optimizer.name",
-    "decay.apply",  # the layout of the param groups
+    "decay.apply",  # the layout of the param groups, as
+    "decay.follow",
 )
 
 
@@ -107,8 +110,12 @@ def clear(folder: Path, files: Iterable[str]) -> None:
     The status goes last: while it is there, a start that finds no checkpoint clears the rest.
     """
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    for name in ("config.yaml", METRICS, EVAL, DECAY, SEQUENCES, *files, INPUTS, "wandb_id", STATUS):
-        (folder / name).unlink(missing_ok=True)
+    for events in (folder / tensorboard_run.FOLDER).glob(tensorboard_run.EVENTS):
+        events.unlink()
+    own = ("config.yaml", METRICS, EVAL, DECAY, SEQUENCES, *csv_run.NAMES, *files, INPUTS, "wandb_id")
+    for name in (*own, STATUS):
+        with suppress(NotADirectoryError):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _from_the_beginning(folder: Path, overwrite: bool) -> RunStart:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from alphadecay_dist.checkpoint import restore
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS, name_latest
+from alphadecay_dist.control.refresh import DECAY
 from alphadecay_dist.engines.training import TrainEngine, training_for
 from alphadecay_dist.errors import RunError, UserError, warn
 from alphadecay_dist.training import resume
@@ -21,9 +22,9 @@ from alphadecay_dist.training.inputs import INPUTS, Inputs
 from alphadecay_dist.training.kept import keep, settled
 from alphadecay_dist.training.loop import Trainer
 from alphadecay_dist.training.options import Options, require_same_options
-from alphadecay_dist.training.outputs.run_files import RunFiles
+from alphadecay_dist.training.outputs.run_files import EVAL, METRICS, RunFiles
 from alphadecay_dist.training.outputs.run_log import RunLog
-from alphadecay_dist.training.outputs.wandb_run import Tracker
+from alphadecay_dist.training.outputs.trackers import Trackers, start_trackers
 from alphadecay_dist.training.preflight import ResolvedRun, resolve
 from alphadecay_dist.training.process.exit_codes import PREEMPTED, Preempted, code_of, describe_error
 from alphadecay_dist.training.process.lock import FolderLock
@@ -163,6 +164,7 @@ def _prepare_folder(
     files.text(INPUTS, json.dumps(dataclasses.asdict(inputs), indent=1))
     for name, content in own.items():
         path = checked.folder / name
+        path.parent.mkdir(exist_ok=True)
         if not path.is_file() or path.read_bytes() != content:  # on a full disk nothing is lost
             path.write_bytes(content)
     files.keep_until(start.step, start.evaluated)
@@ -173,11 +175,12 @@ def _prepare_folder(
 
 def _log(checked: ResolvedRun, start: resume.RunStart, ranks: Ranks, requests: StopRequests) -> RunLog:
     """What rank 0 writes of the run. Collective: where wandb does not start, all ranks hear of it."""
-    tracker: Tracker | None = None
+    trackers: Trackers | None = None
     with ranks.raise_on_all_ranks():
         if ranks.is_main:
-            tracker = _tracker(checked, start)
-    return RunLog(RunFiles(checked.folder) if ranks.is_main else None, tracker, requests)
+            config = checked.config
+            trackers = start_trackers(config.logging, checked.folder, as_dict(config), start.step)
+    return RunLog(RunFiles(checked.folder) if ranks.is_main else None, trackers, requests)
 
 
 def _train(
@@ -188,7 +191,7 @@ def _train(
     log: RunLog,
     requests: StopRequests,
 ) -> None:
-    """Train, and on rank 0 keep files, wandb and status."""
+    """Train, and on rank 0 keep files, trackers and status."""
     with _watched(trainer, log, requests):
         if start.saved is not None:
             trainer.resume(start.saved)
@@ -208,14 +211,9 @@ def _trained(trainer: Trainer) -> bool:
         raise RunError(str(error)) from None
 
 
-def _tracker(checked: ResolvedRun, start: resume.RunStart) -> Tracker:
-    config = as_dict(checked.config)
-    return Tracker(checked.config.logging.wandb, checked.folder, config, resumed=start.step > 0)
-
-
 @contextmanager
 def _watched(trainer: Trainer, log: RunLog, requests: StopRequests) -> Iterator[None]:
-    """End wandb, and write a stop or a failure into status.json, however the run ends."""
+    """End the trackers, and write a stop or a failure into status.json, however the run ends."""
     requests.on_forced_exit = lambda reason: log.ended("preempted", trainer.progress.step, PREEMPTED, reason)
     code = 0
     try:
@@ -238,7 +236,8 @@ def _closing_line(checked: ResolvedRun, trainer: Trainer, finished: bool) -> str
     shown = " -> ".join(f"{number:.2f}" for number in trainer.shown)
     change = f", validation {checked.task.shown} {shown}" if shown else ""
     state = "finished" if finished else "stopped, to be continued by the same command"
+    records = [name for name in (METRICS, EVAL, DECAY) if (checked.folder / name).is_file()]
     return (
-        f"{state}: {trainer.progress.step} updates{change}; metrics.jsonl, eval.jsonl, decay.jsonl, "
-        f"config.yaml and checkpoints/ are in {checked.folder}"
+        f"{state}: {trainer.progress.step} updates{change}; {', '.join(records)}, config.yaml and "
+        f"checkpoints/ are in {checked.folder}"
     )

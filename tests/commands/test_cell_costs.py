@@ -36,7 +36,7 @@ def test_the_estimate_gives_the_published_hours_back(size, published):
 def test_other_sizes_are_scaled_by_the_work():
     known, larger = (costs("adam", size, methods=["uniform"])["uniform"] for size in ("130m", "350m"))
     tokens = 60_000 * 512 * 256
-    assert (larger.steps, larger.tokens) == (60_000, tokens)
+    assert (larger.steps, larger.targets, larger.counted) == (60_000, tokens, "tokens")
     # 6 flops a weight and token (all but the embedding's), and attention's 12 x layers x width x length
     assert larger.hours / known.hours == pytest.approx(
         3

@@ -18,7 +18,7 @@ from alphadecay_dist.commands.formats import DECAYS, export_universal, trained
 from alphadecay_dist.engines.zero.state import ZeroState
 from alphadecay_dist.training.config import config_from_dict
 from alphadecay_dist.training.data.batches import TrainingData, micro_batch, open_data
-from alphadecay_dist.training.data.tokenizer import Tokenizer
+from alphadecay_dist.training.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from alphadecay_dist.training.optimizer import learning_rate
 from alphadecay_dist.training.tasks.language import model as models
 from tests.checkpoint.ranks import cut
@@ -63,7 +63,7 @@ def check_loaded(engine, checkpoint):
 
 def data_after(checkpoint, config):
     source, _ = open_data(config.data)
-    tokenizer = Tokenizer((checkpoint.folder.parents[1] / "tokenizer.model").read_bytes())
+    tokenizer = SentencePieceTokenizer((checkpoint.folder.parents[1] / "tokenizer.model").read_bytes())
     data = TrainingData(source, tokenizer, config.data, config.train, dist.get_rank(), dist.get_world_size())
     data.load(checkpoint.state()["lanes"])
     return data

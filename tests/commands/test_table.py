@@ -117,6 +117,11 @@ def test_the_command_gives_what_the_array_needs(table, capsys):
         (["adamw:60m", "--run", "--deepspeed=nowhere.json"], "--deepspeed nowhere.json: no such file"),
         (["--preset=adamw"], "--size: missing, expected one of 60m, 130m"),
         (["{folder}"], "found a directory, expected a YAML file"),
+        (["{table}", "--ranks=2"], "--ranks 2: belongs to --run"),
+        (
+            ["{table}", "--dry_run", "--format=csv"],
+            "--format csv: is of results, which --dry_run prints none of",
+        ),
     ],
 )
 def test_a_mistake_in_the_command_is_one_line_before_any_run(table, tmp_path, capfd, argv, message):

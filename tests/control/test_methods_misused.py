@@ -30,6 +30,9 @@ def controller(optimizer_of, model=None, apply="groups", **options):
         ({"factor": -1.0}, "factor: found -1.0, expected a number >= 0"),
         ({"seed": -1}, "seed: found -1, expected a whole number"),
         ({"until": "soon"}, "until: found 'soon', expected updates"),
+        ({"until": True}, "until: found True, expected a number"),
+        ({"factor": True}, "factor: found True, expected a number"),
+        ({"interval": True}, "interval: found True, expected a number"),
     ],
 )
 def test_settings_that_exclude_each_other(options, words):

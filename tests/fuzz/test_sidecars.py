@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from alphadecay_dist.commands.weight_files import open_weights
 from alphadecay_dist.control.controller import STATE_KEY
 from alphadecay_dist.training.data.batches import TrainingData
 from alphadecay_dist.training.data.prepared import open_prepared
-from alphadecay_dist.training.data.tokenizer import load_tokenizer
+from alphadecay_dist.training.data.tokenizer_files import load_tokenizer
 from alphadecay_dist.training.outputs.run_files import (
     DECAY,
     EVAL,
@@ -36,6 +37,7 @@ from tests.checkpoint.layouts import save_with_state
 from tests.controllers import setup, update
 from tests.fuzz.drawn import accepted, changed, damaged, draws
 from tests.training.corpora import number_tokenizer
+from tests.training.hf_tokenizers import llama3
 from tests.training.runs import SIZES
 from tests.training.sequences import TRAIN, data_of
 from tests.training.states import FINISHED, STATE
@@ -176,6 +178,24 @@ def test_a_lock(place, content):
 def test_a_tokenizer(place, content):
     (place / "a.model").write_bytes(content)
     accepted(lambda: load_tokenizer(str(place / "a.model")).encode(["12 7"]))
+
+
+@pytest.fixture(scope="module")
+def json_tokenizer(tmp_path_factory):
+    folder = llama3(tmp_path_factory.mktemp("tokenizer"))
+    (folder / "generation_config.json").write_text('{"eos_token_id": [401, 402]}')
+    return folder
+
+
+@draws(120)
+@given(data=st.data())
+def test_a_tokenizer_json(place, json_tokenizer, data):
+    shutil.copytree(json_tokenizer, place, dirs_exist_ok=True)
+    name = data.draw(st.sampled_from(sorted(path.name for path in json_tokenizer.iterdir())))
+    whole = (json_tokenizer / name).read_bytes()
+    content = data.draw(as_bytes(changed(json.loads(whole))) | damaged(whole))
+    (place / name).write_bytes(content)
+    accepted(lambda: load_tokenizer(str(place)).encode(["12 7", "<|end_of_text|>"]))
 
 
 def pickled(tensors, old):

@@ -174,9 +174,9 @@ def test_a_full_disk_ends_wandb_and_nothing_else(disk, when):
         "from tests.resilience.disks import fill\n"
         f"when = {when!r}\n"
         "if when == 'before': fill(folder / 'filler')\n"
-        "tracker = Tracker('offline', folder, {}, False)\n"
+        "tracker = started('offline')\n"
         "if when == 'after': fill(folder / 'filler')\n"
-        "for step in range(2000): tracker.log(step, {'loss': 1.0, 'text': 'x' * 100})\n"
+        "for step in range(2000): tracker.log('metrics', step, {'loss': 1.0, 'text': 'x' * 100})\n"
         "tracker.close(0)\n"
         "print('on it goes')"
     )

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow
 
 from alphadecay_dist.training.data.corpus import Corpus, open_corpora
-from alphadecay_dist.training.data.tokenizer import Tokenizer, train_tokenizer
+from alphadecay_dist.training.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_tokenizer
 from alphadecay_dist.training.recipe import NFKC, DataConfig
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -26,7 +26,7 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @functools.cache
-def number_tokenizer() -> Tokenizer:
+def number_tokenizer() -> SentencePieceTokenizer:
     """A tokenizer whose text comes back exactly: documents here are made of digits and spaces."""
     return train_tokenizer((f"{i} {i * 7}" for i in range(2000)), 64, NFKC)
 

@@ -43,12 +43,13 @@ def _file(texts: list[str]) -> bytes:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Enough of the hub's interface for ``load_dataset(..., streaming=True)``."""
+    """Enough of the hub's interface for ``load_dataset(..., streaming=True)`` and ``snapshot_download``."""
 
     protocol_version = "HTTP/1.1"
     files: dict[str, bytes]
     faults = ("ok",)
     requests = 0
+    repository = "datasets/allenai/c4"
     commit = "a" * 40
 
     def log_message(self, *_):
@@ -66,12 +67,14 @@ class Hub(BaseHTTPRequestHandler):
             elif name.endswith(".gz") and self.command == "GET":
                 self._part(self.files[name])
             else:
-                self._answer(200, self.files[name])
+                tag = {"etag": f'"{hashlib.md5(self.files[name]).hexdigest()}"'}  # of the same content alone
+                self._answer(200, self.files[name], tag)
             return
         if "/tree/" in path:
             self._answer(200, json.dumps(self._listing(path.split("/tree/")[1].partition("/")[2])).encode())
-        elif path.startswith("/api/datasets/allenai/c4"):
-            info = {"_id": "x", "id": "allenai/c4", "sha": self.commit, "private": False, "tags": []}
+        elif path.startswith(f"/api/{self.repository}"):
+            name = self.repository.partition("/")[2]
+            info = {"_id": "x", "id": name, "sha": self.commit, "private": False, "tags": []}
             names = [{"rfilename": name} for name in self.files]
             self._answer(200, json.dumps({**info, "siblings": names, "downloads": 0, "likes": 0}).encode())
         else:

@@ -48,12 +48,15 @@ def _main(environment: dict[str, str], output: str, argv: list[str]) -> None:
 
 
 def in_a_new_process(code, folder, **environment):
-    """Run code with a Tracker at hand, no key and no home, and nothing to type on."""
+    """Run code with wandb's tracker at hand, no key and no home, and nothing to type on."""
     lines = (
         "import sys, pathlib",
         "from alphadecay_dist.training.outputs import wandb_run",
-        "from alphadecay_dist.training.outputs.wandb_run import Tracker",
+        "from alphadecay_dist.training.outputs.trackers import start_trackers",
+        "from alphadecay_dist.training.recipe import LoggingConfig",
         "folder = pathlib.Path(sys.argv[1])",
+        "def started(mode, config={}, step=0):",
+        "    return start_trackers(LoggingConfig(wandb=mode), folder, config, step)",
         code,
     )
     return subprocess.run(

@@ -20,7 +20,7 @@ from alphadecay_dist.checkpoint.restore import stored_weights
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.data.batches import IGNORE, Batch, TrainingData
 from alphadecay_dist.training.data.corpus import open_corpora
-from alphadecay_dist.training.data.tokenizer import Tokenizer, train_tokenizer
+from alphadecay_dist.training.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_tokenizer
 from alphadecay_dist.training.optimizer import build_optimizer, learning_rate
 from alphadecay_dist.training.outputs.run_files import read_lines
 from alphadecay_dist.training.recipe import NFKC, Config, DataConfig
@@ -184,7 +184,12 @@ def plain_torch(
     optimizer = build_optimizer(model, config.optimizer, config.decay, fused=False)
     decay = None if schedule is not None else _controller(model, optimizer, config)
     data = TrainingData(
-        open_corpora(config.data)[0], Tokenizer(tokenizer.read_bytes()), config.data, config.train, 0, 1
+        open_corpora(config.data)[0],
+        SentencePieceTokenizer(tokenizer.read_bytes()),
+        config.data,
+        config.train,
+        0,
+        1,
     )
     losses, norms, refreshes = [], [], []
     for step in range(config.train.steps):

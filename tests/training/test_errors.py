@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import train
 from alphadecay_dist import cli
-from alphadecay_dist.training.data.tokenizer import train_tokenizer
+from alphadecay_dist.training.data.sentencepiece_tokenizer import train_tokenizer
 from alphadecay_dist.training.preflight import resolve
 from alphadecay_dist.training.process.exit_codes import exit_code_of
 from alphadecay_dist.training.recipe import NFKC

@@ -14,7 +14,7 @@ from alphadecay_dist.checkpoint.reader import newest, read
 from alphadecay_dist.checkpoint.writer import STATE
 from alphadecay_dist.commands import formats
 from alphadecay_dist.training.data.corpus import open_corpora
-from alphadecay_dist.training.data.tokenizer import train_tokenizer
+from alphadecay_dist.training.data.sentencepiece_tokenizer import train_tokenizer
 from alphadecay_dist.training.recipe import NFKC, DataConfig
 from alphadecay_dist.training.state import saved_state
 from alphadecay_dist.training.tasks.language.export import model_config
@@ -358,6 +358,9 @@ def test_init_from_brings_its_tokenizer_and_stays_recorded(moved):
     assert len(go_on(moved, *options, "--train.stop_after=2", output="next")["metrics"]) == 2
     assert len(go_on(moved, *options[1:], output="next")["metrics"]) == 3  # its weights are the run's by now
     (moved / "hf" / "tokenizer.model").unlink()
+    go_on(moved, *options, "--train.stop_after=1", output="json")  # the tokenizer.json is left
+    assert (moved / "json" / "tokenizer" / "tokenizer.json").is_file()
+    (moved / "hf" / "tokenizer.json").write_text("{}")
     line = refused(moved, *options, output="none")
-    assert "hf: its tokenizer is tokenizer.json, expected tokenizer.model or spiece.model" in line
+    assert "hf: tokenizer.json: not a tokenizer of the tokenizers library" in line
     assert "--tokenizer.model=PATH" in line

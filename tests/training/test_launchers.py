@@ -88,7 +88,8 @@ def test_dry_run_prints_config_plan_and_first_batch_and_writes_nothing(tmp_path)
     argv = argv_of("2", output, [*tiny_options(tmp_path), "--dry_run"])
     ((code, shown),) = run_ranks(main_and_output, 1, argv)
     assert code == 0, shown
-    for words in ("global_batch: 12", "train_batch_size: 12", "weights: ", "layers.1.mlp.down_proj 64 x 172"):
+    sizes = ("weights: ", "param groups: 15; ")
+    for words in ("global_batch: 12", "train_batch_size: 12", *sizes, "layers.1.mlp.down_proj 64 x 172"):
         assert words in shown
     assert "first sequence, 32 tokens" in shown
     assert not output.exists()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import redirect_stdout
+from io import StringIO
+
 import pytest
 
 import train
@@ -22,8 +25,13 @@ SHORT = {"train__steps": STEPS, "decay__interval": 3, "decay__apply": "auto", "o
 
 
 def train_each(runs):
-    """The exit codes of several runs in turn, in one start of the ranks."""
-    return [train.main(argv) for argv in runs]
+    """The exit codes of several runs in turn, in one start of the ranks, and what each said at its end."""
+    codes, closing = [], []
+    for argv in runs:
+        with redirect_stdout(StringIO()) as printed:
+            codes.append(train.main(argv))
+        closing += printed.getvalue().splitlines()[-1:]
+    return codes, closing
 
 
 # What a policy keeps is the same on all engines; how gradients and rates are read and written is not.
@@ -39,7 +47,10 @@ def test_each_policy_resumes_bit_for_bit(tmp_path, engine, policies):
         runs.append(argv_of(engine, whole, options))
         runs.append(argv_of(engine, broken, [*options, f"--train.stop_after={STOP}"]))
         runs.append(argv_of(engine, broken, options))
-    assert run_ranks(train_each, 2, runs, timeout=600) == [[0] * len(runs)] * 2
+    (codes, closing), others = run_ranks(train_each, 2, runs, timeout=600)
+    assert (codes, others) == ([0] * len(runs), (codes, []))
+    for policy, line in zip(policies, closing[2::3], strict=True):
+        assert ("decay.jsonl" in line) == (tmp_path / f"{policy}-broken" / "decay.jsonl").is_file()
     for policy in policies:
         whole, broken = tmp_path / f"{policy}-whole", tmp_path / f"{policy}-broken"
         found = without_times(left_behind(broken))
@@ -75,7 +86,7 @@ def test_a_policy_that_follows_another_goes_on_with_the_runs_updates(tmp_path):
         for policy, more in zip(policies, ([f"--train.stop_after={STOP}"], []), strict=True):
             options = tiny_options(tmp_path, decay__policy=policy, train__steps=STEPS + 1, decay__interval=3)
             runs.append(argv_of("fsdp2", str(tmp_path / name), [*options, *more]))
-    assert run_ranks(train_each, 2, runs, timeout=300) == [[0] * len(runs)] * 2
+    assert [codes for codes, _ in run_ranks(train_each, 2, runs, timeout=300)] == [[0] * len(runs)] * 2
     late, weak = (left_behind(tmp_path / name)["decay"] for name in ("late", "weak"))
     assert [refresh["step"] for refresh in late] == [STOP, STEPS]
     decays = [{module["weight_decay"] for module in refresh["modules"].values()} for refresh in weak]

@@ -31,16 +31,17 @@ from alphadecay_dist.training.data.prepared import (
     FORMAT,
     MANIFEST,
     SPLITS,
-    TOKENIZER,
     Manifest,
     Shard,
     dtype_for,
+    kept_tokenizer,
     read_manifest,
     sha256,
     shards_of,
 )
 from alphadecay_dist.training.data.sources import find_files
-from alphadecay_dist.training.data.tokenizer import TRAIN, Tokenizer, check_vocabulary, find_tokenizer
+from alphadecay_dist.training.data.tokenizer import Tokenizer, check_vocabulary
+from alphadecay_dist.training.data.tokenizer_files import TRAIN, find_tokenizer
 from alphadecay_dist.training.recipe import Config, DataConfig
 
 PROGRESS, LOCK = "progress.json", "lock"
@@ -92,16 +93,18 @@ def _prepare(config: Config, vocabulary: int, folder: Path) -> None:
 
 def _tokenizer(config: Config, vocabulary: int, folder: Path, corpus: Corpus | None = None) -> Tokenizer:
     """The recipe's tokenizer, or the one that was trained for it here; it is stored with the shards."""
-    path = folder / TOKENIZER
     begun = (folder / PROGRESS).is_file() or (folder / MANIFEST).is_file()
     if begun and config.tokenizer.model == TRAIN:
-        return Tokenizer(path.read_bytes())
+        return kept_tokenizer(folder)
     documents = corpus.documents() if corpus is not None else iter(())
     tokenizer = find_tokenizer(config, documents, vocabulary)
     check_vocabulary(tokenizer, vocabulary)
     if not begun:
-        path.write_bytes(tokenizer.proto)
-        flush(path)
+        for name, content in tokenizer.files.items():
+            path = folder / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+            flush(path)
     return tokenizer
 
 
@@ -116,7 +119,7 @@ def _header(config: Config, vocabulary: int, tokenizer: Tokenizer) -> dict[str, 
             "model": config.tokenizer.model,
             "vocabulary": vocabulary,
             "pieces": tokenizer.vocab_size,
-            "sha256": sha256(tokenizer.proto),
+            "sha256": tokenizer.fingerprint,
         },
         "source": {**{name: data[name] for name in names}, "files_sha256": _files_of(config.data)},
     }

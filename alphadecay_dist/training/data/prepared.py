@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,10 +24,11 @@ from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.files import leads_out, size_of
 from alphadecay_dist.json_fields import count, get, items
 from alphadecay_dist.training.data.permutation import Permutation
-from alphadecay_dist.training.data.tokenizer import TRAIN, Tokenizer, load_tokenizer
+from alphadecay_dist.training.data.tokenizer import Tokenizer
+from alphadecay_dist.training.data.tokenizer_files import TRAIN, is_local, kept_at, kept_in, load_tokenizer
 from alphadecay_dist.training.recipe import TokenizerConfig
 
-MANIFEST, TOKENIZER = "manifest.json", "tokenizer.model"
+MANIFEST = "manifest.json"
 FORMAT = 1
 SPLITS = ("train", "validation")
 DTYPES = ("<u2", "<u4")
@@ -61,7 +61,8 @@ class Manifest:
     Attributes:
         format: version of this layout.
         dtype: type of the token ids.
-        tokenizer: ``model`` and ``vocabulary`` from the recipe, ``pieces`` and ``sha256`` as found.
+        tokenizer: ``model`` and ``vocabulary`` from the recipe, ``pieces`` and ``sha256`` (its
+            fingerprint) as found.
         source: where the documents came from: the recipe's data section.
         train: shards of the training split.
         validation: shards of the validation split.
@@ -187,10 +188,10 @@ def _files(manifest: Manifest) -> dict[str, dict[str, Any]]:
 class Shards:
     """The documents of one split, by number, and their joined tokens, by position."""
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str, proto: bytes) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, split: str, tokenizer: Tokenizer) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.proto = proto
+        self.tokenizer = tokenizer
         self.shards = manifest.shards(split)
         self._documents = [0, *accumulate(shard.documents for shard in self.shards)]
         self._tokens = [0, *accumulate(shard.tokens for shard in self.shards)]
@@ -245,16 +246,31 @@ def open_prepared(folder: str) -> tuple[Shards, Shards]:
     """
     path = Path(folder)
     manifest = read_manifest(path)
-    try:
-        proto = (path / TOKENIZER).read_bytes()
-    except OSError as error:
-        raise UserError(f"data.prepared {folder}: {TOKENIZER} cannot be read: {error}") from None
-    if sha256(proto) != manifest.tokenizer["sha256"]:
+    tokenizer = kept_tokenizer(path, manifest.tokenizer["sha256"])
+    if tokenizer.fingerprint != manifest.tokenizer["sha256"]:
         raise UserError(
-            f"data.prepared {folder}: {TOKENIZER} is not the one that it was made with; prepare it again"
+            f"data.prepared {folder}: its tokenizer is not the one that it was made with; prepare it again"
         )
-    train, validation = (Shards(path, manifest, split, proto) for split in SPLITS)
+    train, validation = (Shards(path, manifest, split, tokenizer) for split in SPLITS)
     return train, validation
+
+
+def kept_tokenizer(folder: Path, fingerprint: str | None = None) -> Tokenizer:
+    """The tokenizer that is stored with the shards.
+
+    Raises:
+        UserError: it is missing, or cannot be read.
+    """
+    try:
+        tokenizer = kept_in(folder, fingerprint)
+    except UserError as error:
+        raise UserError(
+            f"data.prepared {folder}: its tokenizer is not the one that it was made with ({error}); prepare "
+            "it again"
+        ) from None
+    if tokenizer is None:
+        raise UserError(f"data.prepared {folder}: its tokenizer is missing; prepare it again")
+    return tokenizer
 
 
 def sha256(content: bytes) -> str:
@@ -275,9 +291,9 @@ def check_tokenizer(manifest: Manifest, folder: Path, config: TokenizerConfig, v
         UserError: the tokenizers differ.
     """
     made = manifest.tokenizer
-    hint = f"prepare it again, or give --tokenizer.model={folder / TOKENIZER}"
-    if config.model != TRAIN and os.path.isfile(config.model):
-        if sha256(load_tokenizer(config.model).proto) != made["sha256"]:
+    hint = f"prepare it again, or give --tokenizer.model={kept_at(folder)}"
+    if config.model != TRAIN and is_local(config.model):
+        if load_tokenizer(config.model).fingerprint != made["sha256"]:
             raise UserError(
                 f"tokenizer.model {config.model}: is not the one that {folder} was prepared with; {hint}"
             )

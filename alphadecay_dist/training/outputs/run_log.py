@@ -15,14 +15,14 @@ from alphadecay_dist.control.module_types import means_by_type
 from alphadecay_dist.control.refresh import DECAY, Refresh
 from alphadecay_dist.errors import RunError
 from alphadecay_dist.training.outputs.run_files import METRICS, STATUS, RunFiles
-from alphadecay_dist.training.outputs.wandb_run import Tracker
+from alphadecay_dist.training.outputs.trackers import Trackers
 from alphadecay_dist.training.process.preemption import StopRequests
 
 SHOWN_AT_ONCE, SECONDS_BETWEEN = 10, 10.0  # the first refreshes are all shown, later ones now and then
 
 
 class RunLog:
-    """The run's files and wandb on rank 0; on other ranks it does nothing.
+    """The run's files and its trackers on rank 0; on other ranks it does nothing.
 
     A line that cannot be written does not raise: the other ranks would wait for this one. The failure is
     left with the requests to stop, and all ranks learn of it when they next agree on those. Nothing is
@@ -30,29 +30,29 @@ class RunLog:
 
     Args:
         files: of the output directory; None on other ranks.
-        tracker: wandb; None on other ranks.
+        trackers: wandb and the like; None on other ranks.
         requests: of this rank, to stop.
     """
 
-    def __init__(self, files: RunFiles | None, tracker: Tracker | None, requests: StopRequests) -> None:
+    def __init__(self, files: RunFiles | None, trackers: Trackers | None, requests: StopRequests) -> None:
         self._files = files
-        self._tracker = tracker
+        self._trackers = trackers
         self._requests = requests
         self._refreshes = 0
         self._shown_at = -math.inf  # when the last refresh was shown
 
-    def line(self, name: str, record: Mapping[str, Any], wandb: bool = True) -> None:
-        """A line in a file of the output directory, and in wandb under the file's name."""
+    def line(self, name: str, record: Mapping[str, Any], tracked: bool = True) -> None:
+        """A line in a file of the output directory, and a record of the file's name for the trackers."""
         self._write(name, lambda files: files.append(name, record))
-        if wandb and self._tracker:
-            prefix = "" if name == METRICS else f"{name.removesuffix('.jsonl')}/"
-            self._tracker.log(record["step"], {f"{prefix}{k}": v for k, v in record.items() if k != "step"})
+        if tracked and self._trackers:
+            values = {key: value for key, value in record.items() if key != "step"}
+            self._trackers.log(name.removesuffix(".jsonl"), record["step"], values)
 
     def refresh(self, refresh: Refresh) -> None:
-        """A refresh's line, its means in wandb, and a short line on stderr."""
+        """A refresh's line, its means for the trackers, and a short line on stderr."""
         self._write(DECAY, lambda files: files.append(DECAY, refresh.as_dict()))
-        if self._tracker:
-            self._tracker.log(refresh.step, means_by_type(refresh))
+        if self._trackers:
+            self._trackers.log("decay", refresh.step, means_by_type(refresh))
         now = time.monotonic()
         if self._refreshes < SHOWN_AT_ONCE or now - self._shown_at >= SECONDS_BETWEEN:
             self.say(refresh_line(refresh))
@@ -62,6 +62,8 @@ class RunLog:
     def go_back(self, step: int) -> None:
         """Drop the lines of updates after a checkpoint."""
         self._write(METRICS, lambda files: files.keep_until(step))
+        if self._trackers:
+            self._trackers.go_back(step)
 
     def say(self, text: str) -> None:
         """A line on stderr, beside the progress bar."""
@@ -82,9 +84,9 @@ class RunLog:
             raise RunError(f"{self._files.folder / STATUS} cannot be written: {error.strerror}") from None
 
     def close(self, exit_code: int) -> None:
-        """End wandb's run."""
-        if self._tracker:
-            self._tracker.close(exit_code)
+        """End the trackers."""
+        if self._trackers:
+            self._trackers.close(exit_code)
 
     def _write(self, name: str, work: Callable[[RunFiles], None]) -> None:
         if self._files is None or self._requests.failure is not None:

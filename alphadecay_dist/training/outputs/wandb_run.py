@@ -1,23 +1,21 @@
-"""The wandb run beside a run's own files: what fails in it is a warning."""
+"""The wandb run beside a run's own files."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alphadecay_dist.errors import UserError, warn
+from alphadecay_dist.errors import UserError
 from alphadecay_dist.files import write_atomically
+from alphadecay_dist.training.outputs.tracker import Record, tagged
 
 
-class Tracker:
-    """The wandb run of rank 0; with the mode ``off`` it does nothing.
-
-    A failure is a warning: wandb ends, training goes on.
+class WandbRun:
+    """The wandb run of rank 0.
 
     Args:
-        mode: ``online``, ``offline``, ``off``, or ``auto``: online where wandb is logged in.
+        mode: ``online``, ``offline``, or ``auto``: online where wandb is logged in.
         folder: the output directory, which keeps wandb's files and the id of its run.
         config: shown by wandb.
         resumed: whether the run goes on from a checkpoint.
@@ -27,40 +25,27 @@ class Tracker:
     """
 
     def __init__(self, mode: str, folder: Path, config: dict[str, Any], resumed: bool) -> None:
-        self._run: Any = None
-        if mode == "off":
-            return
         try:
-            self._run = _wandb_run(mode, folder, config, resumed)
-            self._run.define_metric("*", step_metric="step")
+            self.run: Any = _wandb_run(mode, folder, config, resumed)
+            self.run.define_metric("*", step_metric="step")
         except Exception as error:  # wandb and what it writes raise a dozen unrelated types
-            reason = " ".join(str(error).split())
             if mode == "online" and not resumed:
+                reason = " ".join(str(error).split())
                 raise UserError(
                     f"logging.wandb online: wandb does not start: {reason}; use --logging.wandb=offline"
                 ) from None
-            self._give_up(f"does not start: {reason}")
+            raise
 
-    def log(self, step: int, record: Mapping[str, Any]) -> None:
-        """Send one record, without its values that are None; ``step`` counts updates."""
-        if self._run is not None:
-            try:
-                self._run.log({"step": step, **{k: v for k, v in record.items() if v is not None}})
-            except Exception as error:
-                self._give_up(f"failed at update {step}: {' '.join(str(error).split())}")
+    def log(self, kind: str, step: int, record: Record) -> None:
+        """See :meth:`.tracker.Tracker.log`."""
+        self.run.log({"step": step, **tagged(kind, record)})
+
+    def go_back(self, step: int) -> None:
+        """What was sent stays: wandb shows the last value of a step."""
 
     def close(self, exit_code: int) -> None:
         """End the run."""
-        if self._run is not None:
-            try:
-                self._run.finish(exit_code=exit_code)
-            except Exception as error:
-                self._give_up(f"did not end well: {' '.join(str(error).split())}")
-
-    def _give_up(self, why: str) -> None:
-        """Go on without wandb: no update may be lost for it."""
-        self._run = None
-        warn(f"wandb {why}; the run goes on without it")
+        self.run.finish(exit_code=exit_code)
 
 
 def _wandb_run(mode: str, folder: Path, config: dict[str, Any], resumed: bool) -> Any:

@@ -139,6 +139,10 @@ class Task(ABC):
     fixed: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
 
+    def targets_of_sample(self, config: Config) -> int:
+        """How many targets a sample has at most; one, unless the task says otherwise."""
+        return 1
+
     @abstractmethod
     def model(self, config: Config) -> Model:
         """The model that a recipe names. Not collective, as :meth:`check_data`.

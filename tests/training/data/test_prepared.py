@@ -215,7 +215,7 @@ DAMAGES = {
     "cut short": (lambda f: (f / "train-00001.tokens").write_bytes(b"xx"), "train-00001.tokens has 2 bytes"),
     "a file is gone": (lambda f: (f / "train-00001.ends").unlink(), "train-00001.ends has no bytes"),
     "another tokenizer": (lambda f: (f / "tokenizer.model").write_bytes(b"x"), "not the one"),
-    "no tokenizer": (lambda f: (f / "tokenizer.model").unlink(), "tokenizer.model cannot be read"),
+    "no tokenizer": (lambda f: (f / "tokenizer.model").unlink(), "its tokenizer is missing"),
     "outside": (
         edit(train=[{"name": "../x", "documents": 0, "tokens": 0, "files": {}}]),
         "shard '../x'",

@@ -15,13 +15,9 @@ from hypothesis import strategies as st
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.data.corpus import open_corpora
-from alphadecay_dist.training.data.tokenizer import (
-    Tokenizer,
-    check_vocabulary,
-    find_tokenizer,
-    load_tokenizer,
-    train_tokenizer,
-)
+from alphadecay_dist.training.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_tokenizer
+from alphadecay_dist.training.data.tokenizer import check_vocabulary
+from alphadecay_dist.training.data.tokenizer_files import find_tokenizer, load_tokenizer
 from alphadecay_dist.training.recipe import NFKC, NONE, DataConfig
 
 VOCABULARY = 512
@@ -69,7 +65,7 @@ def test_training_twice_gives_the_same_bytes_also_in_another_process(trained, no
         "import sys\n"
         "from alphadecay_dist.training.recipe import DataConfig\n"
         "from alphadecay_dist.training.data.corpus import open_corpora\n"
-        "from alphadecay_dist.training.data.tokenizer import train_tokenizer\n"
+        "from alphadecay_dist.training.data.sentencepiece_tokenizer import train_tokenizer\n"
         "texts = [text for _, text in open_corpora(DataConfig())[0].rows(0, 0)][:400]\n"
         f"open(sys.argv[1], 'wb').write(train_tokenizer(texts, {VOCABULARY}, {NFKC!r}).proto)\n"
     )
@@ -85,7 +81,7 @@ def test_a_model_file_gives_the_model(trained, tmp_path):
 
 @pytest.mark.parametrize("name", ["none.model", "none"])
 def test_a_missing_file_is_named_and_not_looked_for_on_the_hub(tmp_path, name):
-    with pytest.raises(UserError, match=rf"tokenizer\.model .*/{name}: no such file"):
+    with pytest.raises(UserError, match=rf"tokenizer\.model .*/{name}: no such file or directory"):
         load_tokenizer(str(tmp_path / name))
 
 
@@ -101,7 +97,7 @@ def test_a_file_that_is_no_sentencepiece_model_is_named(tmp_path, content):
 def test_a_hub_that_does_not_answer_is_one_clear_line():
     code = (
         "from alphadecay_dist.errors import UserError\n"
-        "from alphadecay_dist.training.data.tokenizer import load_tokenizer\n"
+        "from alphadecay_dist.training.data.tokenizer_files import load_tokenizer\n"
         "try:\n    load_tokenizer('t5-base')\n"
         "except UserError as error:\n    print(error)\n"
     )
@@ -115,10 +111,8 @@ def test_a_hub_that_does_not_answer_is_one_clear_line():
         check=True,
     )
     (line,) = found.stdout.splitlines()
-    assert line.startswith(
-        "tokenizer.model t5-base: not a file, and the hub did not give t5-base/spiece.model"
-    )
-    assert line.endswith("give the path of a sentencepiece model")
+    assert line.startswith("tokenizer.model t5-base: not a file, and the hub did not give t5-base (")
+    assert line.endswith("give the path of a sentencepiece model or a tokenizer.json")
 
 
 def test_ids_outside_the_models_vocabulary_are_refused(trained):
@@ -236,6 +230,6 @@ def test_a_model_without_eos_or_pad_ends_nothing_and_pads_with_0(tmp_path):
         pad_id=-1,
         minloglevel=2,
     )
-    tokenizer = Tokenizer((tmp_path / "m.model").read_bytes())
-    assert (tokenizer.eos, tokenizer.pad) == (-1, 0)
+    tokenizer = SentencePieceTokenizer((tmp_path / "m.model").read_bytes())
+    assert (tokenizer.eos, tokenizer.pad) == (None, 0)
     assert tokenizer.decode(tokenizer.encode(["two one"])[0]) == "two one"

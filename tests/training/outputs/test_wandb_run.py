@@ -6,15 +6,16 @@ import json
 
 import pytest
 
-from alphadecay_dist.training.outputs.wandb_run import Tracker
+from alphadecay_dist.training.outputs.trackers import start_trackers
+from alphadecay_dist.training.recipe import LoggingConfig
 from tests.training.processes import in_a_new_process
 
 
 @pytest.mark.launcher
 def test_off_loads_and_writes_nothing(tmp_path):
     code = (
-        "tracker = Tracker('off', folder, {}, False)\n"
-        "tracker.log(1, {'loss': 1.0}); tracker.close(0)\n"
+        "tracker = started('off')\n"
+        "tracker.log('metrics', 1, {'loss': 1.0}); tracker.close(0)\n"
         "print('wandb' in sys.modules)"
     )
     assert in_a_new_process(code, tmp_path).stdout.split() == ["False"]
@@ -22,8 +23,8 @@ def test_off_loads_and_writes_nothing(tmp_path):
 
 
 def test_off_takes_records_in_this_process_too(tmp_path):
-    tracker = Tracker("off", tmp_path, {}, resumed=True)
-    tracker.log(1, {"loss": None})
+    tracker = start_trackers(LoggingConfig(wandb="off"), tmp_path, {}, 1)
+    tracker.log("metrics", 1, {"loss": None})
     tracker.close(1)
     assert list(tmp_path.iterdir()) == []
 
@@ -68,10 +69,10 @@ def test_auto_is_online_with_a_key_or_a_netrc_entry_alone(tmp_path):
 @pytest.mark.parametrize("mode", ["offline", "auto"])
 def test_without_a_login_wandb_runs_offline_and_asks_nothing(tmp_path, mode):
     code = (
-        f"tracker = Tracker({mode!r}, folder, {{'train': {{'steps': 2}}}}, False)\n"
-        "tracker.log(1, {'loss': 1.5, 'grad_norm': None})\n"
-        "tracker.log(2, {'loss': 0.5})\n"
-        "print(tracker._run.summary['loss'], tracker._run.offline)\n"
+        f"tracker = started({mode!r}, {{'train': {{'steps': 2}}}})\n"
+        "tracker.log('metrics', 1, {'loss': 1.5, 'grad_norm': None})\n"
+        "tracker.log('metrics', 2, {'loss': 0.5})\n"
+        "run = tracker.running['wandb'].run; print(run.summary['loss'], run.offline)\n"
         "tracker.close(0)"
     )
     found = in_a_new_process(code, tmp_path)
@@ -85,8 +86,8 @@ def test_without_a_login_wandb_runs_offline_and_asks_nothing(tmp_path, mode):
 
 @pytest.mark.launcher
 def test_a_resumed_run_keeps_its_wandb_id(tmp_path):
-    for resumed in (False, True):
-        in_a_new_process(f"Tracker('offline', folder, {{}}, {resumed}).close(0)", tmp_path)
+    for resumed in (0, 1):
+        in_a_new_process(f"started('offline', step={resumed}).close(0)", tmp_path)
     identity = (tmp_path / "wandb_id").read_text().strip()
     runs = [path.name for path in (tmp_path / "wandb").glob("offline-run-*")]
     assert runs

@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from alphadecay_dist.training.changes import Change, data_changes, model_changes
-from alphadecay_dist.training.data.tokenizer import TRAIN, normalization_of
+from alphadecay_dist.training.data.sentencepiece_tokenizer import normalization_of
+from alphadecay_dist.training.data.tokenizer_files import TRAIN
 from alphadecay_dist.training.inputs import Inputs
 from alphadecay_dist.training.options import TOKENIZER
 from alphadecay_dist.training.recipe import AUTO, Config
@@ -37,23 +38,23 @@ def _prepared_alone(inputs: Inputs) -> Inputs:
     return dataclasses.replace(inputs, data=marks)
 
 
-def tokenizer_change(sha256: str | None, kept: Inputs, config: Config, before: Config) -> Change | None:
+def tokenizer_change(found: str | None, kept: Inputs, config: Config, before: Config) -> Change | None:
     """How the tokenizer that the recipe names differs from the run's.
 
     Args:
-        sha256: of the named model, if it is a local file or comes with prepared data; else None.
+        found: fingerprint of the named one, if it is local or comes with prepared data; else None.
         kept: as the run was begun, or last accepted.
         config: the recipe to go on with.
         before: the recipe that the checkpoint was saved with.
     """
     name, old = config.tokenizer.model, before.tokenizer.model
-    if sha256 is not None and sha256 != kept.tokenizer:
-        text = f"tokenizer.model {name}: is not the model that the run was begun with (SHA-256)"
-    elif sha256 is None and Path(name).name != Path(old).name:
+    if found is not None and found != kept.tokenizer:
+        text = f"tokenizer.model {name}: is not the one that the run was begun with (SHA-256)"
+    elif found is None and Path(name).name != Path(old).name:
         text = f"tokenizer.model: found {name!r}, the run was begun with {old!r}"
     elif name == TRAIN and config.tokenizer.normalization not in (AUTO, normalization_of(before)):
-        found, begun = config.tokenizer.normalization, normalization_of(before)
-        text = f"tokenizer.normalization: found {found!r}, the run was begun with {begun!r}"
+        asked, begun = config.tokenizer.normalization, normalization_of(before)
+        text = f"tokenizer.normalization: found {asked!r}, the run was begun with {begun!r}"
     else:
         return None
     return Change(TOKENIZER, "tokenizer.model", text)

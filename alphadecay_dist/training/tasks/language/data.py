@@ -15,21 +15,15 @@ from alphadecay_dist.training.data.batches import (
     validation_sequences,
 )
 from alphadecay_dist.training.data.corpus import Corpus, demo_files
-from alphadecay_dist.training.data.prepared import Shards, sha256
+from alphadecay_dist.training.data.prepared import Shards
 from alphadecay_dist.training.data.sources import find_files
-from alphadecay_dist.training.data.tokenizer import (
-    TRAIN,
-    Tokenizer,
-    check_vocabulary,
-    find_tokenizer,
-    load_tokenizer,
-)
+from alphadecay_dist.training.data.tokenizer import Tokenizer, check_vocabulary
+from alphadecay_dist.training.data.tokenizer_files import TRAIN, find_tokenizer, kept_in, of_files
 from alphadecay_dist.training.fingerprint import FileMark, Marks, marks_of
 from alphadecay_dist.training.process.ranks import Ranks
 from alphadecay_dist.training.recipe import Config, DataConfig
 from alphadecay_dist.training.tasks.data import Data, Loaders, Previous
 
-TOKENIZER = "tokenizer.model"  # in the output directory: what later starts read their text with
 FIELD = "tokenizer.model"  # of the recipe
 
 
@@ -52,9 +46,9 @@ class Text(Data):
         return self._train.revision if isinstance(self._train, Corpus) else None
 
     @property
-    def own_tokenizer(self) -> bytes | None:
-        """The sentencepiece model that prepared data were made with; None for text."""
-        return self._train.proto if isinstance(self._train, Shards) else None
+    def own_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that prepared data were made with; None for text."""
+        return self._train.tokenizer if isinstance(self._train, Shards) else None
 
     def marks(self) -> dict[str, Marks]:
         """Of prepared data the two splits, each with its fingerprint; of C4 nothing."""
@@ -70,8 +64,8 @@ class Text(Data):
         return f"data: {self._config.data.prepared or self._config.data.source}: has no document"
 
     def loaders(self, ranks: Ranks, previous: Previous | None) -> TextLoaders:
-        """With the run's tokenizer: kept, found, or trained, on rank 0, and the same bytes everywhere."""
-        tokenizer = Tokenizer(ranks.from_main(lambda: self._tokenizer(ranks, previous)))
+        """With the run's tokenizer: kept, found, or trained, on rank 0, and the same files everywhere."""
+        tokenizer = of_files(ranks.from_main(lambda: self._tokenizer(ranks, previous).files))
         check_vocabulary(tokenizer, self._vocabulary)
         loaders = TextLoaders(self._config, self._train, self._validation, tokenizer)
         own = None if previous is None or FIELD in previous.changed else previous.fingerprint
@@ -82,17 +76,17 @@ class Text(Data):
             )
         return loaders
 
-    def _tokenizer(self, ranks: Ranks, previous: Previous | None) -> bytes:
-        """The sentencepiece model, on rank 0."""
+    def _tokenizer(self, ranks: Ranks, previous: Previous | None) -> Tokenizer:
+        """The tokenizer, on rank 0."""
         if isinstance(self._train, Shards):
-            return self._train.proto
+            return self._train.tokenizer
         if previous is not None and FIELD not in previous.changed:
-            kept = previous.folder / TOKENIZER
-            if kept.is_file():
-                return load_tokenizer(str(kept)).proto
+            kept = kept_in(previous.folder, previous.fingerprint)
+            if kept is not None:
+                return kept
         if self._config.tokenizer.model == TRAIN:
             ranks.say("training a tokenizer on the corpus")
-        return find_tokenizer(self._config, self._train.documents(), self._vocabulary).proto
+        return find_tokenizer(self._config, self._train.documents(), self._vocabulary)
 
 
 class TextLoaders(Loaders):
@@ -113,13 +107,13 @@ class TextLoaders(Loaders):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the tokenizer."""
-        return sha256(self._tokenizer.proto)
+        """That of the tokenizer."""
+        return self._tokenizer.fingerprint
 
     @property
     def files(self) -> Mapping[str, bytes]:
-        """The tokenizer."""
-        return {TOKENIZER: self._tokenizer.proto}
+        """The tokenizer's, which later starts read their text with."""
+        return self._tokenizer.files
 
     def training(self, rank: int, world_size: int, states: Mapping[str, Any] | None) -> TrainingData:
         """A rank's sequences, enough for an update, or from a checkpoint's position on."""

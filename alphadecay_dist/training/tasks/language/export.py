@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import sentencepiece
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,18 +16,13 @@ from alphadecay_dist.checkpoint.restore import StoredWhole, stored_weights
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.changes import differing
 from alphadecay_dist.training.state import SavedState
-from alphadecay_dist.training.tasks.language.data import TOKENIZER
-from alphadecay_dist.training.tasks.language.hf_tokenizer import (
-    hf_tokenizer,
-    hf_tokenizer_config,
-    special_ids,
-)
 from alphadecay_dist.training.tasks.language.model import (
     build_on_meta,
     config_of,
     read_model_config,
     values_of,
 )
+from alphadecay_dist.training.tasks.language.tokenizer_export import tokenizer_of
 
 SHARD_BYTES = 4_000_000_000  # of a safetensors file, which is held in memory while it is written
 
@@ -50,22 +44,24 @@ def hf_writer(
     config = model_config(checkpoint, state, model)
     weights = stored_weights(checkpoint)
     _same_shapes(config, weights, checkpoint.folder)
-    proto = _tokenizer(checkpoint)
-    tokenizer = hf_tokenizer(proto)
-    ids = special_ids(sentencepiece.SentencePieceProcessor(model_proto=proto))
+    tokenizer = tokenizer_of(checkpoint, state)
 
     def write(folder: Path) -> None:
         _write_weights(folder, weights, dtype)
-        special = {f"{name}_token_id": ids.get(name) for name in ("bos", "eos", "pad")}
-        settings = {**config.to_diff_dict(), **special, "pad_token_id": None, "use_cache": True}
+        special = tokenizer.special_ids
+        settings = {
+            **config.to_diff_dict(),
+            **special,
+            **tokenizer.settings,
+            "pad_token_id": None,
+            "use_cache": True,
+        }
         settings |= {"architectures": ["LlamaForCausalLM"], "dtype": str(dtype).removeprefix("torch.")}
+        settings |= tokenizer.settings
         _write_json(folder / "config.json", settings)
         _write_json(folder / "generation_config.json", special)
-        (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-        _write_json(
-            folder / "tokenizer_config.json", hf_tokenizer_config(proto, config.max_position_embeddings)
-        )
-        (folder / TOKENIZER).write_bytes(proto)
+        for name, content in tokenizer.files(config.max_position_embeddings).items():
+            (folder / name).write_bytes(content)
 
     return write
 
@@ -84,16 +80,6 @@ def model_config(checkpoint: Checkpoint, state: SavedState, given: str | None) -
         for difference in differing(values_of(read_model_config(given, seq_len)), values_of(own)):
             raise UserError(f"--model {given}: {difference}; leave --model out: the run keeps its own")
     return own
-
-
-def _tokenizer(checkpoint: Checkpoint) -> bytes:
-    path = checkpoint.folder.resolve().parents[1] / TOKENIZER
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read: {error.strerror}; export the run, or a checkpoint that is in one"
-        ) from None
 
 
 def _same_shapes(config: LlamaConfig, weights: dict[str, StoredWhole], folder: Path) -> None:

@@ -16,16 +16,16 @@ from alphadecay_dist.checkpoint.reader import Checkpoint
 from alphadecay_dist.errors import warn
 from alphadecay_dist.training.changes import Change
 from alphadecay_dist.training.data.batches import Batch
-from alphadecay_dist.training.data.prepared import check_tokenizer, read_manifest, sha256
+from alphadecay_dist.training.data.prepared import check_tokenizer, read_manifest
 from alphadecay_dist.training.data.sources import find_files
-from alphadecay_dist.training.data.tokenizer import TRAIN, tokenizer_in
+from alphadecay_dist.training.data.tokenizer_files import KEPT, TRAIN, local_fingerprint, tokenizer_in
 from alphadecay_dist.training.inputs import Inputs
 from alphadecay_dist.training.recipe import AUTO, NFKC, Config, DataConfig, TokenizerConfig
 from alphadecay_dist.training.state import SavedState
 from alphadecay_dist.training.tasks.card import TaskCard
 from alphadecay_dist.training.tasks.data import Data
 from alphadecay_dist.training.tasks.language import card, changes, export
-from alphadecay_dist.training.tasks.language.data import TOKENIZER, Text
+from alphadecay_dist.training.tasks.language.data import Text
 from alphadecay_dist.training.tasks.language.flops import flops_per_token
 from alphadecay_dist.training.tasks.language.model import (
     Llama,
@@ -121,7 +121,11 @@ class Language(Task):
     shown = "perplexity"
     paths = ("model.name", "data.source", "data.validation", "data.prepared", "tokenizer.model")
     fixed = ("data.holdout", "data.text_field", "data.pack", "data.lanes", "data.shuffle", "train.seq_len")
-    files = (TOKENIZER,)
+    files = KEPT
+
+    def targets_of_sample(self, config: Config) -> int:
+        """The length of a sequence."""
+        return config.train.seq_len
 
     def model(self, config: Config) -> LanguageModel:
         """The LLaMA that ``model.name`` names."""
@@ -161,9 +165,9 @@ class Language(Task):
     def changes(self, now: Inputs, kept: Inputs, config: Config, before: Config, data: Data) -> list[Change]:
         """Differences of model, text and tokenizer."""
         assert isinstance(data, Text)
-        path = Path(config.tokenizer.model)
-        asked = data.own_tokenizer or (path.read_bytes() if path.is_file() else None)
-        own = changes.tokenizer_change(None if asked is None else sha256(asked), kept, config, before)
+        prepared = data.own_tokenizer
+        found = prepared.fingerprint if prepared else local_fingerprint(config.tokenizer.model)
+        own = changes.tokenizer_change(found, kept, config, before)
         return [*changes.changes_of(now, kept, config, before), *([] if own is None else [own])]
 
     def loses_position(self, fields: Collection[str], config: Config, before: Config) -> bool:
@@ -215,7 +219,7 @@ def _of_weights(folder: Path, tokenizer: TokenizerConfig) -> TokenizerConfig:
     """With the tokenizer that lies beside some weights: they were trained with its ids."""
     found = tokenizer_in(folder)
     if found is not None:
-        return dataclasses.replace(tokenizer, model=str(found))
+        return dataclasses.replace(tokenizer, model=found)
     warn(
         f"--init_from {folder}: has no tokenizer: one is trained, whose ids are not those that the "
         "weights were trained with; give theirs as --tokenizer.model=PATH"

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from alphadecay_dist import UserError
 from alphadecay_dist.training.data.corpus import open_corpora
-from alphadecay_dist.training.data.tokenizer import Tokenizer, train_tokenizer
+from alphadecay_dist.training.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_tokenizer
 from alphadecay_dist.training.recipe import NFKC, DataConfig
 from alphadecay_dist.training.tasks.language.hf_tokenizer import hf_tokenizer, hf_tokenizer_config
 
@@ -80,7 +80,7 @@ def pair(request, tmp_path_factory):
     (folder / "tokenizer.json").write_text(hf_tokenizer(proto).to_str())
     (folder / "tokenizer_config.json").write_text(json.dumps(hf_tokenizer_config(proto, 64)))
     (folder / "config.json").write_text('{"model_type": "llama"}')
-    return Tokenizer(proto), AutoTokenizer.from_pretrained(folder)
+    return SentencePieceTokenizer(proto), AutoTokenizer.from_pretrained(folder)
 
 
 def test_real_text_gives_the_same_ids(pair):

@@ -10,7 +10,7 @@ import torch
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.data.batches import make_batch, validation_sequences
 from alphadecay_dist.training.data.corpus import open_corpora
-from alphadecay_dist.training.data.tokenizer import Tokenizer
+from alphadecay_dist.training.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from alphadecay_dist.training.tasks.language import model as models
 from tests.training.runs import final_weights, summed_loss, tiny_options, train_on
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.ranks, pytest.mark.launcher]
 def losses_of_batches(options, output):
     """Summed loss and tokens of each batch of ``train.global_batch`` sequences, by one process."""
     config = load_config("demo", [option.removeprefix("--") for option in options])
-    tokenizer = Tokenizer((output / "tokenizer.model").read_bytes())
+    tokenizer = SentencePieceTokenizer((output / "tokenizer.model").read_bytes())
     _, corpus = open_corpora(config.data)
     joined, lengths = validation_sequences(corpus, tokenizer, config.data, config.train, config.eval.tokens)
     sequences = torch.from_numpy(joined).split(lengths.tolist())
