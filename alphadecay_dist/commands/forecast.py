@@ -43,6 +43,8 @@ class Machine:
         bandwidth: bytes a second that a rank takes in; None where it is not known.
         update_seconds: of one optimizer update; None where it is not known.
         origin: where the rates are from, for people.
+        at_most: whether the rates and the bandwidth are the most that is possible, and so times the least.
+        notes: what else people should know of the numbers, a line each.
     """
 
     rates: Rates
@@ -50,6 +52,8 @@ class Machine:
     bandwidth: float | None = None
     update_seconds: float | None = None
     origin: str = "given"
+    at_most: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Job:
         budget: see :class:`alphadecay_dist.AlphaDecay`'s ``memory_budget``.
         sharding: a name of ``SHARDINGS``: the engine that its recipe names, where it names one.
         replicas: of the whole model, with ``fsdp2``, by its recipe.
+        flops: of one update, over all ranks; None where it is not known.
 
     Raises:
         UserError: a number below 1.
@@ -78,6 +83,7 @@ class Job:
     budget: int | None = None
     sharding: str = "zero3"
     replicas: int = 1
+    flops: float | None = None
 
     def __post_init__(self) -> None:
         for name, found in (("interval", self.interval), ("memory_budget", self.budget)):
@@ -100,6 +106,8 @@ class Forecast:
         covered: how much of the model is tuned.
         share: of a training window of ``interval`` updates; None where seconds or update_seconds are not
             known.
+        estimated: the seconds and the share where the machine's rates are the most that is possible, with
+            the tridiagonalisation as slow as owners are dealt by; else None.
     """
 
     sharding: Sharding
@@ -110,6 +118,7 @@ class Forecast:
     covered: Coverage
     seconds: float | None
     share: float | None
+    estimated: tuple[float | None, float | None] | None
 
     @property
     def owners(self) -> Mapping[str, int]:
@@ -131,6 +140,7 @@ class Forecast:
             "imbalance": self.imbalance,
             "seconds": self.seconds,
             "share_of_training": self.share,
+            "estimated": self.estimated,
             "owners": dict(self.owners),
             "load_seconds": self.loads,
             "bytes_received": self.schedule.received.tolist(),
@@ -142,13 +152,13 @@ class Forecast:
     def text(self) -> str:
         """A few lines for people."""
         owners = len(set(self.owners.values()))
-        known = f"{self.seconds:.3g} s" if self.seconds is not None else "give --bandwidth to estimate"
-        share = f", {100 * self.share:.3g} % of training" if self.share is not None else ""
+        least = "at least " if self.machine.at_most else ""
         lines = [
             f"{len(self.owners)} matrices on {owners} of {self.sharding.world_size} ranks, "
             f"{self.sharding.name}",
             f"rounds: {len(self.schedule.rounds)}",
-            f"refresh: {known}{share}",
+            f"refresh: {_cost(least, self.seconds, self.share)}",
+            *self._estimate(),
             f"imbalance of the spectra, max / mean: {self.imbalance:.3f}",
             self.covered.line(),
             *_assumptions(self.machine, self.interval),
@@ -160,6 +170,21 @@ class Forecast:
             _line("peak, MiB", self.schedule.peak, 2**20),
         ]
         return "\n".join(lines)
+
+    def _estimate(self) -> list[str]:
+        if self.estimated is None or self.estimated[0] is None:
+            return []
+        slower = f"{TRIDIAGONAL[self.machine.device]:g}"
+        return [
+            f"refresh, with tridiagonalisation {slower} times slower than products, which is an estimate: "
+            f"{_cost('', *self.estimated)}"
+        ]
+
+
+def _cost(least: str, seconds: float | None, share: float | None) -> str:
+    if seconds is None:
+        return "give --bandwidth to estimate"
+    return f"{least}{seconds:.3g} s" + (f", {100 * share:.3g} % of training" if share is not None else "")
 
 
 def _owners(owners: Mapping[str, int], loads: Sequence[float]) -> list[str]:
@@ -191,6 +216,7 @@ def _assumptions(machine: Machine, interval: int) -> list[str]:
         f"assumed of training: {seconds:.3g} s an update, a refresh every {interval} updates"
         if seconds is not None
         else f"assumed of training: a refresh every {interval} updates; give --update_seconds for its share",
+        *machine.notes,
     ]
 
 
@@ -218,16 +244,32 @@ def forecast(job: Job, sharding: Sharding, machine: Machine) -> Forecast:
         budget=job.budget,
         copied=copied,
     )
+    loads = _loads(job, sharding, schedule, machine.rates)
+    estimated = None
+    if machine.at_most:
+        gram = machine.rates.gram
+        slow = _loads(job, sharding, schedule, Rates(gram, gram / TRIDIAGONAL[machine.device]))
+        estimated = _seconds_and_share(slow, job, schedule, machine)
+    seconds, share = _seconds_and_share(loads, job, schedule, machine)
+    covered = coverage(job.model, job.weights)
+    return Forecast(sharding, machine, job.interval, schedule, loads, covered, seconds, share, estimated)
+
+
+def _loads(job: Job, sharding: Sharding, schedule: Schedule, rates: Rates) -> list[float]:
+    """Seconds of spectra by rank: dealt by the constant of the device, and timed by these rates."""
     loads = [0.0] * sharding.world_size
-    # Dealt by the constant of the device, and timed by the machine's own ratio.
-    slower = machine.rates.gram / machine.rates.tridiagonal
-    for name, cost in costs_of(job.weights, slower, job.windows).items():
-        loads[schedule.plan.owners[name]] += cost / machine.rates.gram
+    for name, cost in costs_of(job.weights, rates.gram / rates.tridiagonal, job.windows).items():
+        loads[schedule.plan.owners[name]] += cost / rates.gram
+    return loads
+
+
+def _seconds_and_share(
+    loads: Sequence[float], job: Job, schedule: Schedule, machine: Machine
+) -> tuple[float | None, float | None]:
     seconds = max(loads) + _seconds_moving(schedule, machine)
     window = job.interval * machine.update_seconds if machine.update_seconds is not None else math.nan
-    known = [None if math.isnan(value) else value for value in (seconds, seconds / window)]
-    covered = coverage(job.model, job.weights)
-    return Forecast(sharding, machine, job.interval, schedule, loads, covered, *known)
+    known, share = (None if math.isnan(value) else value for value in (seconds, seconds / window))
+    return known, share
 
 
 def _seconds_moving(schedule: Schedule, machine: Machine) -> float:
@@ -257,7 +299,8 @@ def job_of_recipe(recipe: Config) -> Job:
         UserError: there is no such model, or nothing to tune.
     """
     loaded = with_dtype(recipe)
-    model = task_named(loaded.model.task).model(loaded).shapes
+    trained = task_named(loaded.model.task).model(loaded)
+    model = trained.shapes
     settings, engine = loaded.decay, loaded.engine
     return Job(
         model,
@@ -268,6 +311,7 @@ def job_of_recipe(recipe: Config) -> Job:
         loaded.decay.memory_budget,
         engine.name if engine.name in SHARDINGS else Job.sharding,
         engine.replicate,
+        trained.flops(),
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alphadecay_dist.commands.deepspeed_plan import sharding_of
 from alphadecay_dist.commands.paths import require_there
 from alphadecay_dist.engines.registry import SHARDINGS
 from alphadecay_dist.errors import UserError
@@ -16,7 +17,7 @@ from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.units import bytes_of, bytes_per_second
 
 if TYPE_CHECKING:
-    from alphadecay_dist.commands.forecast import Machine
+    from alphadecay_dist.commands.forecast import Job, Machine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--world_size", type=int, required=True)
     parser.add_argument("--sharding", choices=list(SHARDINGS), help="default: the recipe's engine, or zero3")
+    parser.add_argument("--deepspeed", metavar="JSON", help="a DeepSpeed JSON, whose stage is the sharding")
     parser.add_argument("--replicas", type=int, help="fsdp1, fsdp2: groups that hold the model each (HSDP)")
     parser.add_argument(
         "--tensor_parallel", type=int, default=1, help="fsdp2: ranks that cut each matrix first"
@@ -41,12 +43,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--interval", type=int, help="updates between refreshes (default: the recipe's, or 500)"
     )
     parser.add_argument(
+        "--profile",
+        default="measured",
+        metavar="GPU",
+        help="a100, h100, h200 or mi300x: the most that its data sheet allows (default: measured, this "
+        "machine's speed now)",
+    )
+    parser.add_argument(
+        "--link",
+        metavar="NAME",
+        help="what brings a rank its weights: 100gb, 200gb or 400gb, a network port a rank at line rate; "
+        "nvlink or xgmi with a GPU's profile",
+    )
+    parser.add_argument(
         "--machine",
         type=Path,
         metavar="JSON",
         help="what a rank of the job can do: gram, tridiagonal (flop/s, required), bandwidth (bytes/s, or a "
-        "text such as 25GB/s), update_seconds, device (cuda unless it says cpu) (default: this machine's "
-        "speed, measured now)",
+        "text such as 25GB/s), update_seconds, device (cuda unless it says cpu); instead of --profile",
     )
     parser.add_argument(
         "--bandwidth", metavar="RATE", help="bytes a second that a rank takes in, or such as 25GB/s, 200Gb/s"
@@ -59,24 +73,31 @@ def run(args: argparse.Namespace) -> None:
     """Print the forecast."""
     if (args.recipe is None) == (args.config is None):
         raise UserError("plan: expected either --recipe NAME or --config PATH")
+    for one, other in (("machine", "profile"), ("bandwidth", "link")):
+        if getattr(args, one) is not None and getattr(args, other) not in (None, "measured"):
+            raise UserError(f"--{one}: found with --{other} {getattr(args, other)}, expected one of them")
     if args.config is not None:
         require_there(args.config, "a HF config.json or its directory", "--config")
     if args.machine is not None:
         require_there(args.machine, "the JSON of a machine profile", "--machine")
     recipe = load_config(args.recipe) if args.recipe is not None else None
     refreshed, rank = _given_of_job(args), _given_of_machine(args)
+    given = args.sharding
+    if args.deepspeed is not None:
+        given = sharding_of(args.deepspeed, args.world_size, given)
     import torch
 
     from alphadecay_dist.commands.forecast import forecast, job_of_hf, job_of_recipe
     from alphadecay_dist.engines.expected_layouts import Sharding
 
     job = job_of_recipe(recipe) if recipe is not None else job_of_hf(args.config)
-    name = args.sharding or job.sharding
+    name = given or job.sharding
     replicas = job.replicas if name == "fsdp2" and args.replicas is None else args.replicas
     sharding = Sharding(name, args.world_size, 1 if replicas is None else replicas, args.tensor_parallel)
+    machine = replace(_machine(args, job), **rank)
     if args.dtype or SHARDINGS[name].masters:
         refreshed["dtype"] = getattr(torch, args.dtype or "float32")
-    found = forecast(replace(job, **refreshed), sharding, replace(_machine(args.machine), **rank))
+    found = forecast(replace(job, **refreshed), sharding, machine)
     if recipe is not None and not recipe.decay.reads_spectra and not args.json:
         print(f"policy {recipe.decay.policy}: reads no spectra, so its runs gather none of what follows")
     print(json.dumps(found.as_dict()) if args.json else found.text())
@@ -104,8 +125,14 @@ def _given_of_machine(args: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def _machine(profile: Path | None) -> Machine:
-    """A rank's speed from a profile, or measured here."""
+def _machine(args: argparse.Namespace, job: Job) -> Machine:
+    """A rank's speed: from a file, by a data sheet, or measured here."""
     from alphadecay_dist.commands.forecast import read_machine, this_machine
+    from alphadecay_dist.commands.gpus import MEASURED, bandwidth_of, machine_of, with_update
 
-    return read_machine(profile) if profile else this_machine()
+    if args.profile != MEASURED:
+        machine = machine_of(args.profile, args.link)
+        given = args.update_seconds is not None
+        return machine if given else with_update(machine, args.profile, job, args.world_size)
+    machine = read_machine(args.machine) if args.machine else this_machine()
+    return machine if args.link is None else replace(machine, bandwidth=bandwidth_of(args.link))

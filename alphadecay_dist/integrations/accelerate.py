@@ -24,6 +24,7 @@ from torch import nn
 from alphadecay_dist.control.controller import AlphaDecay
 from alphadecay_dist.control.refresh import Refresh
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.integrations.asked import warn_if_another_runs
 from alphadecay_dist.integrations.engine_step import before_engine_step
 
 
@@ -54,6 +55,7 @@ class AcceleratedDecay:
                 f"accelerator: found {type(accelerator).__name__}, expected an accelerate.Accelerator; give "
                 "AcceleratedDecay(accelerator, model, optimizer, ...)"
             )
+        warn_if_another_runs()
         self._accelerator = accelerator
         self._made: Refresh | None = None
         wrapped = getattr(accelerator, "deepspeed_engine_wrapped", None)

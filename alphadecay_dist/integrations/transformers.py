@@ -1,19 +1,25 @@
-"""transformers' Trainer: one line after it was made.
+"""transformers' Trainer: one line after it was made, or two of its arguments.
 
     trainer = Trainer(model=model, args=args, train_dataset=dataset)
     AlphaDecayCallback(trainer, interval=500)
     trainer.train()
 
-The Trainer makes its optimizer when training begins. The callback gives it a factory for that, which makes
-the same optimizer of AlphaDecay's param groups; so it serves one process, DDP, FSDP2 and DeepSpeed alike.
+    decay = AlphaDecayCallback(interval=500)
+    optimizer = decay.optimizer(torch.optim.AdamW, lr=1e-3)
+    trainer = Trainer(..., optimizer_cls_and_kwargs=optimizer, callbacks=[decay])
+
+The Trainer makes its optimizer when training begins. Both give it a factory for that, which makes an
+optimizer of AlphaDecay's param groups; so it serves one process, DDP, FSDP2 and DeepSpeed alike.
 The controller is made in ``on_train_begin``, when model and optimizer are wrapped and a checkpoint is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
@@ -23,19 +29,23 @@ from alphadecay_dist.control.module_types import means_by_type
 from alphadecay_dist.control.refresh import Refresh
 from alphadecay_dist.decay.policies import MATRIX_RATE
 from alphadecay_dist.decay.settings import Settings, settings_from
+from alphadecay_dist.engines.zero.marks import engine_on
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.integrations.asked import warn_if_another_runs
 from alphadecay_dist.integrations.engine_step import before_engine_step
 from alphadecay_dist.params.groups import param_groups
 
 
 class AlphaDecayCallback(TrainerCallback, ExportableState):
-    """Lets a Trainer train with AlphaDecay, or another policy; it adds itself to the Trainer.
+    """Lets a Trainer train with AlphaDecay, or another policy.
 
     Its state is in the checkpoints' trainer_state.json, and ``resume_from_checkpoint`` takes it up: this
-    object goes on to be the one that works. Means of alpha and decay by module type go to the reporters.
+    object goes on to be the one that works. With a Trainer given, means of alpha and decay by module type go
+    to its reporters; else to its ``state.log_history`` alone, for a callback does not reach the reporters.
 
     Args:
-        trainer: before its first ``train()``.
+        trainer: before its first ``train()``; the callback adds itself to it, and makes the optimizer that
+            ``TrainingArguments.optim`` names. Without it give the Trainer :meth:`optimizer` and this object.
         settings: an object of :class:`alphadecay_dist.decay.settings.Settings`; or give its fields.
         untuned: see :func:`alphadecay_dist.param_groups`.
         no_decay: patterns of what gets no decay, see :func:`alphadecay_dist.param_groups`.
@@ -47,6 +57,7 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
 
     Attributes:
         decay: the controller, from the beginning of training on; None before.
+        settings: None until a Trainer is known.
 
     Raises:
         UserError: a setting that is not allowed, or a Trainer that has its optimizer already.
@@ -54,7 +65,7 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
 
     def __init__(
         self,
-        trainer: Trainer,
+        trainer: Trainer | None = None,
         settings: Settings | None = None,
         *,
         untuned: str = "base",
@@ -64,54 +75,47 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
         dtype: Any = None,
         **given: Any,
     ) -> None:
-        if not isinstance(trainer, Trainer):
-            raise UserError(
-                f"trainer: found {type(trainer).__name__}, expected a transformers.Trainer; give "
-                "AlphaDecayCallback(trainer, ...) after it was made, and do not add it again"
-            )
-        if trainer.optimizer is not None or trainer.optimizer_cls_and_kwargs is not None:
-            raise UserError(
-                "trainer: has an optimizer already; let AlphaDecayCallback make it: leave optimizers= and "
-                "optimizer_cls_and_kwargs= out, and choose by TrainingArguments(optim=...)"
-            )
-        if settings is None:
-            given.setdefault("weight_decay", trainer.args.weight_decay)
-        self.settings = settings_from(settings, given)
+        self.settings = settings
         self.decay: AlphaDecay | None = None
         self._trainer = trainer
-        self._groups = {"untuned": untuned, "no_decay": no_decay, "modules": modules}
+        self._given = given
+        self._grouping = {"untuned": untuned, "no_decay": no_decay, "modules": modules}
         self._options = {"parts": parts, "dtype": dtype}
+        self._engine: Any = None
         self._saved: dict[str, str] | None = None
-        trainer.optimizer_cls_and_kwargs = (_factory_of(self), {})
-        trainer.add_callback(self)
+        if trainer is not None:
+            self._join(trainer)
 
-    def make_optimizer(self, model: nn.Module) -> Any:
-        """The optimizer that the Trainer's arguments name, over AlphaDecay's param groups."""
-        kind, options = Trainer.get_optimizer_cls_and_kwargs(self._trainer.args, model)
-        taken = {"params", "model", "optimizer_dict"} & set(options)
-        if taken or not isinstance(kind, type):
-            raise UserError(
-                f"TrainingArguments.optim: found {self._trainer.args.optim}, which makes its own param "
-                "groups; use one such as adamw_torch_fused"
-            )
-        groups = param_groups(
-            model,
-            weight_decay=self.settings.weight_decay,
-            matrices_apart=self.settings.row.moves == MATRIX_RATE,
-            **self._groups,
-        )
-        return kind(groups, **options)
+    def optimizer(self, kind: type[torch.optim.Optimizer], **options: Any) -> tuple[Any, dict[str, Any]]:
+        """What a Trainer takes as ``optimizer_cls_and_kwargs``, with this object among its ``callbacks``.
+
+        Args:
+            kind: of the optimizer, such as torch.optim.AdamW.
+            **options: of it, such as ``lr``; no groups and no weight decay.
+        """
+
+        def over_groups(model: nn.Module) -> torch.optim.Optimizer:
+            return kind(self._groups(model), **options)
+
+        return _factory_of(over_groups), {}
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the base decay of the Trainer's arguments."""
+        self._settle(args)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Make the controller, and give it the state of the checkpoint that was loaded, if one was."""
-        engine = getattr(self._trainer.accelerator, "deepspeed_engine_wrapped", None)
-        engine = engine.engine if engine is not None else None
-        model = kwargs["model"] if engine is None else engine.module
-        self.decay = AlphaDecay(model, kwargs["optimizer"], self.settings, engine=engine, **self._options)
-        if engine is not None:
-            before_engine_step(engine, self._act)
+        warn_if_another_runs()
+        model, self._engine = kwargs["model"], engine_on(kwargs["model"])
+        self.decay = AlphaDecay(
+            model, kwargs["optimizer"], self.settings, engine=self._engine, **self._options
+        )
+        if self._engine is not None:
+            before_engine_step(self._engine, functools.partial(self._act, state))
         saved = _attributes(state.stateful_callbacks.get(type(self).__name__))
         if saved is not None:
             self.decay.load_state_dict(saved)
@@ -124,8 +128,8 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Act before the update; under DeepSpeed it is made by now, and the engine's step was the place."""
-        if getattr(self._trainer.accelerator, "deepspeed_engine_wrapped", None) is None:
-            self._act()
+        if self._engine is None:
+            self._act(state)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -155,11 +159,58 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
         """
         raise UserError(RESTORED)
 
-    def _act(self) -> None:
+    def _join(self, trainer: Trainer) -> None:
+        """Be the Trainer's callback, and make the optimizer that its arguments name."""
+        if not isinstance(trainer, Trainer):
+            raise UserError(
+                f"trainer: found {type(trainer).__name__}, expected a transformers.Trainer; give "
+                "AlphaDecayCallback(trainer, ...) after it was made, and do not add it again"
+            )
+        if trainer.optimizer is not None or trainer.optimizer_cls_and_kwargs is not None:
+            raise UserError(
+                "trainer: has an optimizer already; let AlphaDecayCallback make it: leave optimizers= and "
+                "optimizer_cls_and_kwargs= out, and choose by TrainingArguments(optim=...)"
+            )
+        self._settle(trainer.args)
+
+        def of_arguments(model: nn.Module) -> torch.optim.Optimizer:
+            kind, options = Trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
+            if not isinstance(kind, type) or {"params", "model", "optimizer_dict"} & set(options):
+                raise UserError(
+                    f"TrainingArguments.optim: found {trainer.args.optim}, which makes its own param "
+                    "groups; use one such as adamw_torch_fused"
+                )
+            return kind(self._groups(model), **options)
+
+        trainer.optimizer_cls_and_kwargs = (_factory_of(of_arguments), {})
+        trainer.add_callback(self)
+
+    def _settle(self, args: TrainingArguments) -> None:
+        base = {} if self.settings is not None else {"weight_decay": args.weight_decay}
+        self.settings = settings_from(self.settings, base | self._given)
+
+    def _groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        if self.settings is None:
+            raise UserError(
+                "callbacks: found no AlphaDecayCallback, expected the one whose optimizer() the Trainer has; "
+                "give Trainer(..., callbacks=[decay])"
+            )
+        return param_groups(
+            model,
+            weight_decay=self.settings.weight_decay,
+            matrices_apart=self.settings.row.moves == MATRIX_RATE,
+            **self._grouping,
+        )
+
+    def _act(self, state: TrainerState) -> None:
         assert self.decay is not None
         refresh: Refresh | None = self.decay.step()
-        if refresh is not None:
+        if refresh is None:
+            return
+        if self._trainer is not None:
             self._trainer.log(means_by_type(refresh))
+        else:
+            state.log_history.append({**means_by_type(refresh), "step": state.global_step})
 
 
 RESTORED = (
@@ -168,11 +219,11 @@ RESTORED = (
 )
 
 
-def _factory_of(callback: AlphaDecayCallback) -> Any:
+def _factory_of(make: Callable[[nn.Module], torch.optim.Optimizer]) -> Any:
     """What the Trainer takes for a factory: called without arguments, and what that gives with the model."""
 
     def factory() -> Any:
-        return callback.make_optimizer
+        return make
 
     return factory
 

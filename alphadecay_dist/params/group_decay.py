@@ -31,8 +31,9 @@ def set_decay(group: dict[str, Any], decay: float, base: float) -> None:
     Args:
         group: a param group.
         decay: what the optimizer is to apply.
-        base: the decay that a host with ``wd_mult`` multiplies by it. If it follows a schedule there, the
-            decay follows it from the host's next step on. With a base of 0 only a decay of 0 can be written.
+        base: the decay that a host with ``wd_mult`` multiplies by it. If it follows a schedule there, so
+            does the decay: a group's decay by its factor tells how far that is. With a base of 0 only a decay
+            of 0 can be written.
 
     Raises:
         UserError: a decay that no factor gives, or a tensor that can hold no fraction.
@@ -43,7 +44,10 @@ def set_decay(group: dict[str, Any], decay: float, base: float) -> None:
                 f"{FACTOR_KEY}: found a decay of {decay} with the base decay 0, of which it is no multiple; "
                 "give AlphaDecay the base decay of the host's scheduler"
             )
-        _put(group, FACTOR_KEY, decay / base if base else 0.0)
+        scheduled = decay_of(group) / float(group[FACTOR_KEY]) if float(group[FACTOR_KEY]) else base
+        factor = decay / base if base else 0.0
+        _put(group, FACTOR_KEY, factor)
+        decay = factor * scheduled
     _put(group, DECAY_KEY, decay)
 
 

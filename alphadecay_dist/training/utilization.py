@@ -12,6 +12,7 @@ PEAKS = {
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "MI300X": 1307e12,
 }
 
 
@@ -30,6 +31,10 @@ class Utilization:
     def of(self, seconds: float) -> float | None:
         """Model FLOPs utilization (MFU) of an update of so many seconds, in [0, 1]."""
         return None if self.peak is None else self.flops / seconds / self.peak
+
+    def seconds_at(self, share: float) -> float | None:
+        """Of an update that uses such a share of the devices, in (0, 1]."""
+        return None if self.peak is None else self.flops / (share * self.peak)
 
 
 def peak_flops(device_name: str | None, dtype: str) -> float | None:

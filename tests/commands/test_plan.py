@@ -278,6 +278,7 @@ def test_a_plan_says_that_it_measured_this_machine(capsys):
     assert cli.main(["plan", "--recipe", "llama_60m", "--world_size", "2"]) == 0
     text = capsys.readouterr().out
     assert "measured here, on " in text
+    assert "at least" not in text
     assert "--machine FILE gives the job's" in text
     assert "assumed of the network: nothing; give --bandwidth, as in 25GB/s" in text
     assert "give --update_seconds for its share" in text

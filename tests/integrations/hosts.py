@@ -1,12 +1,18 @@
-"""A tiny LLaMA, texts of equal length, and the same training in a plain loop; hosts on ranks without GPUs."""
+"""A tiny LLaMA, texts of equal length, and our own loop on them; hosts on ranks without GPUs.
+
+Alpha feels the last bit of a weight, so decays are compared at 1e-6 with a loop that sums gradients in the
+host's order. Only backward under ZeRO-3 adds in an order of its own: there our loop runs on DeepSpeed too.
+"""
 
 from __future__ import annotations
 
 import os
 
+import pytest
 import torch
 import torch.distributed as dist
 import transformers as hf
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
 
 from alphadecay_dist import AlphaDecay, param_groups
@@ -16,6 +22,11 @@ UPDATES, ACCUMULATION, INTERVAL = 12, 2, 3
 BASE, RATE, CLIP = 0.1, 1e-3, 1.0
 SETTINGS = {"interval": INTERVAL, "min_ratio": 0.5, "max_ratio": 3.0}
 LENGTH = 16
+ZERO = {
+    "train_micro_batch_size_per_gpu": 1,
+    "gradient_accumulation_steps": ACCUMULATION,
+    "zero_force_ds_cpu_optimizer": False,
+}
 
 
 def tiny_model():
@@ -43,25 +54,84 @@ def texts_for(ranks):
     return Texts(UPDATES * ACCUMULATION * ranks)
 
 
-def plain_run(ranks, policy="alphadecay", updates=UPDATES, clip=CLIP, **options):
+def plain_run(ranks, policy="alphadecay", *, clip=CLIP, reduced_each=False):
     """Our own loop in one process, on what so many ranks would see.
+
+    Args:
+        ranks: whose gradients are averaged.
+        policy: of the decays.
+        clip: norm to which gradients are clipped; 0 is none.
+        reduced_each: average over the ranks after each micro-batch, not after the last one.
 
     Returns:
         The decay of each module and the weights at the end.
     """
     model, texts = tiny_model(), texts_for(ranks)
     optimizer = torch.optim.AdamW(param_groups(model, weight_decay=BASE), lr=RATE)
-    decay = AlphaDecay(model, optimizer, policy=policy, weight_decay=BASE, **{**SETTINGS, **options})
-    per_update = ACCUMULATION * ranks
-    for update in range(updates):
-        for place in range(per_update * update, per_update * (update + 1)):
-            sample = {name: ids[None] for name, ids in texts[place].items()}
-            (model(**sample).loss / per_update).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    decay = AlphaDecay(model, optimizer, policy=policy, weight_decay=BASE, **SETTINGS)
+    for update in range(UPDATES):
+        places = range(update * ACCUMULATION * ranks, (update + 1) * ACCUMULATION * ranks)
+        found = [_gradients(model, texts[place]) for place in places]
+        by_rank = [found[rank::ranks] for rank in range(ranks)]
+        first = zip(*by_rank, strict=True) if reduced_each else by_rank
+        sums = [[sum(own) for own in zip(*some, strict=True)] for some in first]
+        for parameter, *gradients in zip(model.parameters(), *sums, strict=True):
+            parameter.grad = sum(gradients) / len(places)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip or float("inf"))
         decay.step()
         optimizer.step()
-        optimizer.zero_grad()
     return decays_of(decay), {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def _gradients(model, sample):
+    """Of one micro-batch on one rank."""
+    model.zero_grad()
+    model(**{name: ids[None] for name, ids in sample.items()}).loss.backward()
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def zero_run(stage, clip=CLIP):
+    """Our own loop on DeepSpeed, on ranks: as :func:`plain_run`."""
+    import deepspeed
+
+    model, ranks = tiny_model(), dist.get_world_size()
+    optimizer = torch.optim.AdamW(param_groups(model, weight_decay=BASE), lr=RATE)
+    config = {**ZERO, "zero_optimization": {"stage": stage}, "gradient_clipping": clip}
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    decay = AlphaDecay(engine, optimizer, weight_decay=BASE, **SETTINGS)
+    texts = texts_for(ranks)
+    for micro in range(UPDATES * ACCUMULATION):
+        sample = texts[micro * ranks + dist.get_rank()]
+        engine.backward(engine(**{name: ids[None] for name, ids in sample.items()}).loss)
+        decay.step()
+        engine.step()
+    return decays_of(decay), weights_of(model)
+
+
+def weights_of(model):
+    """The whole weights, on every rank, whatever holds them. Collective."""
+    return {name: _whole(parameter) for name, parameter in model.named_parameters()}
+
+
+def _whole(parameter):
+    if isinstance(parameter, DTensor):
+        return parameter.full_tensor().detach()
+    if hasattr(parameter, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
+    return parameter.detach().clone()
+
+
+def require_same(found, expected):
+    """Decays and weights as expected; a decay that did not reach the weights is seen at these tolerances."""
+    decays, weights = ({name.removeprefix("net."): own for name, own in part.items()} for part in found)
+    assert decays == pytest.approx(expected[0], rel=1e-6)
+    for name, weight in expected[1].items():
+        torch.testing.assert_close(
+            weights[name], weight, rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def decays_of(decay):

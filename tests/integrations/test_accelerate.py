@@ -19,11 +19,15 @@ from tests.integrations.hosts import (
     RATE,
     SETTINGS,
     UPDATES,
+    ZERO,
     decays_of,
     plain_run,
+    require_same,
     serve_ranks_without_gpus,
     texts_for,
     tiny_model,
+    weights_of,
+    zero_run,
 )
 from tests.models import Blocks
 from tests.multirank import run_ranks
@@ -42,13 +46,7 @@ def accelerator_for(engine):
             transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
         )
         return Accelerator(fsdp_plugin=plugin, gradient_accumulation_steps=ACCUMULATION)
-    config = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": ACCUMULATION,
-        "gradient_clipping": CLIP,
-        "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {"stage": int(engine[-1])},
-    }
+    config = {**ZERO, "gradient_clipping": CLIP, "zero_optimization": {"stage": int(engine[-1])}}
     return Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config))
 
 
@@ -96,6 +94,10 @@ class Loop:
             refreshed += [refresh.step] if refresh else []
         return refreshed
 
+    def found(self):
+        model = self.accelerator.unwrap_model(self.model)
+        return decays_of(self.decay.decay), weights_of(model)
+
 
 def check(engine, folder, policy, make, expected):
     loop = Loop(engine, policy, make)
@@ -110,13 +112,12 @@ def check(engine, folder, policy, make, expected):
     if saves:
         loop.accelerator.save_state(folder)
     assert first + loop.train(batches[ACCUMULATION * 5 :]) == [0, 3, 6, 9]
-    found = decays_of(loop.decay.decay)
-    for name, decay in expected.items():
-        assert found[name] == pytest.approx(decay, rel=1e-5), name
+    whole = loop.found()
     if saves:
         loop.accelerator.load_state(folder)
         assert loop.train(batches[ACCUMULATION * 5 :]) == [6, 9]
-        assert decays_of(loop.decay.decay) == pytest.approx(found, rel=1e-6)
+        require_same(loop.found(), whole)
+    require_same(whole, zero_run(3) if expected is None else expected)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,8 @@ def check(engine, folder, policy, make, expected):
     ],
 )
 def test_the_loop_has_the_decays_of_our_own(tmp_path, engine, ranks, policy, make):
-    run_ranks(check, ranks, engine, str(tmp_path), policy, make, plain_run(ranks, policy)[0])
+    expected = plain_run(ranks, policy) if engine != "zero3" else None
+    run_ranks(check, ranks, engine, str(tmp_path), policy, make, expected)
 
 
 def test_an_optimizer_and_a_schedule_may_be_attached_to_as_prepare_returned_them():
@@ -150,6 +152,18 @@ def test_an_optimizer_and_a_schedule_may_be_attached_to_as_prepare_returned_them
     wrapped_schedule.step()
     assert len({group["weight_decay"] for group in optimizer.param_groups}) == 4  # the rest has the base
     assert len({group["lr"] for group in optimizer.param_groups}) == 1
+
+
+def fsdp_on_cpus():
+    accelerator = Accelerator(cpu=True, fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2))
+    model = tiny_model()
+    optimizer = torch.optim.AdamW(param_groups(model, weight_decay=BASE), lr=RATE)
+    with pytest.warns(UserWarning, match="accelerate: FSDP was asked for, but one process is running, as on"):
+        AcceleratedDecay(accelerator, *accelerator.prepare(model, optimizer), weight_decay=BASE)
+
+
+def test_a_warning_says_that_fsdp_was_asked_for_and_does_not_run():
+    run_ranks(fsdp_on_cpus, 1)
 
 
 def test_what_is_no_accelerator_is_named():

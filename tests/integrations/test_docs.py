@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -29,6 +31,7 @@ def of_transformers(code, folder):
         output_dir=folder, max_steps=2, weight_decay=BASE, use_cpu=True, report_to=[], disable_tqdm=True
     )
     names = {"Trainer": transformers.Trainer, "model": tiny_model(), "args": args, "dataset": texts_for(1)}
+    names["torch"] = torch
     exec(code, names)
     return {group["weight_decay"] for group in names["trainer"].optimizer.param_groups}
 
@@ -60,9 +63,38 @@ def of_lightning(code, folder):
     return {group["weight_decay"] for group in names["trainer"].optimizers[0].param_groups}
 
 
+def of_torchtitan(code, folder):
+    from tests.integrations.test_torchtitan import Loop
+
+    spec = SimpleNamespace(post_optimizer_build_fn=None)
+    names = {"config": SimpleNamespace(model_spec=spec, build=lambda: Loop(folder, spec))}
+    exec(code, names)
+    (optimizer,) = names["trainer"].optimizers
+    return {group["weight_decay"] for group in optimizer.param_groups}
+
+
+def of_megatron(code, folder):
+    torch.manual_seed(0)
+    schedule = {"init_lr": 1e-3, "max_lr": 1e-3, "min_lr": 1e-3, "lr_warmup_steps": 0, "lr_decay_steps": 9}
+    schedule |= {"lr_decay_style": "constant", "wd_incr_steps": 9, "wd_incr_style": "constant"}
+    names = {"model": Blocks(), "torch": torch, "loader": batches(), "schedule": schedule}
+    names |= {"param_groups": param_groups, "AlphaDecay": AlphaDecay}
+    exec(code, names)
+    return {group["weight_decay"] for group in names["optimizer"].param_groups}
+
+
 @pytest.mark.parametrize(
     ("place", "run"),
-    [(0, of_transformers), (1, of_accelerate), (2, of_lightning)],
+    [
+        (0, of_transformers),
+        (1, of_transformers),
+        (2, of_accelerate),
+        (3, of_lightning),
+        pytest.param(
+            4, of_torchtitan, marks=pytest.mark.skipif(not find_spec("torchtitan"), reason="absent")
+        ),
+        pytest.param(5, of_megatron, marks=pytest.mark.skipif(not find_spec("megatron"), reason="absent")),
+    ],
     ids=lambda of: str(of)[:20],
 )
 def test_an_example_of_the_page_decays_each_matrix_by_its_own(tmp_path, place, run):
@@ -72,8 +104,8 @@ def test_an_example_of_the_page_decays_each_matrix_by_its_own(tmp_path, place, r
     assert max(decays) == pytest.approx(BASE * 5)
 
 
-def test_the_page_has_an_example_a_host():
-    assert len(CODE) == 3
+def test_the_page_has_an_example_a_way():
+    assert len(CODE) == 6
 
 
 class Normed(Blocks):

@@ -17,14 +17,15 @@ from alphadecay_dist.integrations.lightning import AlphaDecayCallback
 from tests.integrations.hosts import (
     ACCUMULATION,
     BASE,
-    CLIP,
     RATE,
     SETTINGS,
     UPDATES,
     decays_of,
     plain_run,
+    require_same,
     texts_for,
     tiny_model,
+    weights_of,
 )
 from tests.models import Blocks
 from tests.multirank import run_ranks
@@ -38,17 +39,17 @@ class Model(LightningModule):
     def __init__(self, sharded=False):
         super().__init__()
         self._sharded = sharded
-        self.model = tiny_model()
+        self.net = tiny_model()
 
     def configure_model(self):
-        if self._sharded and not isinstance(next(self.model.parameters()), DTensor):
+        if self._sharded and not isinstance(next(self.net.parameters()), DTensor):
             mesh = self.device_mesh["data_parallel"]
-            for layer in self.model.model.layers:
+            for layer in self.net.model.layers:
                 fully_shard(layer, mesh=mesh)
-            fully_shard(self.model, mesh=mesh)
+            fully_shard(self.net, mesh=mesh)
 
     def training_step(self, batch, batch_idx):
-        return self.model(**batch).loss
+        return self.net(**batch).loss
 
     def configure_optimizers(self):
         return torch.optim.AdamW(param_groups(self, weight_decay=BASE), lr=RATE)
@@ -107,7 +108,7 @@ def strategy_for(engine):
     return strategy
 
 
-def fit(engine, folder, updates=UPDATES, checkpoint=None, by_hand=False, **options):
+def fit(engine, folder, updates=UPDATES, checkpoint=None, by_hand=False, clip=None, **options):
     callback = AlphaDecayCallback(weight_decay=BASE, **{**SETTINGS, **options})
     trainer = Trainer(
         accelerator="cpu",
@@ -115,7 +116,7 @@ def fit(engine, folder, updates=UPDATES, checkpoint=None, by_hand=False, **optio
         strategy=strategy_for(engine) if engine != "plain" else "auto",
         max_steps=updates * (2 if by_hand else 1),
         accumulate_grad_batches=1 if by_hand else ACCUMULATION,
-        gradient_clip_val=None if engine == "fsdp2" or by_hand else CLIP,
+        gradient_clip_val=clip,
         callbacks=[callback],
         logger=False,
         enable_progress_bar=False,
@@ -128,18 +129,17 @@ def fit(engine, folder, updates=UPDATES, checkpoint=None, by_hand=False, **optio
     trainer.fit(model, Samples(), ckpt_path=checkpoint)
     assert isinstance(next(model.parameters()), DTensor) == (engine == "fsdp2")
     assert trainer.world_size == dist.get_world_size()
-    return trainer, decays_of(callback.decay)
+    return trainer, (decays_of(callback.decay), weights_of(model))
 
 
 def check(engine, folder, by_hand, expected):
     _, whole = fit(engine, folder, by_hand=by_hand)
-    for name, decay in expected.items():
-        assert whole[f"model.{name}"] == pytest.approx(decay, rel=1e-5), name
+    require_same(whole, expected)
     trainer, _ = fit(engine, folder, updates=5, by_hand=by_hand)
     checkpoint = f"{folder}/five.ckpt"
     trainer.save_checkpoint(checkpoint)
     _, again = fit(engine, folder, checkpoint=checkpoint, by_hand=by_hand)
-    assert again == pytest.approx(whole, rel=1e-6)
+    require_same(again, expected)
 
 
 @pytest.mark.parametrize(
@@ -147,8 +147,8 @@ def check(engine, folder, by_hand, expected):
     [("plain", 1, False), ("plain", 1, True), ("ddp", 2, False), ("ddp", 2, True), ("fsdp2", 2, False)],
 )
 def test_lightning_has_the_decays_of_our_own_loop_and_resumes_them(tmp_path, engine, ranks, by_hand):
-    options = {"clip": float("inf")} if engine == "fsdp2" or by_hand else {}
-    run_ranks(check, ranks, engine, str(tmp_path), by_hand, plain_run(ranks, **options)[0])
+    expected = plain_run(ranks, clip=0, reduced_each=engine == "fsdp2")
+    run_ranks(check, ranks, engine, str(tmp_path), by_hand, expected)
 
 
 def test_lightnings_wrapper_of_an_optimizer_stands_for_it():
@@ -165,10 +165,12 @@ def test_lightnings_wrapper_of_an_optimizer_stands_for_it():
     torch.testing.assert_close(model.blocks[0][0].weight, before * (1 - RATE * decay))
 
 
-def clipped_later(folder):
+def refused(folder):
     with pytest.raises(UserError, match=r"policy: 'adadecay' reads gradients, which Lightning clips later"):
-        fit("plain", folder, policy="adadecay")
+        fit("plain", folder, clip=1.0, policy="adadecay")
+    with pytest.raises(UserError, match=r"optimizer\.step\(closure\): not with policy 'llr'"):
+        fit("plain", folder, policy="llr")
 
 
-def test_gradients_that_are_clipped_later_are_not_read(tmp_path):
-    run_ranks(clipped_later, 1, str(tmp_path))
+def test_what_would_come_too_late_is_refused(tmp_path):
+    run_ranks(refused, 1, str(tmp_path))

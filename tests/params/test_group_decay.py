@@ -56,6 +56,10 @@ def test_a_host_that_writes_the_decay_again_writes_ours():
     host.base = 0.2
     host.step()
     assert decay_of(group) == pytest.approx(0.5), "the host's schedule goes on"
+    set_decay(group, 0.3, base=0.1)
+    assert decay_of(group) == pytest.approx(0.6), "in the update of a refresh too"
+    host.step()
+    assert decay_of(group) == pytest.approx(0.6)
     assert decay_of(other) == 0.0
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from inspect import getclosurevars
+from typing import Any
+
 from torch import nn
 
 
@@ -14,5 +18,17 @@ def holds_weights(model: nn.Module) -> bool:
 
 def trained_by_deepspeed(model: nn.Module) -> bool:
     """Whether an engine was made of the model, at any stage: it leaves hooks on it."""
+    return bool(_hooks(model))
+
+
+def engine_on(model: nn.Module) -> Any | None:
+    """The engine that was made of the model, for hosts that show the model alone; None without one.
+
+    Its hooks call it, and nothing else on the model leads to it.
+    """
+    return next((getclosurevars(hook).nonlocals.get("self") for hook in _hooks(model)), None)
+
+
+def _hooks(model: nn.Module) -> list[Callable[..., Any]]:
     hooks = [*model._forward_pre_hooks.values(), *model._forward_hooks.values()]
-    return any(getattr(hook, "__module__", None) == "deepspeed.runtime.engine" for hook in hooks)
+    return [hook for hook in hooks if getattr(hook, "__module__", None) == "deepspeed.runtime.engine"]
