@@ -13,6 +13,7 @@ from torch.optim import lr_scheduler as schedules
 
 from alphadecay_dist import AlphaDecay, UserError, attach, param_groups
 from tests.control.test_several_optimizers import WRAPS, assert_close, ranks, whole
+from tests.engines.fsdp1 import wrapped
 from tests.engines.tiny import engine_of
 from tests.models import Blocks
 from tests.multirank import run_ranks
@@ -286,6 +287,9 @@ class BaseValues:
     def __init__(self, optimizer):
         self.optimizer = optimizer
         self.base_values = [group["lr"] for group in optimizer.param_groups]
+        self.warmup_steps = [rate / 10 for rate in self.base_values]
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
 
 
 def test_a_schedule_of_another_library_grows_too():
@@ -294,6 +298,15 @@ def test_a_schedule_of_another_library_grows_too():
     schedule = BaseValues(optimizer)
     attach(model, optimizer, schedulers=[schedule])
     assert schedule.base_values == [RATE, RATE, RATE, RATE, RATE / 2]
+    assert schedule.warmup_steps == [rate / 10 for rate in schedule.base_values]
+
+
+def test_traces_of_a_schedule_that_is_not_given_are_warned_of():
+    model = Blocks()
+    optimizer = pair(model)
+    BaseValues(optimizer)
+    with pytest.warns(UserWarning, match="found none, but the groups have an initial_lr"):
+        attach(model, optimizer)
 
 
 @pytest.mark.parametrize(
@@ -359,6 +372,23 @@ def check_too_late():
         with pytest.raises(UserError, match=words):
             attach(model, optimizer)
         assert len(getattr(optimizer, "param_groups", ())) == before
+
+
+def check_fsdp1():
+    """Parameters that FSDP1 shows are served; those that it hides are refused."""
+    model = wrapped(Blocks())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=BASE)
+    attach(model, optimizer)
+    AlphaDecay(model, optimizer, **SETTINGS).refresh()
+    assert len({group["weight_decay"] for group in optimizer.param_groups[:-1]}) == 3
+    model = wrapped(Blocks(), use_orig_params=False)
+    with pytest.raises(UserError, match="FSDP: found use_orig_params=False"):
+        attach(model, torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=BASE))
+
+
+@pytest.mark.ranks
+def test_the_fsdp_of_before():
+    run_ranks(check_fsdp1, 2)
 
 
 @pytest.mark.ranks
