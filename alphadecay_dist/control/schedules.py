@@ -61,7 +61,7 @@ class Schedules:
                 "must grow with the groups; give attach(..., schedulers=[scheduler])"
             )
         if not own and any("initial_lr" in group for group in optimizer.param_groups):
-            _say_once(
+            _warn_on_rank_0(
                 "schedulers: found none, but the groups have an initial_lr, which schedules leave there; if "
                 "one like timm's was made before, give attach(..., schedulers=[scheduler])"
             )
@@ -83,7 +83,7 @@ class Schedules:
         return [schedule for schedule in self._all if _optimizer_of(schedule) is optimizer]
 
 
-def _say_once(text: str) -> None:
+def _warn_on_rank_0(text: str) -> None:
     if not (dist.is_initialized() and dist.get_rank()):
         warn(text)
 
