@@ -63,15 +63,18 @@ def attach(
             _require_splittable(own)
             schedules.check(own)
             split_ones.append((own, parts))
-    base = _base_decay(split_ones, weight_decay)
+    if weight_decay is None:
+        _require_one_decay(split_ones)
+    else:
+        require_decay(weight_decay)
     for own, parts in split_ones:
         schedules.grow(own, [part.source for part in parts])
         before = len(own.param_groups)
         split(own.param_groups, parts)
-        for group in own.param_groups:
-            if group[GROUP_KEY] != UNTUNED:
-                set_decay(group, base, base)
         _refuse_states_of_before(own, before)
+        for group in own.param_groups:
+            if weight_decay is not None and group[GROUP_KEY] != UNTUNED:
+                set_decay(group, weight_decay, weight_decay)
 
 
 def _refuse_engines(model: object) -> None:
@@ -128,24 +131,19 @@ def _require_splittable(optimizer: torch.optim.Optimizer) -> None:
         )
 
 
-def _base_decay(
-    split_ones: Sequence[tuple[torch.optim.Optimizer, Sequence[Part]]], weight_decay: float | None
-) -> float:
-    """The decay that is given, or the one that all tuned weights have."""
-    if weight_decay is not None:
-        return require_decay(weight_decay)
+def _require_one_decay(split_ones: Sequence[tuple[torch.optim.Optimizer, Sequence[Part]]]) -> None:
+    """Refuse tuned weights that have different decays: which one is the base, and is a 0 meant to stay?"""
     found: dict[float, str] = {}
     for optimizer, parts in split_ones:
         for part in parts:
             if part.module != UNTUNED:
                 found.setdefault(decay_of(optimizer.param_groups[part.source]), part.module)
     if len(found) > 1:
-        shown = ", ".join(f"{decay} ({name})" for decay, name in found.items())
+        shown = ", ".join(f"{decay} ({name})" for decay, name in list(found.items())[:3])
         raise UserError(
             f"weight_decay: the tuned weights have {shown} in the optimizer, expected one base decay; give "
             "attach(..., weight_decay=) what AlphaDecay gets, or choose weights by modules="
         )
-    return next(iter(found))
 
 
 def _refuse_states_of_before(optimizer: torch.optim.Optimizer, before: int) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from alphadecay_dist.engines.given import plain_optimizers
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.errors import UserError, warn
 from alphadecay_dist.params.regroup import own_copy
 
-# torch's, and timm's base_values; what OneCycleLR keeps by group is in the groups themselves.
+# torch's, and the last two timm's; what OneCycleLR keeps by group is in the groups themselves.
 BY_GROUP = (
     "base_lrs",
     "_last_lr",
@@ -21,6 +22,7 @@ BY_GROUP = (
     "base_momentums",
     "max_momentums",
     "base_values",
+    "warmup_steps",
 )
 
 
@@ -58,6 +60,11 @@ class Schedules:
                 "schedulers: found none, but a learning rate schedule was made of the optimizer, whose rates "
                 "must grow with the groups; give attach(..., schedulers=[scheduler])"
             )
+        if not own and any("initial_lr" in group for group in optimizer.param_groups):
+            _warn_on_rank_0(
+                "schedulers: found none, but the groups have an initial_lr, which schedules leave there; if "
+                "one like timm's was made before, give attach(..., schedulers=[scheduler])"
+            )
         for schedule in own:
             _check_lists(schedule, len(optimizer.param_groups))
 
@@ -74,6 +81,11 @@ class Schedules:
 
     def _of(self, optimizer: torch.optim.Optimizer) -> list[Any]:
         return [schedule for schedule in self._all if _optimizer_of(schedule) is optimizer]
+
+
+def _warn_on_rank_0(text: str) -> None:
+    if not (dist.is_initialized() and dist.get_rank()):
+        warn(text)
 
 
 def _optimizer_of(schedule: Any) -> torch.optim.Optimizer:

@@ -56,7 +56,7 @@ def parts_of(groups: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> l
 
 
 def split(groups: list[dict[str, Any]], parts: Sequence[Part]) -> None:
-    """Split groups in place. What remains of a group is the same dict as before.
+    """Split groups in place. The last part of a group, its rest if there is one, is the same dict as before.
 
     Args:
         groups: an optimizer's.
@@ -66,7 +66,10 @@ def split(groups: list[dict[str, Any]], parts: Sequence[Part]) -> None:
         {key: [groups[part.source][key][place] for place in part.places] for key in _present(groups, part)}
         for part in parts
     ]
-    new = [groups[part.source] if part.module == UNTUNED else _copied(groups[part.source]) for part in parts]
+    last = {part.source: part for part in parts}
+    new = [
+        groups[part.source] if part is last[part.source] else _copied(groups[part.source]) for part in parts
+    ]
     for group, own, part in zip(new, lists, parts, strict=True):
         group.update(own)
         group[GROUP_KEY] = part.module

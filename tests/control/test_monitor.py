@@ -104,7 +104,9 @@ class Closed:
         self._optimizer.step()
 
 
-@pytest.mark.parametrize("make", [Closed, muon, torch.optim.Adafactor, lambda _: None])
+@pytest.mark.parametrize(
+    "make", [Closed, muon, torch.optim.Adafactor, lambda _: None, lambda of: [Closed(of)]]
+)
 def test_any_optimizer_will_do(make, tmp_path):
     model, values = filled(TUNABLE)
     optimizer = make(one_group(model) if make is muon else list(model.parameters()))

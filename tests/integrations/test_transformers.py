@@ -186,3 +186,14 @@ def test_the_state_is_json_in_the_trainers_file(tmp_path):
     state = json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())
     saved = state["stateful_callbacks"]["AlphaDecayCallback"]["attributes"]["saved"]
     assert json.loads(saved["alphadecay"])["step"] == 5
+
+
+def test_what_is_named_gets_no_decay_and_stays(tmp_path):
+    trainer = InOrder(tiny_model(), arguments("plain", tmp_path, updates=1), train_dataset=texts_for(1))
+    AlphaDecayCallback(trainer, no_decay=["*norm*"], **SETTINGS)
+    trainer.train()
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    groups = trainer.optimizer.optimizer.param_groups
+    free = {names[id(own)] for group in groups if group["weight_decay"] == 0 for own in group["params"]}
+    assert free == {name for name in names.values() if "norm" in name}
+    assert len(free) == 5
