@@ -159,7 +159,7 @@ CHANGES = {
             "tiny.json: hidden_act: found 'gelu', the run was begun with 'silu'",
         ],
     ),
-    "tokenizer": (other_tokenizer, ["tiny.model: is not the model that the run was begun with"]),
+    "tokenizer": (other_tokenizer, ["tiny.model: is not the one that the run was begun with"]),
     "deepspeed": (
         lambda folder: changed_json(folder / "zero2.json", communication_data_type="bf16"),
         ["--deepspeed: communication_data_type: found 'bf16', the run was begun with None"],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 
 import numpy as np
 import pandas
@@ -123,6 +125,15 @@ def test_each_record_is_there_once_over_stops_and_ways_back(tmp_path, lag):
     started(tmp_path, 0).close(0)
     assert not any(points(tmp_path).values())
     assert (tmp_path / "metrics.csv").read_text() == ""
+
+
+def test_a_run_that_is_killed_has_all_of_its_records(tmp_path):
+    child = os.fork()
+    if not child:
+        train(started(tmp_path), 1, 60)
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    check(tmp_path)
 
 
 def test_a_table_that_was_cut_short_is_whole_after_a_resume(tmp_path):
