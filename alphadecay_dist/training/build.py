@@ -18,6 +18,7 @@ from alphadecay_dist.training.preflight import ResolvedRun
 from alphadecay_dist.training.process.ranks import Ranks
 from alphadecay_dist.training.recipe import DecayConfig
 from alphadecay_dist.training.tasks.companion import Companion
+from alphadecay_dist.training.tasks.initial import seed_of
 from alphadecay_dist.training.utilization import Utilization, peak_flops
 
 # Gives a parameter its whole value, however the engine holds it.
@@ -56,6 +57,7 @@ def build(checked: ResolvedRun, options: Options, engine: TrainEngine, ranks: Ra
     checked.model.set_buffers(model)
     optimizer = build_optimizer(model, config.optimizer, decay, fused=engine.device.type == "cuda")
     wrapped = engine.initialize(model, optimizer)
+    torch.manual_seed(seed_of(f"dropout on rank {ranks.rank}", config.train.seed))
     return Built(
         model,
         optimizer,

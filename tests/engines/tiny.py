@@ -16,7 +16,7 @@ from alphadecay_dist.engines.zero.training import ZeroTraining
 from alphadecay_dist.params.inventory import Weight
 from alphadecay_dist.params.wrappers import named_modules
 from alphadecay_dist.training.build import fill
-from alphadecay_dist.training.tasks.language.model import initial_value
+from alphadecay_dist.training.tasks.language.llama import initial_value
 
 SHAPES = [(43, 127), (127, 43), (61, 67), (5, 3), (64, 172)]
 TUNABLE = [(64, 172), (61, 67), (172, 64), (67, 61), (50, 90)]

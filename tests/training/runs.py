@@ -25,6 +25,7 @@ from alphadecay_dist.training.optimizer import build_optimizer, learning_rate
 from alphadecay_dist.training.outputs.run_files import read_lines
 from alphadecay_dist.training.recipe import NFKC, Config, DataConfig
 from alphadecay_dist.training.tasks.language import model as models
+from alphadecay_dist.training.tasks.language.initial_values import random_values
 from tests.multirank import run_ranks
 
 ROOT = Path(__file__).parents[2]
@@ -180,7 +181,7 @@ def plain_torch(
     shapes = models.build_on_meta(model_config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(models.random_values(shapes, config.train.seed)(name))
+            parameter.copy_(random_values(shapes, config.train.seed)(name))
     optimizer = build_optimizer(model, config.optimizer, config.decay, fused=False)
     decay = None if schedule is not None else _controller(model, optimizer, config)
     data = TrainingData(

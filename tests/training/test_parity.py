@@ -10,6 +10,7 @@ import torch
 from alphadecay_dist.checkpoint.reader import read
 from alphadecay_dist.checkpoint.restore import stored_weights
 from alphadecay_dist.training.tasks.language import model as models
+from alphadecay_dist.training.tasks.language.initial_values import random_values
 from tests.training.runs import distance, final_weights, plain_torch, tiny_options, train_on
 
 pytestmark = [pytest.mark.ranks, pytest.mark.launcher]
@@ -108,7 +109,7 @@ def test_bf16_runs_start_from_the_same_rounded_weights_on_every_engine(tmp_path)
         ]
     ]
     shapes = models.build_on_meta(models.read_model_config(str(tmp_path / "tiny.json"), 32))
-    values = models.random_values(shapes, seed=0)
+    values = random_values(shapes, seed=0)
     for run in runs:
         for name, module in run["decay"][0]["modules"].items():
             rounded = values(f"{name}.weight").bfloat16()

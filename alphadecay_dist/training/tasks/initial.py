@@ -14,5 +14,10 @@ def generator_for(name: str, seed: int) -> torch.Generator:
         name: the parameter's, in the whole model.
         seed: ``train.seed``.
     """
+    return torch.Generator().manual_seed(seed_of(name, seed))
+
+
+def seed_of(name: str, seed: int) -> int:
+    """The seed of a thing that has a name, such as a parameter; arguments as of :func:`generator_for`."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return int.from_bytes(digest[:8], "little") >> 1

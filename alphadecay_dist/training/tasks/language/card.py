@@ -12,6 +12,7 @@ from alphadecay_dist.training.data.prepared import read_manifest
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.state import SavedState
 from alphadecay_dist.training.tasks.card import HubDataset, TaskCard
+from alphadecay_dist.training.tasks.language.causal import TYPE
 
 MEASURED = {
     "loss": "mean over all validation tokens, in nats",
@@ -19,6 +20,12 @@ MEASURED = {
     "perplexity_as_published": "as the released code has it: the batches' summed loss over their number + 1",
 }
 METRICS = dict.fromkeys(("perplexity", "perplexity_as_published"), "perplexity")
+# What configs call the sizes that are shown.
+SIZES = (
+    (("num_hidden_layers", "n_layer"), "layers"),
+    (("hidden_size", "n_embd"), "wide"),
+    (("num_attention_heads", "n_head"), "heads"),
+)
 ENGLISH = ("c4", "demo")
 USAGE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -42,7 +49,7 @@ def card_of(state: SavedState) -> TaskCard:
         model=_model({} if inputs is None else inputs.model),
         data=_data(config, source, revision),
         head=head,
-        tags=("llama",),
+        tags=(_kind({} if inputs is None else inputs.model),),
         measured=MEASURED,
         evaluated_on=_evaluated_on(config, source, revision),
         metrics=METRICS,
@@ -61,11 +68,16 @@ def _source(config: Config) -> str | None:
     return source if isinstance(source, str) else None
 
 
+def _kind(values: Mapping[str, Any]) -> str:
+    """The architecture's name in transformers."""
+    return str(values.get(TYPE, "llama"))
+
+
 def _model(values: Mapping[str, Any]) -> str:
     """The kind of model, with the sizes that the run kept."""
-    names = {"num_hidden_layers": "layers", "hidden_size": "wide", "num_attention_heads": "heads"}
-    sizes = [f"{values[key]} {name}" for key, name in names.items() if key in values]
-    return f"a language model (LLaMA{''.join(f', {size}' for size in sizes)})"
+    kind = _kind(values)
+    found = [f"{values[key]} {name}" for keys, name in SIZES for key in keys if key in values]
+    return f"a language model ({', '.join(['LLaMA' if kind == 'llama' else kind, *found])})"
 
 
 def _data(config: Config, source: str | None, revision: str | None) -> str:

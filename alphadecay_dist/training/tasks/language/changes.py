@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from alphadecay_dist.training.changes import Change, data_changes, model_changes
 from alphadecay_dist.training.data.sentencepiece_tokenizer import normalization_of
@@ -12,9 +13,11 @@ from alphadecay_dist.training.data.tokenizer_files import TRAIN
 from alphadecay_dist.training.inputs import Inputs
 from alphadecay_dist.training.options import TOKENIZER
 from alphadecay_dist.training.recipe import AUTO, Config
+from alphadecay_dist.training.tasks.language.causal import TYPE
 from alphadecay_dist.training.tasks.language.hf_config import function_of
 
-UNUSED = ("initializer_range", "pad_token_id")  # of a model's config, once there are weights
+# Of a model's config, once there are weights.
+UNUSED = ("initializer_range", "pad_token_id", "bos_token_id", "eos_token_id")
 
 
 def changes_of(now: Inputs, kept: Inputs, config: Config, before: Config) -> Iterator[Change]:
@@ -26,10 +29,25 @@ def changes_of(now: Inputs, kept: Inputs, config: Config, before: Config) -> Ite
         config: the recipe to go on with.
         before: the recipe that the checkpoint was saved with.
     """
-    yield from model_changes(function_of(now.model, UNUSED), function_of(kept.model, UNUSED), config)
+    found, begun = (function_of(own, UNUSED) for own in _of_one_kind(now.model, kept.model))
+    yield from model_changes(found, begun, config)
     if "data.prepared" in now.data.keys() | kept.data.keys():
         now, kept = _prepared_alone(now), _prepared_alone(kept)
     yield from data_changes(now, kept, config, before)
+
+
+def _of_one_kind(
+    now: Mapping[str, Any], kept: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The values of two models, either with its architecture: LLaMA's do not name it.
+
+    Before other architectures were trained, a Mistral whose window had no effect was taken as a LLaMA.
+    """
+    if TYPE not in kept and now.get(TYPE) == "mistral" and now.get("sliding_window") is None:
+        return {key: value for key, value in now.items() if key != TYPE}, kept
+    if TYPE in now or TYPE in kept:
+        return {TYPE: "llama", **now}, {TYPE: "llama", **kept}
+    return now, kept
 
 
 def _prepared_alone(inputs: Inputs) -> Inputs:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import LlamaConfig
 
 from alphadecay_dist.checkpoint.reader import Checkpoint
 from alphadecay_dist.checkpoint.restore import StoredWhole, stored_weights
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.changes import differing
 from alphadecay_dist.training.state import SavedState
+from alphadecay_dist.training.tasks.language.architecture import architecture_of
+from alphadecay_dist.training.tasks.language.conversion import Conversion
 from alphadecay_dist.training.tasks.language.model import (
     build_on_meta,
     config_of,
@@ -45,28 +47,30 @@ def hf_writer(
     weights = stored_weights(checkpoint)
     _same_shapes(config, weights, checkpoint.folder)
     tokenizer = tokenizer_of(checkpoint, state)
+    longest = (
+        getattr(config, "max_position_embeddings", None) or state.config.train.seq_len
+    )  # some have no end
 
     def write(folder: Path) -> None:
-        _write_weights(folder, weights, dtype)
+        _write_weights(folder, weights, Conversion(build_on_meta(config)), dtype)
         special = tokenizer.special_ids
-        settings = {
-            **config.to_diff_dict(),
-            **special,
-            **tokenizer.settings,
-            "pad_token_id": None,
-            "use_cache": True,
-        }
-        settings |= {"architectures": ["LlamaForCausalLM"], "dtype": str(dtype).removeprefix("torch.")}
-        settings |= tokenizer.settings
+        settings = {**_settings(config, dtype), **special, **tokenizer.settings, "pad_token_id": None}
         _write_json(folder / "config.json", settings)
         _write_json(folder / "generation_config.json", special)
-        for name, content in tokenizer.files(config.max_position_embeddings).items():
+        for name, content in tokenizer.files(longest).items():
             (folder / name).write_bytes(content)
 
     return write
 
 
-def model_config(checkpoint: Checkpoint, state: SavedState, given: str | None) -> LlamaConfig:
+def _settings(config: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """The config.json of a model, of its architecture in transformers."""
+    own: dict[str, Any] = config.to_diff_dict()
+    kind = architecture_of(config).kind.__name__
+    return {**own, "use_cache": True, "architectures": [kind], "dtype": str(dtype).removeprefix("torch.")}
+
+
+def model_config(checkpoint: Checkpoint, state: SavedState, given: str | None) -> Any:
     """The model's config as the run keeps it; checkpoints of before it was kept name its file alone.
 
     Raises:
@@ -82,7 +86,7 @@ def model_config(checkpoint: Checkpoint, state: SavedState, given: str | None) -
     return own
 
 
-def _same_shapes(config: LlamaConfig, weights: dict[str, StoredWhole], folder: Path) -> None:
+def _same_shapes(config: Any, weights: dict[str, StoredWhole], folder: Path) -> None:
     expected = {name: tuple(parameter.shape) for name, parameter in build_on_meta(config).named_parameters()}
     found = {name: tuple(weight.shape) for name, weight in weights.items()}
     odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -93,20 +97,25 @@ def _same_shapes(config: LlamaConfig, weights: dict[str, StoredWhole], folder: P
         )
 
 
-def _write_weights(folder: Path, weights: dict[str, StoredWhole], dtype: torch.dtype) -> None:
+def _write_weights(
+    folder: Path, weights: dict[str, StoredWhole], conversion: Conversion, dtype: torch.dtype
+) -> None:
     """The weights as safetensors, a file of a few gigabytes at a time, and an index of several files."""
-    files = _files({name: weight.shape.numel() * dtype.itemsize for name, weight in weights.items()})
-    names: dict[str, str] = {}
+    groups = {names[0]: names for names in conversion.groups(weights)}
+    sizes = {name: weight.shape.numel() * dtype.itemsize for name, weight in weights.items()}
+    files = _files({first: sum(sizes[name] for name in names) for first, names in groups.items()})
+    homes: dict[str, str] = {}
     for number, members in enumerate(files, 1):
         whole = (
             "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
         )
-        tensors: dict[str, Tensor] = {name: weights[name].read().to(dtype) for name in members}
+        tensors: dict[str, Tensor] = {}
+        for first in members:
+            tensors |= conversion.stored({name: weights[name].read().to(dtype) for name in groups[first]})
         save_file(tensors, folder / whole, metadata={"format": "pt"})
-        names |= dict.fromkeys(members, whole)
+        homes |= dict.fromkeys(tensors, whole)
     if len(files) > 1:
-        total = sum(weight.shape.numel() * dtype.itemsize for weight in weights.values())
-        index = {"metadata": {"total_size": total}, "weight_map": names}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": homes}
         _write_json(folder / "model.safetensors.index.json", index)
 
 

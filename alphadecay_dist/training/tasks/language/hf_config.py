@@ -78,11 +78,15 @@ def require_llama(source: str, config: Mapping[str, Any], taken: Iterable[str]) 
         )
     for key, value in config.items():
         if key not in tuple(taken):
-            _require_no_effect(source, key, value, config)
+            require_no_effect(source, key, value, config)
 
 
-def _require_no_effect(source: str, key: str, value: Any, config: Mapping[str, Any]) -> None:
-    """Refuse a key that is not taken, and is known to change a model."""
+def require_no_effect(source: str, key: str, value: Any, config: Mapping[str, Any]) -> None:
+    """Refuse a key that is not taken, and is known to change a model.
+
+    Raises:
+        UserError: its value has an effect.
+    """
     own = OTHER_NAMES.get(key)
     if own is not None and value is not None and config.get(own) != value:
         raise UserError(f"{source}: {key} is {shown(value)}, which is not read; give it as {own}")
@@ -96,7 +100,7 @@ def _require_no_effect(source: str, key: str, value: Any, config: Mapping[str, A
         return
     if effect:
         raise UserError(
-            f"{source}: {key} is {shown(value)}, which the LLaMA that is trained does not have; remove it, "
+            f"{source}: {key} is {shown(value)}, which the model that is trained does not have; remove it, "
             "where it has no effect on the model"
         )
 
@@ -115,7 +119,8 @@ def function_of(values: Mapping[str, Any], free: Collection[str]) -> dict[str, A
         free: keys of others.
     """
     found = {key: value for key, value in values.items() if key not in free}
-    if found.get("rope_scaling") is None:  # else some kinds of it read the number of positions
+    # Some kinds of scaling read the number of positions, and so may other architectures.
+    if "model_type" not in found and found.get("rope_scaling") is None:
         found.pop("max_position_embeddings", None)
     if found.get("hidden_act") == "swish":
         found["hidden_act"] = "silu"  # two names of one function

@@ -1,49 +1,38 @@
-"""The LLaMA to train: its config, its initial weights, its loss."""
+"""The causal language model to train: its config, its structure, its buffers."""
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers import LlamaConfig
+
+try:
+    from transformers.initialization import no_init_weights
+except ImportError:  # before version 5
+    from transformers.modeling_utils import no_init_weights
 
 from alphadecay_dist.engines.versions import require
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.training.config import named_text, names_in
 from alphadecay_dist.training.recipe import TrainConfig
-from alphadecay_dist.training.tasks.initial import generator_for
+from alphadecay_dist.training.tasks.language.architecture import Architecture, UnservedError, architecture_of
+from alphadecay_dist.training.tasks.language.causal import TYPE, causal_config, causal_values
 from alphadecay_dist.training.tasks.language.hf_config import require_llama
-from alphadecay_dist.training.tasks.language.loss import LossHead
+from alphadecay_dist.training.tasks.language.llama import TAKEN, llama_config, llama_values
+from alphadecay_dist.training.tasks.language.loss import LossHead, balance_loss
 
 require("transformers")
 
-REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-MOST_LAYERS = 10_000
-# All that is taken of a config: others, such as attn_implementation, could bring code from elsewhere.
-TAKEN = (
-    *REQUIRED,
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "max_position_embeddings",
-    "initializer_range",
-    "rms_norm_eps",
-    "tie_word_embeddings",
-    "attention_bias",
-    "attention_dropout",
-    "mlp_bias",
-    "rope_parameters",
-    "rope_scaling",
-    "rope_theta",
-    "pad_token_id",
-)
-
-
+CONFIG = "config.json"
 MODELS = resources.files("alphadecay_dist.recipes") / "models"
 
 
@@ -52,101 +41,89 @@ def model_names() -> list[str]:
     return names_in(MODELS, ".json")
 
 
-def read_model_config(name: str, seq_len: int) -> LlamaConfig:
-    """A LLaMA config by name or by the path of its JSON.
+def read_model_config(name: str, seq_len: int) -> Any:
+    """A config of transformers by name, or by the path of its JSON or of the directory that holds it.
 
     Raises:
-        UserError: unknown or unreadable, a size missing, a hidden size that the heads do not divide, or
-            fewer positions than the sequence length.
+        UserError: unknown or unreadable; see :func:`config_of`.
     """
+    path = Path(name) / CONFIG
+    if name not in model_names() and os.path.isdir(name):
+        if not os.path.isfile(path):
+            raise UserError(f"model.name {name}: a directory without {CONFIG}")
+        name = str(path)
     text = named_text("model.name", name, MODELS, (".json",), "; or give a path to a JSON")
     try:
-        sizes = json.loads(text)
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"model.name {name}: not JSON: {error}") from None
-    if not isinstance(sizes, dict):
-        raise UserError(f"model.name {name}: found {shown(sizes)}, expected a JSON object")
-    require_llama(f"model.name {name}", sizes, TAKEN)
-    return config_of(name, sizes, seq_len)
+    if not isinstance(values, dict):
+        raise UserError(f"model.name {name}: found {shown(values)}, expected a JSON object")
+    if is_llama(values):
+        require_llama(f"model.name {name}", values, TAKEN)
+    return config_of(name, values, seq_len)
 
 
-def config_of(name: str, sizes: Mapping[str, Any], seq_len: int) -> LlamaConfig:
-    """A LLaMA config from the values of a JSON.
+def is_llama(values: Mapping[str, Any]) -> bool:
+    """Whether the values of a JSON are a LLaMA's: they name no other architecture."""
+    return values.get(TYPE) in (None, "llama")
+
+
+def config_of(name: str, values: Mapping[str, Any], seq_len: int) -> Any:
+    """A config of transformers from the values of a JSON.
+
+    Args:
+        name: what errors call it.
+        values: of the JSON; without ``model_type`` they are a LLaMA's.
+        seq_len: the tokens of a sequence.
 
     Raises:
-        UserError: see :func:`read_model_config`; ``name`` is what the errors call it.
+        UserError: an architecture that is not served, a size that is missing or out of its range, fewer
+            positions than ``seq_len``, or whatever transformers has against it.
     """
-    _check_sizes(name, sizes, seq_len)
-    taken = {"tie_word_embeddings": False, **{key: sizes[key] for key in TAKEN if key in sizes}}
+    make = llama_config if is_llama(values) else causal_config
+    what = "a LLaMA" if is_llama(values) else shown(values[TYPE])
     try:
-        config = LlamaConfig(use_cache=False, **taken)
-        nn.Embedding(config.vocab_size, 1, config.pad_token_id, device="meta")  # checks the padding token
+        config = make(name, values, seq_len)
+        if is_llama(values):  # checks the padding token
+            nn.Embedding(config.vocab_size, 1, config.pad_token_id, device="meta")
         build_on_meta(config)
+    except UserError:
+        raise
+    except UnservedError as error:
+        raise UserError(f"model {name}: {what} is not trained: {error}") from None
     except Exception as error:  # transformers and torch raise a dozen unrelated types
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"model {name}: transformers cannot build a LLaMA of it: {type(error).__name__}: {reason}; "
+            f"model {name}: transformers cannot build {what} of it: {type(error).__name__}: {reason}; "
             "correct that value"
         ) from None
     return config
 
 
-def values_of(config: LlamaConfig) -> dict[str, Any]:
-    """The values of a JSON that gives the config back, whichever version of transformers reads it.
-
-    Those of the rotary embedding are ``rope_theta`` and, scaled, ``rope_scaling``: all versions take these.
-    """
-    values = {key: getattr(config, key) for key in TAKEN if not key.startswith("rope_")}
-    rope = dict(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {})
-    values["rope_theta"] = rope.pop("rope_theta", None) or config.rope_theta
-    scaled = rope.get("rope_type", "default") != "default"
-    return values | {"rope_scaling": rope if scaled else None}
+def values_of(config: Any) -> dict[str, Any]:
+    """The values of a JSON that gives the config back."""
+    return llama_values(config) if type(config) is LlamaConfig else causal_values(config)
 
 
-def _check_sizes(name: str, sizes: Mapping[str, Any], seq_len: int) -> None:
-    for key in REQUIRED:
-        _check_whole(name, key, sizes.get(key))
-    if sizes["num_hidden_layers"] > MOST_LAYERS:  # each is built, if without storage
-        raise UserError(
-            f"model {name}: num_hidden_layers is {shown(sizes['num_hidden_layers'])}, expected {MOST_LAYERS} "
-            "or less"
-        )
-    hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
-    if hidden % heads:
-        raise UserError(f"model {name}: hidden_size {hidden} is not divisible by num_attention_heads {heads}")
-    if hidden // heads % 2 and "head_dim" not in sizes:
-        raise UserError(
-            f"model {name}: head width {hidden // heads} is odd, expected even (rotary embedding)"
-        )
-    if "num_key_value_heads" in sizes:
-        shared = sizes["num_key_value_heads"]
-        _check_whole(name, "num_key_value_heads", shared)
-        if heads % shared:
-            raise UserError(
-                f"model {name}: num_attention_heads {heads} is not divisible by num_key_value_heads {shared}"
-            )
-    positions = sizes.get("max_position_embeddings", 2048)
-    _check_whole(name, "max_position_embeddings", positions)
-    if seq_len > positions:
-        raise UserError(
-            f"train.seq_len: found {seq_len}, above max_position_embeddings {positions} of {name}"
-        )
+class SummedLoss:
+    """A causal language model of transformers, whose output is the loss: see :func:`class_of`."""
 
+    architecture: Architecture
 
-def _check_whole(name: str, key: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"model {name}: {key} is {shown(value)}, expected a whole number from 1 on")
-
-
-class Llama(LlamaForCausalLM):
-    """transformers' LLaMA, whose output is the loss: logits of a whole batch are never held."""
-
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, config: Any) -> None:
         # transformers would set the padding token's row to 0, which zero.Init has taken away by then.
-        padding, config.pad_token_id = config.pad_token_id, None
-        super().__init__(config)
-        config.pad_token_id = self.model.embed_tokens.padding_idx = padding
-        self.lm_head.__class__ = LossHead  # its parameter may be sharded, or the embedding's, already
+        padding = getattr(config, "pad_token_id", None)
+        config.pad_token_id = None
+        with no_init_weights():  # drawn weights would be overwritten
+            super().__init__(config)  # type: ignore[call-arg]
+        config.pad_token_id = padding
+        model: Any = self
+        model.tie_weights()
+        for name in self.architecture.padded:
+            model.get_submodule(name).padding_idx = padding
+        # Its parameter may be sharded, or the embedding's, already.
+        model.get_submodule(self.architecture.head).__class__ = LossHead
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
         """Sum of the fp32 next-token losses over the non-pad tokens of a micro-batch, a scalar.
@@ -155,54 +132,79 @@ class Llama(LlamaForCausalLM):
             input_ids: (b, s).
             labels: (b, s), IGNORE for padding.
         """
-        hidden = self.model(input_ids=input_ids).last_hidden_state  # (b, s, h)
-        return self.lm_head(hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        own = self.architecture
+        model: Any = self
+        router = {"output_router_logits": True} if own.balance and model.training else {}
+        found = model.get_submodule(own.decoder)(input_ids=input_ids, **router)
+        hidden = found.last_hidden_state  # (b, s, h)
+        loss = model.get_submodule(own.head)(
+            hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), own.scale, own.cap
+        )
+        if router:
+            loss = loss + own.balance * balance_loss(found.router_logits, labels, model.num_experts_per_tok)
+        return loss
 
 
-def build_model(config: LlamaConfig, train: TrainConfig) -> Llama:
-    """A LLaMA without meaningful weights; give it some with :func:`fill`."""
-    model = Llama(config)
+@functools.cache
+def class_of(architecture: Architecture) -> Any:
+    """The class of an architecture whose output is the loss: logits of a whole batch are never held."""
+    kind = architecture.kind
+    own = {"architecture": architecture, "__module__": kind.__module__}  # to transformers it is its own
+    return type(kind.__name__, (SummedLoss, kind), own)
+
+
+def build_model(config: Any, train: TrainConfig) -> Any:
+    """A model without meaningful weights; they are given to it by name."""
+    model = class_of(architecture_of(config))(config)
     if train.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if train.compile:
-        for block in model.model.layers:
+        for block in _blocks(model):
             block.compile()
     return model
 
 
-def build_on_meta(config: LlamaConfig) -> Llama:
+def _blocks(model: Any) -> Iterator[nn.Module]:
+    """The decoder's layers."""
+    for child in model.get_submodule(model.architecture.decoder).children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+
+
+def build_on_meta(config: Any) -> Any:
     """The model's names and shapes without any storage."""
     with torch.device("meta"):
-        model = Llama(config)
+        model = class_of(architecture_of(config))(config)
     model.tie_weights()  # transformers 5.0 leaves it out of a model without storage
     return model
 
 
-def fill_tables(model: nn.Module) -> None:
-    """Give the rotary embeddings their fp32 tables, which late storage lacks.
+def fill_tables(model: Any) -> None:
+    """Give the model's buffers their values, as of rotary embeddings, which late storage lacks.
 
     zero.Init makes them in the type of compute. Frequencies in bf16 turn far positions by radians too much
     or too little: the model would be another than the one that other engines, or transformers, compute.
     """
-    for module in model.modules():
-        if isinstance(module, LlamaRotaryEmbedding):
-            tables = dict(LlamaRotaryEmbedding(module.config).named_buffers())
-            for name, buffer in list(module.named_buffers()):
-                module.register_buffer(name, tables[name].to(buffer.device), persistent=False)
+    with _parameters_on_meta():
+        tables = class_of(model.architecture)(model.config)
+    for name, table in tables.named_buffers(remove_duplicate=False):
+        holder, _, key = name.rpartition(".")
+        module = model.get_submodule(holder)
+        module.register_buffer(key, table.to(module.get_buffer(key).device), persistent=False)
 
 
-def random_values(shapes: LlamaForCausalLM, seed: int) -> Callable[[str], Tensor]:
-    """Initial values that depend on the seed and the parameter's name alone, never on engine or rank.
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Build modules whose buffers alone have storage, one parameter at a time."""
+    register = nn.Module.register_parameter
 
-    Matrices and embeddings are normal with the config's ``initializer_range``, vectors of norms are one.
-    """
-    sizes = {name: tuple(parameter.shape) for name, parameter in shapes.named_parameters()}
-    std = shapes.config.initializer_range
-    return lambda name: initial_value(name, sizes[name], std, seed)
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        register(module, name, parameter)
 
-
-def initial_value(name: str, shape: tuple[int, ...], std: float, seed: int) -> Tensor:
-    """The fp32 initial value of one parameter, on the CPU."""
-    if len(shape) == 1:
-        return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
-    return torch.empty(shape).normal_(0.0, std, generator=generator_for(name, seed))
+    nn.Module.register_parameter = on_meta  # type: ignore
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore

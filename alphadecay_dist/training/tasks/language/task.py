@@ -1,4 +1,4 @@
-"""Language modelling: a LLaMA learns the next token of text."""
+"""Language modelling: a causal language model learns the next token of text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig
 
 from alphadecay_dist.checkpoint.reader import Checkpoint
 from alphadecay_dist.errors import warn
@@ -27,12 +26,11 @@ from alphadecay_dist.training.tasks.data import Data
 from alphadecay_dist.training.tasks.language import card, changes, export
 from alphadecay_dist.training.tasks.language.data import Text
 from alphadecay_dist.training.tasks.language.flops import flops_per_token
+from alphadecay_dist.training.tasks.language.initial_values import random_values
 from alphadecay_dist.training.tasks.language.model import (
-    Llama,
     build_model,
     build_on_meta,
     fill_tables,
-    random_values,
     read_model_config,
     values_of,
 )
@@ -41,30 +39,30 @@ from alphadecay_dist.training.tasks.task import Model, Task
 
 
 class LanguageModel(Model):
-    """A LLaMA.
+    """A causal language model.
 
     Args:
         config: the recipe.
-        llama: the model's config.
+        hf: the model's config, as transformers has it.
     """
 
-    def __init__(self, config: Config, llama: LlamaConfig) -> None:
+    def __init__(self, config: Config, hf: Any) -> None:
         self._config = config
-        self.llama = llama
-        self._shapes = build_on_meta(llama)
+        self.hf = hf
+        self._shapes = build_on_meta(hf)
 
     @property
-    def shapes(self) -> Llama:
-        """The LLaMA without storage."""
+    def shapes(self) -> nn.Module:
+        """The model without storage."""
         return self._shapes
 
     def values(self) -> dict[str, Any]:
         """The values of a config JSON that gives the model back."""
-        return values_of(self.llama)
+        return values_of(self.hf)
 
     def build(self) -> nn.Module:
-        """The LLaMA, with what saves memory or time as the recipe says."""
-        return build_model(self.llama, self._config.train)
+        """The model, with what saves memory or time as the recipe says."""
+        return build_model(self.hf, self._config.train)
 
     def initial_values(self, init_from: str | None) -> Callable[[str], Tensor]:
         """Random values, or those of a HF checkpoint."""
@@ -73,14 +71,14 @@ class LanguageModel(Model):
         return values_from(init_from, self._shapes, self._config.checkpoint.trust)
 
     def set_buffers(self, model: nn.Module) -> None:
-        """The rotary embeddings' tables."""
+        """The tables of rotary embeddings, and the like."""
         fill_tables(model)
 
     def flops(self) -> float:
         """Of one update, over all ranks."""
         train = self._config.train
         tokens = train.global_batch * train.seq_len
-        return tokens * flops_per_token(self._shapes, self.llama, train.seq_len)
+        return tokens * flops_per_token(self._shapes, self.hf, train.seq_len)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Sum of the fp32 next-token losses, a scalar."""
@@ -128,7 +126,7 @@ class Language(Task):
         return config.train.seq_len
 
     def model(self, config: Config) -> LanguageModel:
-        """The LLaMA that ``model.name`` names."""
+        """The model that ``model.name`` names."""
         return LanguageModel(config, read_model_config(config.model.name, config.train.seq_len))
 
     def check_data(self, config: Config, model: Model) -> None:
@@ -197,7 +195,7 @@ def _check_prepared(config: Config, tokenizer: TokenizerConfig, model: Model) ->
 
 def _vocabulary(model: Model) -> int:
     assert isinstance(model, LanguageModel)
-    return model.llama.vocab_size
+    return model.hf.vocab_size
 
 
 def _as_begun(

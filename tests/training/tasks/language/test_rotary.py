@@ -14,6 +14,7 @@ from alphadecay_dist.params.groups import param_groups
 from alphadecay_dist.training.build import fill
 from alphadecay_dist.training.recipe import TrainConfig
 from alphadecay_dist.training.tasks.language import model as models
+from alphadecay_dist.training.tasks.language.initial_values import random_values
 from tests.multirank import run_ranks
 from tests.training.runs import ROOT, SIZES
 
@@ -27,7 +28,7 @@ def check_tables(path, stage):
     engine.start()
     model_config = models.read_model_config(path, 64)
     model = engine.construct(lambda: models.build_model(model_config, TrainConfig()))
-    values = models.random_values(models.build_on_meta(model_config), 0)
+    values = random_values(models.build_on_meta(model_config), 0)
     fill(model, values, torch.bfloat16, engine.assign)
     models.fill_tables(model)
     engine.initialize(model, torch.optim.AdamW(param_groups(model, weight_decay=0.1)))
