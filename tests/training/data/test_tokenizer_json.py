@@ -270,7 +270,8 @@ def test_what_has_no_tokenizer_json_says_how_to_get_one(tmp_path):
 
 
 @pytest.mark.launcher
-def test_a_fork_after_encoding_is_no_warning(form, tmp_path):
+def test_a_fork_after_encoding_is_no_warning(tmp_path):
+    form = gpt2(tmp_path / "tokenizer")
     code = (
         "from alphadecay_dist.training.data.tokenizer_files import load_tokenizer\n"
         f"tokenizer = load_tokenizer({str(form)!r})\n"
