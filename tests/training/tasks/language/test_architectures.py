@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from alphadecay_dist.training.data.tokenizer import Tokenizer
 from alphadecay_dist.training.tasks.initial import seed_of
 from alphadecay_dist.training.tasks.language.initial_values import random_values
 from alphadecay_dist.training.tasks.language.model import build_on_meta, read_model_config
+from tests.foreign import rows_of
 from tests.training.runs import final_weights, same_weights, tiny_options, train_on, without_times
 
 pytestmark = [pytest.mark.ranks, pytest.mark.launcher]
@@ -159,6 +161,30 @@ def test_each_matrix_gets_a_decay(run):
         assert {name: {*row.get("parts", [name])} for name, row in rows.items()} == expected
         assert {row["status"] for row in rows.values()} == {"assigned"}
         assert len({row["weight_decay"] for row in rows.values()}) > 1
+
+
+def test_spectrum_and_plan_know_the_same_matrices(run, capsys):
+    _, folder, _, lines = run
+    modules = lines["decay"][-1]["modules"]
+    tuned = {part for name, module in modules.items() for part in module.get("parts", [name])}
+    rows = {name.replace(".weight", "") for name in rows_of(folder / "run")}
+    assert rows == tuned
+    recipe = folder / "recipe.yaml"
+    sizes = {"seq_len": 32, "steps": 1, "global_batch": 12, "micro_batch": 4}
+    recipe.write_text(json.dumps({"model": {"name": str(folder / "config.json")}, "train": sizes}))
+    capsys.readouterr()
+    of_recipe = plan_of(capsys, "--recipe", recipe)
+    assert set(of_recipe["owners"]) == set(plan_of(capsys, "--config", folder / "config.json")["owners"])
+    assert {re.sub(r"(experts\.\w+)\.\d+", r"\1", name) for name in of_recipe["owners"]} == set(modules)
+
+
+def plan_of(capsys, option: str, path: Path):
+    """What alphadecay plan says of two ranks."""
+    profile = path.parent / "machine.json"
+    profile.write_text('{"gram": 1e12, "tridiagonal": 1e11}')
+    options = ["--world_size", "2", "--sharding", "fsdp2", "--machine", str(profile), "--json"]
+    assert cli.main(["plan", option, str(path), *options]) == 0
+    return json.loads(capsys.readouterr().out)
 
 
 def test_a_resumed_run_is_the_unbroken_one(run, tmp_path):
