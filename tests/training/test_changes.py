@@ -178,7 +178,9 @@ MISTRAL |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_em
 def test_another_architecture_is_a_change_of_the_model(kind, window, found):
     rope = {"rope_theta": 10000.0, "rms_norm_eps": 1e-6}
     kept = dataclasses.replace(KEPT, model=values_of(config_of("ours", MISTRAL | rope, 32)))
-    own = values_of(config_of("theirs", {"model_type": kind, **MISTRAL, **rope, "sliding_window": window}, 32))
+    own = values_of(
+        config_of("theirs", {"model_type": kind, **MISTRAL, **rope, "sliding_window": window}, 32)
+    )
     lines = [line for line in texts(dataclasses.replace(KEPT, model=own), kept) if "model_type" in line]
     assert len(lines) == len(found)
     assert all(text in line for text, line in zip(found, lines, strict=True))

@@ -78,6 +78,7 @@ def _found(values: str) -> Architecture:
         model = kind(config)
     _require_causal(model)
     _require_plain_numbers(model)
+    _require_stacks(model)
     names = {id(module): name for name, module in model.named_modules()}
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
@@ -102,7 +103,9 @@ def _config(values: str) -> Any:
 def _decoder(model: Any) -> nn.Module:
     """What the model's forward calls: its base model, or where that is a wrapper, the decoder in it."""
     base = model.base_model
-    if base is model:
+    if base is model:  # Gemma 3's prefix is that of its vision model
+        base = getattr(model, "model", None)
+    if not isinstance(base, PreTrainedModel):
         raise UnservedError(f"{type(model).__name__} has no decoder of its own before its head")
     inner = getattr(base, "decoder", None)
     return inner if isinstance(inner, PreTrainedModel) else base
@@ -130,6 +133,13 @@ def _require_plain_numbers(model: nn.Module) -> None:
         for key, value in vars(module).items():
             if isinstance(value, Tensor) and key != "original_inv_freq":
                 raise UnservedError(f"{name}.{key} is a tensor, expected parameters and buffers alone")
+
+
+def _require_stacks(model: nn.Module) -> None:
+    """Refuse experts that are a module each: ranks that take different ones would wait for each other."""
+    for name, module in model.named_modules():
+        if name.rsplit(".", 1)[-1] == "experts" and isinstance(module, nn.ModuleList):
+            raise UnservedError(f"{name} is a list of modules, expected a stack, as from transformers 5 on")
 
 
 def _balance(model: Any) -> float:

@@ -18,6 +18,7 @@ from alphadecay_dist.training.data.batches import TrainingData
 from alphadecay_dist.training.data.corpus import open_corpora
 from alphadecay_dist.training.data.tokenizer import Tokenizer
 from alphadecay_dist.training.tasks.initial import seed_of
+from alphadecay_dist.training.tasks.language.conversion import CONVERTS
 from alphadecay_dist.training.tasks.language.initial_values import random_values
 from alphadecay_dist.training.tasks.language.model import build_on_meta, read_model_config
 from tests.foreign import rows_of
@@ -63,7 +64,8 @@ ARCHITECTURES = {
     "qwen3_moe": {**EXPERTS, "num_experts": 4, "output_router_logits": True},
 }
 MORE = ("qwen2", "gemma2", "gemma3_text")  # near to others: with --long
-NAMES = [pytest.param(name, marks=[pytest.mark.long] if name in MORE else []) for name in ARCHITECTURES]
+SERVED = [name for name in ARCHITECTURES if CONVERTS or name not in ("mixtral", "qwen3_moe")]
+NAMES = [pytest.param(name, marks=[pytest.mark.long] if name in MORE else []) for name in SERVED]
 STEPS, STOP, INTERVAL = 4, 2, 2
 
 
@@ -246,6 +248,8 @@ MORE_RANKS += [(kind, engine) for kind in ("qwen3", "olmo2", "gemma2") for engin
     ("kind", "engine"), [*ON_RANKS, *(pytest.param(*own, marks=pytest.mark.long) for own in MORE_RANKS)]
 )
 def test_ranks_train_the_same_and_resume_exactly(tmp_path, kind, engine):
+    if kind not in SERVED:
+        pytest.skip("stacks of experts need transformers 5")
     options = options_of(tmp_path, kind)
     lines = train_on(2, engine, tmp_path / "run", options)
     check_resume(2, engine, tmp_path / "run", tmp_path / "again", options, lines)
