@@ -47,6 +47,7 @@ class Architecture:
         scale: factor of the logits.
         cap: c of the logits' c * tanh(logits / c); None without.
         balance: factor of the experts' load-balancing loss; 0 where it is not trained with.
+        one_by_one: whether its experts have to be computed one after the other, not by one grouped product.
     """
 
     kind: Any
@@ -56,6 +57,7 @@ class Architecture:
     scale: float = 1.0
     cap: float | None = None
     balance: float = 0.0
+    one_by_one: bool = False
 
 
 def architecture_of(config: Any) -> Architecture:
@@ -90,7 +92,9 @@ def _found(values: str) -> Architecture:
     ]
     decoder = names[id(_decoder(model))]
     scale, cap = _of_logits(config, kind, decoder, names[id(head)])
-    return Architecture(kind, decoder, names[id(head)], tuple(padded), scale, cap, _balance(model))
+    # torch's grouped product takes rows of 16 bytes each, which are 8 numbers in bf16.
+    odd = any(own.ndim == 3 and any(size % 8 for size in own.shape[1:]) for own in model.parameters())
+    return Architecture(kind, decoder, names[id(head)], tuple(padded), scale, cap, _balance(model), odd)
 
 
 def _config(values: str) -> Any:
@@ -129,6 +133,9 @@ def _require_plain_numbers(model: nn.Module) -> None:
     saved = [name for name in model.state_dict() if name not in parameters]
     if saved:
         raise UnservedError(f"{saved[0]} is a buffer that is saved, expected parameters alone")
+    still = [name for name, parameter in parameters.items() if not parameter.requires_grad]
+    if still:
+        raise UnservedError(f"{still[0]} is trained by other means than gradients")
     for name, module in model.named_modules():
         for key, value in vars(module).items():
             if isinstance(value, Tensor) and key != "original_inv_freq":

@@ -57,6 +57,10 @@ REFUSED = {
         {**SIZES, "model_type": "glm4_moe", "first_k_dense_replace": 0, "n_routed_experts": 4},
         ("e_score_correction_bias", "buffer"),
     ),
+    "router bias": (
+        {**SIZES, "model_type": "ernie4_5_moe", "moe_num_experts": 4, "moe_k": 2, "pad_token_id": 3},
+        ("'ernie4_5_moe' is not trained",),
+    ),
     "cross attention": (
         {**GPT2, "model_type": "gpt2", "add_cross_attention": True},
         ("add_cross_attention",),
@@ -172,6 +176,23 @@ def test_the_balance_loss_of_each_sequence_is_that_of_transformers():
         mask = (labels[row : row + 1] != -100).long()
         total += float(load_balancing_loss_func(part, 6, 2, mask)) * int((labels[row, 1:] != -100).sum())
     assert float(whole) == pytest.approx(total, rel=1e-6)
+
+
+@pytest.mark.skipif(not CONVERTS, reason="stacks of experts need transformers 5")
+@pytest.mark.parametrize("width", [48, 52])
+def test_experts_of_any_width_compute_in_bf16(width):
+    """torch's grouped product refuses some."""
+    values = {**ARCHITECTURES["qwen3_moe"], "model_type": "qwen3_moe", "moe_intermediate_size": width}
+    config = config_of("own", values, 32)
+    shapes, model = build_on_meta(config), build_model(config, TrainConfig()).bfloat16()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(drawn(shapes, name, 0))
+    ids = torch.arange(64).view(2, 32)
+    loss = model(ids, ids)
+    loss.backward()
+    assert 4 < float(loss.detach()) / 62 < 10
+    assert (config._experts_implementation == "eager") == (width == 52)
 
 
 def test_llama_draws_as_its_own_initialisation_does():
