@@ -135,7 +135,7 @@ def _described(tensor: StoredTensor) -> Described:
 
 def _by_model(weights: StoredWeights) -> StoredModel | None:
     """By the model of the config.json; None without one, or if these are not its weights."""
-    model = _model_of(weights.config, len(weights.tensors)) if weights.config is not None else None
+    model = _model_of(weights)
     if model is None:
         return None
     targets = _targets(model, [tensor.name for tensor in weights.tensors])
@@ -167,7 +167,7 @@ def _cut_in_file(weight: Weight, shape: Sequence[int]) -> Cut | None:
     return None
 
 
-def config_in(path: Path) -> Any:
+def config_in(path: Path | None) -> Any:
     """A HF config, from its file or the directory that holds it; no code that it names is run.
 
     Raises:
@@ -196,17 +196,19 @@ def on_meta(config: Any) -> nn.Module:
         )
 
 
-def _model_of(path: Path, tensors: int) -> nn.Module | None:
-    """The model of a config.json; None where transformers does not know it, or is missing.
-
-    Args:
-        path: of the config.
-        tensors: how many the files hold; a config of more layers is not theirs.
-    """
+def _model_of(weights: StoredWeights) -> nn.Module | None:
+    """The model of a config.json, or of a run; None where transformers does not know it, or is missing."""
+    if weights.config is None and weights.values is None:
+        return None
     try:
-        config = config_in(path)
+        if weights.values is not None:
+            from transformers import AutoConfig
+
+            return on_meta(AutoConfig.for_model(**weights.values))
+        config = config_in(weights.config)
         layers = getattr(config, "num_hidden_layers", 0)
-        return None if isinstance(layers, int) and layers > tensors else on_meta(config)
+        # A config of more layers than there are tensors is not theirs.
+        return None if isinstance(layers, int) and layers > len(weights.tensors) else on_meta(config)
     except Exception:  # a config may hold anything, and then names decide
         return None
 

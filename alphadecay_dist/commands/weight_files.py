@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class StoredWeights:
         heads: what is known of the model's attention.
         settings: the rule of the run that saved them; None where no run of ours did.
         config: the config.json beside them; None where there is none.
+        values: of a config.json, which a run of ours keeps; None where its architecture needs none.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class StoredWeights:
     heads: Heads | None = None
     settings: Settings | None = None
     config: Path | None = None
+    values: dict[str, Any] | None = None
 
 
 def open_weights(path: Path, trust: bool = False) -> StoredWeights:
@@ -85,7 +87,11 @@ class _InCheckpoint:
     dtype: torch.dtype
 
     def units(self) -> Iterator[tuple[str, Tensor]]:
-        yield self.name, self.weight.read().to(self.dtype)
+        whole = self.weight.read().to(self.dtype)
+        if whole.ndim != 3:
+            yield self.name, whole
+            return
+        yield from ((f"{self.name}.{number}", matrix) for number, matrix in enumerate(whole))
 
 
 def _natural(tensor: StoredTensor) -> list[tuple[int, str]]:
@@ -95,10 +101,11 @@ def _natural(tensor: StoredTensor) -> list[tuple[int, str]]:
 
 def _from_checkpoint(checkpoint: Checkpoint) -> StoredWeights:
     state = saved_state(checkpoint)
-    config, heads = state.config, Heads.of(state.inputs.model) if state.inputs is not None else None
+    config, values = state.config, {} if state.inputs is None else state.inputs.model
     dtype = getattr(torch, config.train.dtype)
     tensors: list[StoredTensor] = [
         _InCheckpoint(name, tuple(weight.shape), weight, dtype)
         for name, weight in stored_weights(checkpoint).items()
     ]
-    return StoredWeights(checkpoint.folder, tensors, heads, config.decay)
+    kept = values if "model_type" in values else None  # LLaMA's does not name it, and its names suffice
+    return StoredWeights(checkpoint.folder, tensors, Heads.of(values), config.decay, values=kept)

@@ -162,6 +162,30 @@ def test_a_tokenizer_is_compared_by_content_or_else_by_name():
     )
 
 
+MISTRAL = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+MISTRAL |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("kind", "window", "found"),
+    [
+        ("mistral", None, []),  # was trained as a LLaMA, whose function it has
+        ("mistral", 64, []),
+        ("mistral", 16, ["found 'mistral', the run was begun with 'llama'"]),
+        ("qwen2", None, ["found 'qwen2', the run was begun with 'llama'"]),
+    ],
+)
+def test_another_architecture_is_a_change_of_the_model(kind, window, found):
+    rope = {"rope_theta": 10000.0, "rms_norm_eps": 1e-6}
+    kept = dataclasses.replace(KEPT, model=values_of(config_of("ours", MISTRAL | rope, 32)))
+    own = values_of(
+        config_of("theirs", {"model_type": kind, **MISTRAL, **rope, "sliding_window": window}, 32)
+    )
+    lines = [line for line in texts(dataclasses.replace(KEPT, model=own), kept) if "model_type" in line]
+    assert len(lines) == len(found)
+    assert all(text in line for text, line in zip(found, lines, strict=True))
+
+
 def test_what_was_accepted_is_not_refused(tmp_path):
     now = with_settings(prescale_gradients=True, bf16={"enabled": True})
     changes = list(deepspeed_changes(now, KEPT))

@@ -47,6 +47,7 @@ class Architecture:
         scale: factor of the logits.
         cap: c of the logits' c * tanh(logits / c); None without.
         balance: factor of the experts' load-balancing loss; 0 where it is not trained with.
+        one_by_one: whether its experts have to be computed one after the other, not by one grouped product.
     """
 
     kind: Any
@@ -56,6 +57,7 @@ class Architecture:
     scale: float = 1.0
     cap: float | None = None
     balance: float = 0.0
+    one_by_one: bool = False
 
 
 def architecture_of(config: Any) -> Architecture:
@@ -78,6 +80,7 @@ def _found(values: str) -> Architecture:
         model = kind(config)
     _require_causal(model)
     _require_plain_numbers(model)
+    _require_stacks(model)
     names = {id(module): name for name, module in model.named_modules()}
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
@@ -89,7 +92,9 @@ def _found(values: str) -> Architecture:
     ]
     decoder = names[id(_decoder(model))]
     scale, cap = _of_logits(config, kind, decoder, names[id(head)])
-    return Architecture(kind, decoder, names[id(head)], tuple(padded), scale, cap, _balance(model))
+    # torch's grouped product takes rows of 16 bytes each, which are 8 numbers in bf16.
+    odd = any(own.ndim == 3 and any(size % 8 for size in own.shape[1:]) for own in model.parameters())
+    return Architecture(kind, decoder, names[id(head)], tuple(padded), scale, cap, _balance(model), odd)
 
 
 def _config(values: str) -> Any:
@@ -102,7 +107,9 @@ def _config(values: str) -> Any:
 def _decoder(model: Any) -> nn.Module:
     """What the model's forward calls: its base model, or where that is a wrapper, the decoder in it."""
     base = model.base_model
-    if base is model:
+    if base is model:  # Gemma 3's prefix is that of its vision model
+        base = getattr(model, "model", None)
+    if not isinstance(base, PreTrainedModel):
         raise UnservedError(f"{type(model).__name__} has no decoder of its own before its head")
     inner = getattr(base, "decoder", None)
     return inner if isinstance(inner, PreTrainedModel) else base
@@ -126,10 +133,20 @@ def _require_plain_numbers(model: nn.Module) -> None:
     saved = [name for name in model.state_dict() if name not in parameters]
     if saved:
         raise UnservedError(f"{saved[0]} is a buffer that is saved, expected parameters alone")
+    still = [name for name, parameter in parameters.items() if not parameter.requires_grad]
+    if still:
+        raise UnservedError(f"{still[0]} is trained by other means than gradients")
     for name, module in model.named_modules():
         for key, value in vars(module).items():
             if isinstance(value, Tensor) and key != "original_inv_freq":
                 raise UnservedError(f"{name}.{key} is a tensor, expected parameters and buffers alone")
+
+
+def _require_stacks(model: nn.Module) -> None:
+    """Refuse experts that are a module each: ranks that take different ones would wait for each other."""
+    for name, module in model.named_modules():
+        if name.rsplit(".", 1)[-1] == "experts" and isinstance(module, nn.ModuleList):
+            raise UnservedError(f"{name} is a list of modules, expected a stack, as from transformers 5 on")
 
 
 def _balance(model: Any) -> float:

@@ -24,7 +24,7 @@ LEFT_OUT = re.compile(
     r"|output_(hidden_states|attentions)|.*implementation|.*kernels?(_config)?|id2label|label2id|num_labels"
     r"|problem_type|task_specific_params|summary_.*|tokenizer_class|prefix|finetuning_task|n_ctx|torchscript"
     r"|quantization_config|compression_config|is_encoder_decoder|tie_encoder_decoder|add_cross_attention"
-    r"|cross_attention_hidden_size|is_decoder|chunk_size_feed_forward|model_type|use_bfloat16|pruned_heads"
+    r"|cross_attention_hidden_size|is_decoder|chunk_size_feed_forward|model_type|use_bfloat16|pruned_heads|loss_type"
 )
 # Layers that see earlier positions alone, and keep nothing of what is behind: the rest are not attention.
 LAYERS = ("full_attention", "sliding_attention", "chunked_attention")

@@ -14,7 +14,7 @@ from alphadecay_dist.training.inputs import Inputs
 from alphadecay_dist.training.options import TOKENIZER
 from alphadecay_dist.training.recipe import AUTO, Config
 from alphadecay_dist.training.tasks.language.causal import TYPE
-from alphadecay_dist.training.tasks.language.hf_config import function_of
+from alphadecay_dist.training.tasks.language.hf_config import function_of, wide
 
 # Of a model's config, once there are weights.
 UNUSED = ("initializer_range", "pad_token_id", "bos_token_id", "eos_token_id")
@@ -43,7 +43,7 @@ def _of_one_kind(
 
     Before other architectures were trained, a Mistral whose window had no effect was taken as a LLaMA.
     """
-    if TYPE not in kept and now.get(TYPE) == "mistral" and now.get("sliding_window") is None:
+    if TYPE not in kept and now.get(TYPE) == "mistral" and wide(now.get("sliding_window"), now):
         return {key: value for key, value in now.items() if key != TYPE}, kept
     if TYPE in now or TYPE in kept:
         return {TYPE: "llama", **now}, {TYPE: "llama", **kept}

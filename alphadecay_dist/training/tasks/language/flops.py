@@ -47,7 +47,7 @@ def _weights(shapes: Any, config: Any) -> float:
     for name, parameter in shapes.named_parameters():
         if id(parameter) in tables:
             continue
-        stacked = parameter.ndim > 1 and EXPERTS in name.split(".")
+        stacked = parameter.ndim == 3 or (parameter.ndim > 1 and EXPERTS in name.split("."))
         total += parameter.numel() * (_taken(config) / parameter.shape[0] if stacked else 1)
     return total
 

@@ -95,7 +95,7 @@ def require_no_effect(source: str, key: str, value: Any, config: Mapping[str, An
     if key == "layer_types":
         effect = any(kind != "full_attention" for kind in value) if isinstance(value, list) else bool(value)
     elif key.endswith("sliding_window") and effect:
-        effect = config.get("use_sliding_window") is not False and not _wide(value, config)
+        effect = config.get("use_sliding_window") is not False and not wide(value, config)
     elif not factor and not SWITCHES.fullmatch(key):
         return
     if effect:
@@ -105,8 +105,10 @@ def require_no_effect(source: str, key: str, value: Any, config: Mapping[str, An
         )
 
 
-def _wide(window: Any, config: Mapping[str, Any]) -> bool:
-    """Whether no position is outside of a sliding window."""
+def wide(window: Any, config: Mapping[str, Any]) -> bool:
+    """Whether no position is outside of a sliding window; None is no window."""
+    if window is None:
+        return True
     positions = config.get("max_position_embeddings", 2048)
     return isinstance(window, int) and isinstance(positions, int) and window >= positions
 

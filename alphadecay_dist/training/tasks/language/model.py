@@ -115,6 +115,8 @@ class SummedLoss:
         # transformers would set the padding token's row to 0, which zero.Init has taken away by then.
         padding = getattr(config, "pad_token_id", None)
         config.pad_token_id = None
+        if self.architecture.one_by_one:
+            config._experts_implementation = "eager"
         with no_init_weights():  # drawn weights would be overwritten
             super().__init__(config)  # type: ignore[call-arg]
         config.pad_token_id = padding

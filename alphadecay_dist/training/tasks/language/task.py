@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from alphadecay_dist.checkpoint.reader import Checkpoint
-from alphadecay_dist.errors import warn
+from alphadecay_dist.errors import UserError, warn
 from alphadecay_dist.training.changes import Change
 from alphadecay_dist.training.data.batches import Batch
 from alphadecay_dist.training.data.prepared import check_tokenizer, read_manifest
@@ -50,6 +50,11 @@ class LanguageModel(Model):
         self._config = config
         self.hf = hf
         self._shapes = build_on_meta(hf)
+        if config.train.activation_checkpointing and not self._shapes.supports_gradient_checkpointing:
+            raise UserError(
+                f"train.activation_checkpointing: {type(self._shapes).__name__} of transformers has none; "
+                "leave it out"
+            )
 
     @property
     def shapes(self) -> nn.Module:
