@@ -16,7 +16,7 @@ from alphadecay_dist.params.inventory import tuned_weights
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.data.batches import TrainingData
 from alphadecay_dist.training.data.corpus import open_corpora
-from alphadecay_dist.training.data.tokenizer import Tokenizer
+from alphadecay_dist.training.data.tokenizer_files import load_tokenizer
 from alphadecay_dist.training.tasks.initial import seed_of
 from alphadecay_dist.training.tasks.language.conversion import CONVERTS
 from alphadecay_dist.training.tasks.language.initial_values import random_values
@@ -98,7 +98,7 @@ def theirs(folder: Path) -> torch.nn.Module:
 def first_update(folder: Path, options: list[str]):
     """The first update's micro-batches of a run in one process."""
     config = load_config("demo", [option.removeprefix("--") for option in options])
-    tokenizer = Tokenizer((folder / "tiny.model").read_bytes())
+    tokenizer = load_tokenizer(str(folder / "tiny.model"))
     return TrainingData(
         open_corpora(config.data)[0], tokenizer, config.data, config.train, 0, 1
     ).next_update()
