@@ -40,4 +40,5 @@ def card_of(state: SavedState) -> TaskCard:
         measured={**MEASURED, **OF_AVERAGE},
         metrics={"top1": "accuracy", "ema_top1": "accuracy"},
         usage=USAGE,
+        library="timm",
     )

@@ -219,6 +219,12 @@ class ImageData(Data):
     def __init__(self, config: Config, paths: int) -> None:
         self._config, self._paths = config, paths
         self._split: Split = open_images(config.data)
+        found, expected = self._split.classes, config.task.classes
+        if found is not None and found > expected:
+            raise UserError(
+                f"task.classes: found {expected}, expected at least {found}: as many has data.source "
+                f"{config.data.source}"
+            )
 
     @property
     def revision(self) -> str | None:

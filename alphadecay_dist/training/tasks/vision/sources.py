@@ -45,12 +45,14 @@ class Split:
     Attributes:
         train: the training images.
         validation: the validation images.
+        classes: number of labels; None where that is not known.
         marks: finds marks of the local files, if there are any.
         revision: the commit on the hub; None for others.
     """
 
     train: Images
     validation: Images
+    classes: int | None = None
     marks: Callable[[], Marks] | None = None
     revision: str | None = None
 
@@ -166,6 +168,7 @@ def _digits() -> Split:
     return Split(
         ArrayImages(pixels[~held_out], found.target[~held_out]),
         ArrayImages(pixels[held_out], found.target[held_out]),
+        classes=10,
     )
 
 
@@ -192,7 +195,8 @@ def _idx(folder: Path) -> Split:
         ArrayImages(arrays[split, "images-idx3"], arrays[split, "labels-idx1"]) for split in IDX
     )
     paths = [str(path) for path in files.values()]
-    return Split(train, validation, lambda: marks_of(str(folder), paths))
+    classes = max(int(images.labels.max(initial=0)) for images in (train, validation)) + 1
+    return Split(train, validation, classes, lambda: marks_of(str(folder), paths))
 
 
 def _read_idx(path: Path) -> np.ndarray:
@@ -231,7 +235,12 @@ def _folders(folder: Path) -> Split:
         odd = sorted(set(train.classes) ^ set(validation.classes))
         raise UserError(f"data.source {folder}: the class {odd[0]!r} is in one of train and validation alone")
     listed = {str(roots[split].relative_to(folder)): found[split].samples for split in SPLITS}
-    return Split(FileImages(train.samples), FileImages(validation.samples), lambda: _marks(folder, listed))
+    return Split(
+        FileImages(train.samples),
+        FileImages(validation.samples),
+        classes=len(train.classes),
+        marks=lambda: _marks(folder, listed),
+    )
 
 
 def _marks(folder: Path, listed: dict[str, list[tuple[str, int]]]) -> Marks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from alphadecay_dist.checkpoint.reader import Checkpoint
 from alphadecay_dist.engines.training import TrainEngine
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.process.environment import environment
@@ -20,7 +22,7 @@ from alphadecay_dist.training.state import SavedState
 from alphadecay_dist.training.tasks.card import TaskCard
 from alphadecay_dist.training.tasks.companion import Companion
 from alphadecay_dist.training.tasks.task import Model, Task
-from alphadecay_dist.training.tasks.vision import card
+from alphadecay_dist.training.tasks.vision import card, export
 from alphadecay_dist.training.tasks.vision.augment import check_augmentation
 from alphadecay_dist.training.tasks.vision.average import MovingAverage
 from alphadecay_dist.training.tasks.vision.batches import TrainingBatch, ValidationBatch
@@ -74,7 +76,7 @@ class VisionModel(Model):
         """There are none."""
 
     def flops(self) -> float:
-        """Of one update, over all ranks: a forward's as torch counts them, and twice as many of the backward."""
+        """Of one update, over all ranks: of a forward as torch counts them, times 3 for the backward too."""
         size, channels = self._options.image_size, self._options.channels
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             self._shapes.eval()(torch.empty(1, channels, size, size, device="meta"))
@@ -143,3 +145,9 @@ class Vision(Task):
     def card(self, state: SavedState) -> TaskCard:
         """Model, images and accuracies."""
         return card.card_of(state)
+
+    def export_hf(
+        self, checkpoint: Checkpoint, state: SavedState, dtype: torch.dtype, model: str | None
+    ) -> Callable[[Path], None]:
+        """For ``timm.create_model``."""
+        return export.timm_writer(checkpoint, state.config, dtype, model)

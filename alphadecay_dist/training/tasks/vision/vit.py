@@ -85,6 +85,11 @@ def build_on_meta(name: str, options: VisionOptions) -> VisionTransformer:
             f"model.name {name}: is a {type(model).__name__}, expected a VisionTransformer, such as "
             "'deit_tiny_patch16_224'"
         )
+    patch = model.patch_embed.patch_size[0]
+    if options.image_size % patch:
+        raise UserError(
+            f"task.image_size: found {options.image_size}, expected a multiple of the patches' {patch}"
+        )
     if model.fix_init or model.weight_init_mode or dict(model.named_buffers()):
         raise UserError(f"model.name {name}: its initial values are none of its modules' own; choose another")
     model.blocks = Blocks(with_given_draws(block) for block in model.blocks)
