@@ -9,6 +9,7 @@ any number of ranks. The position in all this is one number.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,15 +137,10 @@ class TrainingImages:
 
     def start(self) -> TrainingImages:
         """Let the processes read ahead from the position on."""
-        self._results = Results(self._groups, self._numbers(self._consumed), self._workers)
+        first = (self._consumed + self._first) // self._group
+        numbers = _numbers(first, self._share // self._group, self._global_batch // self._group)
+        self._results = Results(self._groups, numbers, self._workers)
         return self
-
-    def _numbers(self, place: int) -> Iterator[int]:
-        """This rank's groups from a place in the run on."""
-        while True:
-            start = place + self._first
-            yield from range(start // self._group, (start + self._share) // self._group)
-            place += self._global_batch
 
     def next_update(self) -> list[TrainingBatch]:
         """This rank's micro-batches of the next update, on the CPU."""
@@ -180,6 +176,12 @@ class TrainingImages:
                 "checkpoint"
             ) from None
         self._consumed = consumed
+
+
+def _numbers(first: int, own: int, step: int) -> Iterator[int]:
+    """Runs of ``own`` numbers that begin at ``first`` and every ``step`` after it, without end."""
+    for start in itertools.count(first, step):
+        yield from range(start, start + own)
 
 
 class ValidationImages:

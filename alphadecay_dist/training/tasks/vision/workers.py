@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -38,7 +39,7 @@ class Results:
 
     Args:
         jobs: what is to be done.
-        numbers: of the jobs; may be endless.
+        numbers: of the jobs; may be endless. Neither they nor the jobs may hold what holds the results.
         workers: number of processes.
     """
 
@@ -53,7 +54,9 @@ class Results:
             generator=torch.Generator(),  # whose draws nobody uses; the process's own is the training's
         )
         before = signal.getsignal(signal.SIGCHLD)
-        self._results = iter(loader)
+        self._held = [iter(loader)]
+        # Left to the collector, its queues would be closed before it has told the processes to end.
+        weakref.finalize(self, self._held.clear)
         # torch's handler would raise in the middle of an update, on one rank alone; see __next__ instead.
         signal.signal(signal.SIGCHLD, before)
 
@@ -67,7 +70,7 @@ class Results:
             UserError: an image cannot be read, or a process ended.
         """
         try:
-            result = next(self._results)
+            result = next(self._held[0])
         except RuntimeError as error:
             raise UserError(
                 f"data: a process that reads images failed: {' '.join(str(error).split())[-300:]}"
