@@ -6,11 +6,18 @@ import alphadecay_dist.openmp  # noqa: F401  (before torch is loaded; processes 
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
+
+TORCHVISION = os.path.join(os.path.dirname(__file__), "cpu_torchvision")
+if TORCHVISION not in sys.path:  # for this process, and for those that it starts
+    sys.path.append(TORCHVISION)
+    os.environ["PYTHONPATH"] = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), TORCHVISION])
+    import tests.cpu_torchvision.sitecustomize  # noqa: F401
 
 settings.register_profile("suite", deadline=None)  # on a busy machine any example may take long
 settings.load_profile("suite")

@@ -9,6 +9,7 @@ import transformers.models.llama.modeling_llama
 
 import alphadecay_dist.training.run
 import alphadecay_dist.training.tasks.language.task
+import alphadecay_dist.training.tasks.vision.task
 
 assert deepspeed  # its Muon, which each ZeRO engine looks at, loads torch's compiler: seconds
 assert torch

@@ -101,8 +101,9 @@ def test_collectives_are_called_in_their_homes_alone():
     assert {home for home in homes if not found[home]} == set()
 
 
-# Batches of any task are read ahead by prefetch.py; the rest of data/ is text, which the language task reads.
-TEXT = re.compile(r"alphadecay_dist\.training\.(tasks\.language|data(?!\.prefetch))\b")
+# Batches of any task are read ahead by prefetch.py, and permutation.py puts anything in order; the rest of
+# data/ is text, which the language task reads.
+TEXT = re.compile(r"alphadecay_dist\.training\.(tasks\.language|data(?!\.(prefetch|permutation)))\b")
 TEXT_HOMES = [PACKAGE / "training" / "data", PACKAGE / "training" / "tasks" / "language"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -94,6 +94,20 @@ def stored_tensors(checkpoint: Checkpoint) -> dict[str, dict[str, StoredWhole]]:
     for entry in checkpoint.manifest.tensors:  # weights first, in the model's order
         found.setdefault(entry.name, {})[entry.kind] = StoredWhole(checkpoint.folder, entry)
     return found
+
+
+def with_weights(checkpoint: Checkpoint, kind: str) -> Checkpoint:
+    """A checkpoint read with another kind of its tensors, such as a moving average, as the weights.
+
+    Raises:
+        UserError: it has none of that kind for each weight.
+    """
+    tensors = checkpoint.manifest.tensors
+    taken = tuple(replace(tensor, kind=WEIGHT) for tensor in tensors if tensor.kind == kind)
+    if len(taken) != sum(tensor.kind == WEIGHT for tensor in tensors):
+        known = ", ".join(sorted({tensor.kind for tensor in tensors}))
+        raise UserError(f"--weights {kind}: {checkpoint.folder} has no such tensors; it has {known}")
+    return replace(checkpoint, manifest=replace(checkpoint.manifest, tensors=taken))
 
 
 def fill(parts: Iterable[Part], folder: Path, tensors: Mapping[tuple[str, str], TensorEntry]) -> None:

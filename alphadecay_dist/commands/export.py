@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from alphadecay_dist.commands.paths import require_there
+from alphadecay_dist.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("hf", "deepspeed"),
         required=True,
         help="hf: weights, config and tokenizer "
-        "for transformers; deepspeed: its universal checkpoint, optimizer state included",
+        "for transformers, or for timm; deepspeed: its universal checkpoint, optimizer state included",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where to; new or empty")
     parser.add_argument(
@@ -26,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16"),
         default="float32",
         help="hf: of the weights (default: float32, the masters)",
+    )
+    parser.add_argument(
+        "--weights", metavar="KIND", help="hf: ema is the moving average of vision (default: the weights)"
     )
     parser.add_argument("--model", metavar="JSON", help="hf: the model's config, where the run's own is gone")
 
@@ -38,7 +42,10 @@ def run(args: argparse.Namespace) -> None:
     from alphadecay_dist.commands.formats import export_hf, export_universal, trained
 
     found = trained(args.path)
+    if args.weights is not None and args.to != "hf":
+        raise UserError(f"--weights {args.weights}: found with --to {args.to}, which holds all; leave it out")
     if args.to == "hf":
+        found = found if args.weights is None else found.with_weights(args.weights)
         export_hf(found, args.output, getattr(torch, args.dtype), args.model)
     else:
         export_universal(found, args.output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from alphadecay_dist.checkpoint.reader import Checkpoint, find, without_checkpoint
-from alphadecay_dist.checkpoint.restore import stored_tensors
+from alphadecay_dist.checkpoint.restore import stored_tensors, with_weights
 from alphadecay_dist.commands.model_card import CARD, model_card
 from alphadecay_dist.engines.state import WEIGHT
 from alphadecay_dist.engines.zero.universal import MASTER, Parameter, write_universal
@@ -32,6 +33,14 @@ class Trained:
 
     checkpoint: Checkpoint
     state: SavedState
+
+    def with_weights(self, kind: str) -> Trained:
+        """With another of its tensors as the weights, such as ``ema``, a moving average.
+
+        Raises:
+            UserError: there is none for each of them.
+        """
+        return dataclasses.replace(self, checkpoint=with_weights(self.checkpoint, kind))
 
     @property
     def config(self) -> Config:
@@ -68,7 +77,7 @@ def export_hf(found: Trained, output: Path, dtype: torch.dtype, model: str | Non
     """
     task = task_named(found.config.model.task)
     write = task.export_hf(found.checkpoint, found.state, dtype, model)
-    _made(output, write, model_card(found.checkpoint, found.state, library="transformers"))
+    _made(output, write, model_card(found.checkpoint, found.state, task.card(found.state).library))
 
 
 def export_universal(found: Trained, output: Path) -> None:

@@ -40,7 +40,7 @@ def model_card(checkpoint: Checkpoint, state: SavedState, library: str | None) -
     parts = [
         f"---\n{_head(state, card, numbers, library)}---\n\n# {_name(state)}",
         _summary(checkpoint, state, card),
-        _usage(card) if library == "transformers" else "",
+        _usage(card) if library else "",
         _evaluation(checkpoint, card, numbers),
         _decay(state),
         _training(checkpoint, state),
@@ -90,7 +90,7 @@ def _head(state: SavedState, card: TaskCard, numbers: Numbers, library: str | No
         if of is not None and name in numbers
     ]
     head = dict(card.head)
-    if library != "transformers":
+    if library is None:
         head.pop("pipeline_tag", None)
     metrics = sorted({kind for name, kind in card.metrics.items() if name in numbers})
     data = ModelCardData(

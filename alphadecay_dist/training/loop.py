@@ -19,7 +19,7 @@ from alphadecay_dist.checkpoint import restore
 from alphadecay_dist.checkpoint.reader import newest
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS
 from alphadecay_dist.control.refresh import Refresh
-from alphadecay_dist.engines.training import TrainEngine
+from alphadecay_dist.engines.training import Loss, TrainEngine
 from alphadecay_dist.errors import RunError, UserError
 from alphadecay_dist.notices import LOGGER
 from alphadecay_dist.training.bad_updates import ROLLBACK, BadUpdates
@@ -233,7 +233,7 @@ class Trainer:
         self._engine.set_learning_rate(rate)
         # The engine takes the mean over ranks: times their number, it is the sum over all targets' losses.
         scale = (self._ranks.world_size / targets[0]).float()
-        return self._engine.gradients(self._calls(self._model.loss, batches), scale)
+        return self._engine.gradients(self._losses(batches), scale)
 
     def _agree(self, summed: Tensor, targets: Tensor) -> _Agreed:
         """What all ranks know after the gradients, in one sum: the update's only wait for the device."""
@@ -295,14 +295,16 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, float] | None:
         """The evaluation's numbers, the same on every rank; None where a request to stop came between."""
-        targets = sum(batch.targets for batch in self._evaluation)
-        with self._companion.evaluating():
-            calls = self._calls(self._model.measure, self._until_asked(self._evaluation))
-            mine = self._engine.evaluate(calls)
-        if self._stop:
-            return None
-        *sums, number = self._ranks.sum(*mine.flatten(), float(targets))
-        return self._model.numbers(sums, number)
+        found: dict[str, float] = {}
+        for prefix, weights in self._companion.evaluations(self.progress.step).items():
+            with weights:
+                mine = self._engine.evaluate(self._measurements())
+            if self._stop:
+                return None
+            *sums, targets = self._ranks.sum(*mine)
+            numbers = self._model.numbers(sums, targets)
+            found |= {f"{prefix}{name}": number for name, number in numbers.items()}
+        return found
 
     def _until_asked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Batches until a rank is asked to stop; every rank has as many, and leaves off at the same one."""
@@ -314,12 +316,16 @@ class Trainer:
                     return
             yield batch
 
-    def _calls(
-        self, function: Callable[[nn.Module, Any], Tensor], batches: Iterable[Batch]
-    ) -> Iterator[Callable[[nn.Module], Tensor]]:
-        """A task's function of model and batch, as a function of the model for each batch."""
+    def _losses(self, batches: Iterable[Batch]) -> Iterator[Loss]:
+        """The loss of each batch, as a function of the model."""
         for batch in batches:
-            yield functools.partial(_called, function, batch.to(self._engine.device))
+            yield functools.partial(_called, self._model.loss, batch.to(self._engine.device))
+
+    def _measurements(self) -> Iterator[Loss]:
+        """What is measured of each batch of an evaluation, and its targets, as a function of the model."""
+        for batch in self._until_asked(self._evaluation):
+            targets = batch.targets  # counted on the CPU: nobody waits for the device
+            yield functools.partial(_measured, self._model.measure, batch.to(self._engine.device), targets)
 
     def _save_once(self) -> None:
         """Save, unless this update's checkpoint is there; and hear who was asked to stop meanwhile.
@@ -372,6 +378,14 @@ class Trainer:
 
 def _called(function: Callable[[nn.Module, Any], Tensor], batch: Batch, model: nn.Module) -> Tensor:
     return function(model, batch)
+
+
+def _measured(
+    function: Callable[[nn.Module, Any], Tensor], batch: Batch, targets: int, model: nn.Module
+) -> Tensor:
+    """What a function measures, and behind it the targets: (k + 1,), fp64."""
+    found = function(model, batch).flatten().double()
+    return torch.cat([found, found.new_tensor([targets])])
 
 
 def _due(step: int, every: int) -> bool:

@@ -21,8 +21,9 @@ class ModelConfig:
     """What is trained.
 
     Attributes:
-        name: one of recipes/models, or the path of a LLaMA config JSON, which holds the model's sizes.
-        task: what the model learns: ``language``, of text.
+        name: one of recipes/models, or the path of a LLaMA config JSON, which holds the model's sizes; of
+            ``vision``, timm's name of a vision transformer.
+        task: what the model learns: ``language``, of text, or ``vision``, the labels of images.
     """
 
     name: str = "llama_demo"
@@ -35,7 +36,9 @@ class DataConfig:
 
     Attributes:
         source: ``demo`` (the text shipped with the package), ``c4`` (streamed from the hub), or a local
-            file, directory or glob of .txt, .json, .jsonl (.gz, .bz2, .xz, .zst too) or .parquet files.
+            file, directory or glob of .txt, .json, .jsonl (.gz, .bz2, .xz, .zst too) or .parquet files. Of
+            ``vision``: ``digits``, a directory of idx files or of train/CLASS/ and val/CLASS/, or a name on
+            the hub, such as ``imagenet-1k``.
         validation: held-out files, given like ``source``; without them every ``holdout``-th document of a
             local source is held out, counted in each file, or over all where no file has as many. ``demo``
             and ``c4`` have a validation set of their own.
@@ -47,8 +50,8 @@ class DataConfig:
         shuffle: documents that are shuffled together.
         prepared: a directory that ``alphadecay data prepare`` made; then ``source``, ``validation``,
             ``holdout``, ``text_field`` and ``shuffle`` have no effect.
-        revision: of ``c4`` on the hub, a commit; null is the newest at the beginning of a run, which then
-            stays with it.
+        revision: of ``c4``, or images, on the hub, a commit; null is the newest at the beginning of a run,
+            which then stays with it.
     """
 
     source: str = "demo"
@@ -86,8 +89,9 @@ class TrainConfig:
     Attributes:
         steps: optimizer updates; schedules span them.
         stop_after: save and stop after this update; null is off.
-        micro_batch: most sequences that a rank takes at once; the largest divisor that fits is used.
-        global_batch: sequences an update, over all ranks.
+        micro_batch: most sequences, or images, that a rank takes at once; the largest divisor that fits is
+            used.
+        global_batch: sequences, or images, an update, over all ranks.
         seq_len: tokens a sequence.
         dtype: ``bfloat16`` (compute in bf16 over fp32 masters), ``float32``, or ``auto``: bfloat16 on a GPU,
             float32 on a CPU.
@@ -198,7 +202,7 @@ class EvalConfig:
 
     Attributes:
         every: updates between evaluations; 0 evaluates before the first update and after the last alone.
-        tokens: of each evaluation.
+        tokens: of each evaluation; images are evaluated all.
     """
 
     every: int = 0

@@ -11,12 +11,10 @@ from alphadecay_dist import cli
 from alphadecay_dist.commands.cell_costs import costs_of
 from alphadecay_dist.commands.published import Choice, published_table
 from alphadecay_dist.commands.results import render, rows_of
-from alphadecay_dist.training.config import load_config, recipe_names, to_yaml
+from alphadecay_dist.training.config import load_config, to_yaml
 from alphadecay_dist.training.optimizer import learning_rate
 from alphadecay_dist.training.outputs.run_files import RunFiles
 from tests.training.runs import ROOT
-
-pytestmark = pytest.mark.skipif("vit_tiny" not in recipe_names(), reason="the recipe is not there yet")
 
 EPOCH, EPOCHS = 1_281_167 // 384, 120
 

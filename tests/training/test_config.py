@@ -36,7 +36,7 @@ MILLIONS = {"llama_60m": 58.07, "llama_130m": 134.11, "llama_350m": 367.97, "lla
 
 
 def test_the_demo_and_every_published_run_are_there():
-    assert recipe_names() == sorted(["demo", *PUBLISHED])
+    assert recipe_names() == sorted(["demo", "vit_demo", "vit_tiny", *PUBLISHED])
     assert model_names() == sorted(["llama_demo", *PUBLISHED])
 
 

@@ -83,6 +83,7 @@ class FolderLock:
                 raise
             warn(f"{self._path}: {error.strerror}: nothing keeps a second run out of this directory")
         self._descriptor = descriptor
+        os.register_at_fork(after_in_child=self.release)  # else the lock stays until such a process ends too
 
     def _refusal(self, what: str) -> str:
         who = ""

@@ -39,6 +39,7 @@ class TaskCard:
         evaluated_on: what the numbers are of, where the hub has it.
         metrics: the hub's kind of a number, by its name, of those that the hub has one for.
         usage: Python that loads what :meth:`.Task.export_hf` writes, with ``{folder}`` for its path.
+        library: that loads it, by the hub's name.
     """
 
     model: str = "a model"
@@ -49,3 +50,4 @@ class TaskCard:
     evaluated_on: HubDataset | None = None
     metrics: Mapping[str, str] = field(default_factory=dict)
     usage: str = ""
+    library: str | None = None

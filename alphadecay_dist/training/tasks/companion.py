@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 from alphadecay_dist.engines.state import EngineState
@@ -29,6 +30,13 @@ class Companion:
     def after_update(self, step: int) -> None:
         """An update was applied, the ``step``-th; every rank calls it."""
 
-    def evaluating(self) -> AbstractContextManager[None]:
-        """Context of an evaluation, in which the model may have other weights. Collective."""
-        return contextlib.nullcontext()
+    def evaluations(self, step: int) -> Mapping[str, AbstractContextManager[None]]:
+        """The contexts in which the model is evaluated in turn, each with weights of its own. Collective.
+
+        Args:
+            step: updates finished.
+
+        Returns:
+            They by what stands before the names of their numbers in eval.jsonl; nothing for the first.
+        """
+        return {"": contextlib.nullcontext()}

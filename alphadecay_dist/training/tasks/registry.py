@@ -28,6 +28,10 @@ class Entry:
 DEFAULT = "language"  # the task of a recipe that names none, and of all runs from before there were others
 TASKS = {
     DEFAULT: Entry("alphadecay_dist.training.tasks.language.task:Language"),
+    "vision": Entry(
+        "alphadecay_dist.training.tasks.vision.task:Vision",
+        "alphadecay_dist.training.tasks.vision.options:VisionOptions",
+    ),
 }
 
 

@@ -176,7 +176,10 @@ def test_its_fields_are_read_written_and_shown(registered):
         (["task.average=1"], "task.average: found 1.0, expected a number in"),
         (["task.noise=much"], "task.noise: found 'much', expected float"),
         (["model.task=language", "task.noise=1"], "the task that model.task names has no fields of its own"),
-        (["model.task=regresion"], "model.task: found 'regresion', expected one of language, regression"),
+        (
+            ["model.task=regresion"],
+            "model.task: found 'regresion', expected one of language, vision, regression",
+        ),
     ],
 )
 def test_mistakes_in_them_are_one_line(registered, overrides, words):

@@ -54,6 +54,7 @@ def card_of(state: SavedState) -> TaskCard:
         evaluated_on=_evaluated_on(config, source, revision),
         metrics=METRICS,
         usage=USAGE,
+        library="transformers",
     )
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -20,7 +21,6 @@ class Average(Companion):
     def __init__(self, engine: TrainEngine, kept: float) -> None:
         super().__init__(engine)
         self._kept = kept
-        self.step = 0
         self.values = [part.values.clone() for part in self.weights()]
 
     def weights(self) -> list[Part]:
@@ -30,24 +30,26 @@ class Average(Companion):
         return WithAverage(self._engine.state(), self)
 
     def after_update(self, step: int) -> None:
-        self.step = step
         for value, part in zip(self.values, self.weights(), strict=True):
             value.lerp_(part.values, 1 - self._kept)
 
+    def evaluations(self, step: int) -> Mapping[str, AbstractContextManager[None]]:
+        return {"": self._in_place(step)}
+
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def _in_place(self, step: int) -> Iterator[None]:
         trained = [part.values.clone() for part in self.weights()]
-        self._put(self.values)
+        self._put(self.values, step)
         try:
             yield
         finally:
-            self._put(trained)
+            self._put(trained, step)
 
     @torch.no_grad()
-    def _put(self, values: Sequence[Tensor]) -> None:
+    def _put(self, values: Sequence[Tensor], step: int) -> None:
         for value, part in zip(values, self.weights(), strict=True):
             part.values.copy_(value)
-        self._engine.state().publish(self.step)
+        self._engine.state().publish(step)
 
 
 class WithAverage:
@@ -73,5 +75,4 @@ class WithAverage:
         self._state.create(own, scalars)
 
     def publish(self, step: int) -> None:
-        self._average.step = step
         self._state.publish(step)

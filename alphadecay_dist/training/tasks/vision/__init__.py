@@ -1,0 +1,1 @@
+"""Image classification: vision transformers of timm, on the trainer's engines."""

@@ -1,0 +1,39 @@
+"""A run that is stopped and killed, with the processes that read its images."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.training.runs import ROOT, left_behind
+from tests.training.tasks.vision.runs import options_of, run, same_tensors, write_idx
+
+pytestmark = [pytest.mark.ranks, pytest.mark.launcher, pytest.mark.kills]
+
+
+def test_signals_to_all_its_processes_and_a_kill_lose_nothing(tmp_path):
+    source = write_idx(tmp_path / "idx")
+    options = options_of(source, train__steps=40, eval__every=0, checkpoint__every=5, checkpoint__keep=2)
+    whole = run(1, "ddp", tmp_path / "whole", options)
+    broken = tmp_path / "broken"
+    argv = [sys.executable, "train.py", "--engine=ddp", f"--output_dir={broken}", *options]
+    for number, code in ((signal.SIGTERM, 75), (signal.SIGKILL, -9)):
+        process = subprocess.Popen(
+            argv, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        begun = len(left_behind(broken)["metrics"])
+        until = time.monotonic() + 120
+        while len(left_behind(broken)["metrics"]) < begun + 4 and time.monotonic() < until:
+            time.sleep(0.05)
+        if number == signal.SIGTERM:
+            os.killpg(process.pid, number)  # as a cluster does: the processes that read images too
+        else:
+            process.kill()
+        assert process.wait(60) == code
+    assert run(1, "ddp", broken, options) == whole
+    assert same_tensors(broken, tmp_path / "whole")
