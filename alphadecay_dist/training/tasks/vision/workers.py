@@ -85,8 +85,8 @@ class Results:
 def _on_start(_worker: int) -> None:
     """What asks a run to stop is not for the processes that read for it: they end after it, or by it alone.
 
-    A cluster sends its signals to every process, and the run still needs images until its ranks have agreed to
-    stop. So they are blocked from the fork on, see :class:`Results`.
+    A cluster sends its signals to every process, and the run still needs images until its ranks have agreed
+    to stop. So they are blocked from the fork on, see :class:`Results`.
     """
     threading.Thread(target=_end_by_parent, args=(os.getppid(),), daemon=True).start()
 
