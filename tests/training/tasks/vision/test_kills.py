@@ -24,7 +24,12 @@ def test_signals_to_all_its_processes_and_a_kill_lose_nothing(tmp_path):
     argv = [sys.executable, "train.py", "--engine=ddp", f"--output_dir={broken}", *options]
     for number, code in ((signal.SIGTERM, 75), (signal.SIGKILL, -9)):
         process = subprocess.Popen(
-            argv, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            argv,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         begun = len(left_behind(broken)["metrics"])
         until = time.monotonic() + 120
