@@ -15,7 +15,17 @@ from alphadecay_dist import cli
 from alphadecay_dist.commands import COMMANDS, Command
 
 ROOT = Path(__file__).parents[2]
-SLOW = ("torch", "numpy", "transformers", "deepspeed", "datasets", "sentencepiece", "safetensors", "wandb")
+SLOW = (
+    "torch",
+    "numpy",
+    "timm",
+    "transformers",
+    "deepspeed",
+    "datasets",
+    "sentencepiece",
+    "safetensors",
+    "wandb",
+)
 RUN = f"""
 import contextlib, io, json, sys
 import {{module}}

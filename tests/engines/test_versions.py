@@ -88,7 +88,7 @@ def start(package, found, script, *options):
     """A program that finds another version of a package."""
     return subprocess.run(
         [sys.executable, "-c", OTHER, package, found, str(script), *options],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])},
         capture_output=True,
         text=True,
         timeout=120,

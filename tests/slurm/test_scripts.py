@@ -31,6 +31,7 @@ def options(script):
 
 def test_shellcheck_has_nothing_to_say():
     files = [*SCRIPTS, *(ROOT / "slurm").glob("*.sh"), *(ROOT / "slurm").glob("*.env")]
+    files += (ROOT / "examples").glob("*.sh")
     checker = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert checker, "shellcheck comes with the extra test"
     done = subprocess.run(

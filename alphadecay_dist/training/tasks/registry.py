@@ -6,6 +6,8 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from alphadecay_dist.errors import UserError
+
 if TYPE_CHECKING:
     from alphadecay_dist.training.tasks.task import Task
 
@@ -19,10 +21,12 @@ class Entry:
         options: ``module:Class`` of a frozen dataclass, which a recipe's section ``task`` is read into. Every
             command line loads its module, for the help: it is to import nothing heavy. None: the task has no
             fields of its own.
+        extra: of this package, where the task needs packages that come with it alone.
     """
 
     task: str
     options: str | None = None
+    extra: str | None = None
 
 
 DEFAULT = "language"  # the task of a recipe that names none, and of all runs from before there were others
@@ -31,6 +35,7 @@ TASKS = {
     "vision": Entry(
         "alphadecay_dist.training.tasks.vision.task:Vision",
         "alphadecay_dist.training.tasks.vision.options:VisionOptions",
+        extra="vision",
     ),
 }
 
@@ -41,8 +46,24 @@ class NoOptions:
 
 
 def task_named(name: str) -> Task:
-    """The task of that name, loaded."""
-    return _loaded(TASKS[name].task)()
+    """The task of that name, loaded.
+
+    Raises:
+        UserError: a package that it needs is missing, or does not work with the others.
+    """
+    entry = TASKS[name]
+    try:
+        return _loaded(entry.task)()
+    except (
+        ImportError,
+        RuntimeError,
+    ) as error:  # RuntimeError: torchvision beside another torch than its own
+        if entry.extra is None:
+            raise
+        raise UserError(
+            f"model.task {name}: cannot be loaded: {error}; it needs pip install "
+            f"'alphadecay-dist[{entry.extra}]', with torchvision from where torch came"
+        ) from error
 
 
 def options_of(name: str) -> type:

@@ -17,7 +17,7 @@ from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.arguments import normalized
 from alphadecay_dist.training.config import config_from_dict, load_config, to_yaml
 from alphadecay_dist.training.field_help import listing
-from alphadecay_dist.training.tasks.registry import DEFAULT, TASKS, Entry
+from alphadecay_dist.training.tasks.registry import DEFAULT, TASKS, Entry, task_named
 from tests.multirank import run_ranks
 from tests.training.runs import argv_of, left_behind, without_times
 from tests.training.tasks.regression.options import RegressionOptions
@@ -186,6 +186,15 @@ def test_mistakes_in_them_are_one_line(registered, overrides, words):
     with pytest.raises(UserError) as caught:
         load_config("demo", ["model.task=regression", *overrides])
     assert words in str(caught.value)
+
+
+def test_a_task_whose_packages_are_missing_names_its_extra(monkeypatch):
+    monkeypatch.setitem(TASKS, "sound", Entry("no_such_package.task:Sound", extra="sound"))
+    with pytest.raises(UserError, match=r"model.task sound: .*no_such_package.*alphadecay-dist\[sound\]"):
+        task_named("sound")
+    monkeypatch.setitem(TASKS, "sound", Entry("no_such_package.task:Sound"))
+    with pytest.raises(ModuleNotFoundError):
+        task_named("sound")
 
 
 def test_a_recipe_without_a_task_is_language_and_has_no_section_of_it():

@@ -28,6 +28,7 @@ from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.tasks.data import Data, Loaders, Previous
 from alphadecay_dist.training.tasks.vision.augment import Augment, Plain, Sample
 from alphadecay_dist.training.tasks.vision.batches import PADDING, TrainingBatch, ValidationBatch
+from alphadecay_dist.training.tasks.vision.options import VisionOptions
 from alphadecay_dist.training.tasks.vision.sources import Images, Split, open_images
 from alphadecay_dist.training.tasks.vision.workers import Jobs, Results
 
@@ -93,17 +94,30 @@ class Groups(Jobs):
 
 
 class Validation(Jobs):
-    """Validation images by their number; any beyond the last is padding."""
+    """A rank's batches of validation images, by their number; rank r of W has images r, r + W and so on.
 
-    def __init__(self, images: Images, plain: Plain, classes: int, blank: Tensor) -> None:
-        self._images, self._plain, self._classes, self._blank = images, plain, classes, blank
+    Args:
+        images: of all ranks.
+        options: of the recipe.
+        places: the images of this rank, and places beyond the last, which are padding.
+        size: images of a batch.
+    """
 
-    def job(self, number: int) -> tuple[Tensor, int]:
-        """An image (c, h, w) and its label."""
-        if number >= len(self._images):
-            return self._blank, PADDING
-        image, label = self._images.read(number)
-        return self._plain.image(image), _checked(label, self._classes)
+    def __init__(self, images: Images, options: VisionOptions, places: range, size: int) -> None:
+        self._images, self._options, self._places, self._size = images, options, places, size
+        self._plain = Plain(options)
+
+    def job(self, number: int) -> tuple[Tensor, Tensor]:
+        """Images (b, c, h, w) and labels (b,)."""
+        rows = [self._row(place) for place in self._places[number * self._size : (number + 1) * self._size]]
+        return torch.stack([image for image, _ in rows]), torch.tensor([label for _, label in rows])
+
+    def _row(self, place: int) -> tuple[Tensor, int]:
+        if place >= len(self._images):
+            options = self._options
+            return torch.zeros(options.channels, options.image_size, options.image_size), PADDING
+        image, label = self._images.read(place)
+        return self._plain.image(image), _checked(label, self._options.classes)
 
 
 def _checked(label: int, classes: int) -> int:
@@ -188,26 +202,25 @@ class ValidationImages:
     """This rank's micro-batches of an evaluation; over all ranks each image comes once.
 
     Args:
-        jobs: the images.
+        images: of all ranks.
         config: the recipe.
-        total: number of images.
         ranks: this rank among the others.
     """
 
-    def __init__(self, jobs: Validation, config: Config, total: int, ranks: Ranks) -> None:
-        self._jobs, self._ranks, self._workers = jobs, ranks, config.task.workers
-        self._size = micro_batch(config.train, ranks.world_size)
-        self._batches = math.ceil(total / (ranks.world_size * self._size))
+    def __init__(self, images: Images, config: Config, ranks: Ranks) -> None:
+        self._ranks, self._workers = ranks, config.task.workers
+        size, world_size = micro_batch(config.train, ranks.world_size), ranks.world_size
+        self._batches = math.ceil(len(images) / (world_size * size))
+        places = range(ranks.rank, self._batches * size * world_size, world_size)
+        self._jobs = Validation(images, config.task, places, size)
 
     def __iter__(self) -> Iterator[ValidationBatch]:
         """Batches, as many on every rank; an image that a rank cannot read ends all."""
-        world_size = self._ranks.world_size
-        count = self._batches * self._size
-        results = Results(self._jobs, range(self._ranks.rank, count * world_size, world_size), self._workers)
+        results = Results(self._jobs, range(self._batches), self._workers)
         for _ in range(self._batches):
             with self._ranks.raise_on_all_ranks():
-                images, labels = zip(*(next(results) for _ in range(self._size)), strict=True)
-            yield ValidationBatch(torch.stack(images), torch.tensor(labels))
+                images, labels = next(results)
+            yield ValidationBatch(images, labels)
 
 
 class ImageData(Data):
@@ -281,10 +294,7 @@ class ImageLoaders(Loaders):
 
     def evaluation(self, ranks: Ranks) -> Iterable[ValidationBatch]:
         """All validation images."""
-        task, images = self._config.task, self._split.validation
-        blank = torch.zeros(task.channels, task.image_size, task.image_size)
-        jobs = Validation(images, Plain(task), task.classes, blank)
-        return ValidationImages(jobs, self._config, len(images), ranks)
+        return ValidationImages(self._split.validation, self._config, ranks)
 
     def describe(self, update: Sequence[Any]) -> list[str]:
         """Images of an epoch, shape and labels of the first micro-batch."""

@@ -54,7 +54,9 @@ class Results:
             generator=torch.Generator(),  # whose draws nobody uses; the process's own is the training's
         )
         before = signal.getsignal(signal.SIGCHLD)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the processes begin with it
         self._held = [iter(loader)]
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         # Left to the collector, its queues would be closed before it has told the processes to end.
         weakref.finalize(self, self._held.clear)
         # torch's handler would raise in the middle of an update, on one rank alone; see __next__ instead.
@@ -83,11 +85,9 @@ class Results:
 def _on_start(_worker: int) -> None:
     """What asks a run to stop is not for the processes that read for it: they end after it, or by it alone.
 
-    A cluster sends its signals to every process; without this the images of the last updates would be gone.
+    A cluster sends its signals to every process, and the run still needs images until its ranks have agreed
+    to stop. So they are blocked from the fork on, see :class:`Results`.
     """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     threading.Thread(target=_end_by_parent, args=(os.getppid(),), daemon=True).start()
 
 

@@ -76,9 +76,15 @@ def trained(argv):
     return code, said.getvalue()
 
 
+def trained_on_one_thread(argv):
+    """The same with one BLAS thread: on a busy machine several may round otherwise from run to run."""
+    torch.set_num_threads(1)
+    return trained(argv)
+
+
 def run(world_size, engine, output, options):
     """A run to its end, or to where it was to stop: what it left behind, without times."""
-    outcomes = run_ranks(trained, world_size, argv_of(engine, output, options))
+    outcomes = run_ranks(trained_on_one_thread, world_size, argv_of(engine, output, options))
     assert [code for code, _ in outcomes] == [0] * world_size, outcomes[0][1]
     left = without_times(left_behind(output))
     for line in left["metrics"]:

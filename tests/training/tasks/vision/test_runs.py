@@ -135,6 +135,18 @@ def test_what_cannot_be(source, tmp_path):
     assert "task.classes: found 9, expected at least 10: as many has data.source" in said
 
 
+def test_changed_images_are_refused(tmp_path):
+    source = write_idx(tmp_path / "idx")
+    options = options_of(source, eval__every=0)
+    run(1, "ddp", tmp_path / "run", [*options, "--train.stop_after=1"])
+    images = source / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:-1] + b"\1")
+    said = refused(1, "ddp", tmp_path / "run", options)
+    assert "data.source train-images-idx3-ubyte: has other content" in said
+    said = refused(1, "ddp", tmp_path / "run", [*options, "--task.erase=0.5"])
+    assert "task.erase: found 0.5, the run in " in said
+
+
 def by_each_policy(folder, options):
     """A run of two updates under each policy, on one rank; their decays after it."""
     found = {}
