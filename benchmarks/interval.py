@@ -36,7 +36,9 @@ from refresh import SIZES, VOCABULARY, machine, released_alpha, timed
 from torch import nn
 
 from alphadecay_dist import AlphaDecay, param_groups
+from alphadecay_dist.training.build import fill
 from alphadecay_dist.training.recipe import TrainConfig
+from alphadecay_dist.training.tasks.language.initial_values import random_values
 from alphadecay_dist.training.tasks.language.model import build_model, config_of
 
 BASE, MIN_RATIO, MAX_RATIO = 0.1, 2 / 3, 5.0
@@ -91,7 +93,10 @@ class Training:
             "vocab_size": VOCABULARY,
         }
         torch.manual_seed(0)
-        self.model = build_model(config_of(args.shape, sizes, args.seq), TrainConfig()).to(args.device)
+        model = build_model(config_of(args.shape, sizes, args.seq), TrainConfig())
+        with torch.no_grad():
+            fill(model, random_values(model, 0), torch.float32, nn.Parameter.copy_)
+        self.model = model.to(args.device)
         fused = args.device.startswith("cuda")
         self.optimizer = torch.optim.AdamW(groups(self.model), lr=1e-3, weight_decay=BASE, fused=fused)
         self._tokens = torch.randint(VOCABULARY, (args.batch, args.seq), device=args.device)  # (b, s)

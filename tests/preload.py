@@ -1,6 +1,7 @@
 """What the fork server loads once, so that each rank starts in no time."""
 
 import gc
+from importlib.util import find_spec
 
 import deepspeed
 import deepspeed.runtime.zero.muon.muon_optimizer
@@ -9,7 +10,9 @@ import transformers.models.llama.modeling_llama
 
 import alphadecay_dist.training.run
 import alphadecay_dist.training.tasks.language.task
-import alphadecay_dist.training.tasks.vision.task
+
+if find_spec("timm"):
+    import alphadecay_dist.training.tasks.vision.task
 
 assert deepspeed  # its Muon, which each ZeRO engine looks at, loads torch's compiler: seconds
 assert torch

@@ -16,6 +16,7 @@ from alphadecay_dist.training.optimizer import learning_rate
 from alphadecay_dist.training.outputs.run_files import RunFiles
 from tests.training.runs import ROOT
 
+pytest.importorskip("timm", reason="the extra vision is not installed (docs/vision.md)")
 EPOCH, EPOCHS = 1_281_167 // 384, 120
 
 

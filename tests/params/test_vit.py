@@ -27,7 +27,7 @@ EPOCH = 1_281_167 // 384  # updates
 @pytest.fixture(scope="module")
 def create():
     """timm's DeiT-tiny/16 at its initial weights."""
-    import timm  # here: slow to load
+    timm = pytest.importorskip("timm", reason="the extra vision is not installed (docs/vision.md)")
 
     def create(**options):
         torch.manual_seed(0)

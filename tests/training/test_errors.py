@@ -134,8 +134,8 @@ BEFORE_THE_RANKS_MEET = {
     ),
     "unknown activation": (lambda f: [model_json(f, hidden_act="nope")], ["model.json", "nope"]),
     "another architecture": (
-        lambda f: [model_json(f, model_type="mixtral")],
-        ["model.json", "model_type is 'mixtral'", "'llama'"],
+        lambda f: [model_json(f, model_type="mamba")],
+        ["model.json", "mamba has no num_attention_heads", "state-space models, are not trained"],
     ),
     "quantised weights to start from": (
         lambda f: [f"--init_from={quantised(f)}"],

@@ -54,22 +54,26 @@ def task_named(name: str) -> Task:
     entry = TASKS[name]
     try:
         return _loaded(entry.task)()
-    except (
-        ImportError,
-        RuntimeError,
-    ) as error:  # RuntimeError: torchvision beside another torch than its own
-        if entry.extra is None:
+    except (ImportError, RuntimeError) as error:
+        cause = _first(error)
+        if "torchvision::" in str(cause):  # transformers and timm import it where it is
+            remedy = "torchvision is not made for this torch: take it from where torch came, or uninstall it"
+        elif entry.extra is not None:
+            remedy = f"it needs pip install 'alphadecay-dist[{entry.extra}]'"
+        else:
             raise
-        raise UserError(
-            f"model.task {name}: cannot be loaded: {error}; it needs pip install "
-            f"'alphadecay-dist[{entry.extra}]', with torchvision from where torch came"
-        ) from error
+        raise UserError(f"model.task {name}: cannot be loaded: {cause}; {remedy}") from error
 
 
 def options_of(name: str) -> type:
     """The dataclass of a task's own section in a recipe."""
     where = TASKS[name].options
     return NoOptions if where is None else _loaded(where)
+
+
+def _first(error: BaseException) -> BaseException:
+    """What an error was raised for in the first place."""
+    return error if error.__cause__ is None else _first(error.__cause__)
 
 
 def _loaded(where: str) -> Any:

@@ -197,6 +197,19 @@ def test_a_task_whose_packages_are_missing_names_its_extra(monkeypatch):
         task_named("sound")
 
 
+def test_a_torchvision_of_another_torch_is_named(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "misfit.py").write_text(
+        "try:\n"
+        "    raise RuntimeError('operator torchvision::nms does not exist')\n"
+        "except RuntimeError as error:\n"
+        "    raise ImportError('a module cannot be imported') from error\n"
+    )
+    monkeypatch.setitem(TASKS, "seen", Entry("misfit:Seen"))
+    with pytest.raises(UserError, match=r"model\.task seen: .*torchvision is not made for this torch"):
+        task_named("seen")
+
+
 def test_a_recipe_without_a_task_is_language_and_has_no_section_of_it():
     config = load_config("demo")
     assert config.model.task == DEFAULT == "language"
