@@ -22,7 +22,7 @@ def sharding_of(path: str, world_size: int, asked: str | None) -> str:
     config = read_json(path)
     refuse(config)
     zero = config.get("zero_optimization", {})
-    if zero.get("mics_shard_size", -1) > 0:
+    if zero.get("mics_shard_size", -1) != -1:
         raise UserError(f"--deepspeed {path}: found mics_shard_size, expected none: MiCS cannot be planned")
     numbers = [number for name in BATCHES if type(number := config.get(name)) is int]
     if len(numbers) == len(BATCHES):

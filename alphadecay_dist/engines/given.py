@@ -101,7 +101,7 @@ def is_engine(value: object) -> bool:
 
 
 def plain_optimizers(given: Sequence[Any]) -> tuple[torch.optim.Optimizer, ...]:
-    """Each optimizer without its wrappers: those of accelerate and Lightning, and whatever shows its groups.
+    """Each optimizer without its wrappers: accelerate's, Lightning's, timm's, and whatever shows its groups.
 
     Raises:
         UserError: something else than an optimizer, one twice, or none.
@@ -120,10 +120,19 @@ def _plain(optimizer: Any) -> torch.optim.Optimizer:
             f"optimizer: found {_kind(optimizer)}, expected a torch optimizer; give the one that was made of "
             "param_groups(model, ...)"
         )
-    inner = getattr(optimizer, "optimizer", None)
-    while getattr(inner, "param_groups", None) is optimizer.param_groups and inner is not optimizer:
-        optimizer, inner = inner, getattr(inner, "optimizer", None)
+    inner = _inner(optimizer)
+    while inner is not None:
+        optimizer, inner = inner, _inner(inner)
     return optimizer
+
+
+def _inner(optimizer: Any) -> Any | None:
+    """The optimizer inside that shares its groups: under the last name in timm's Lookahead."""
+    for name in ("optimizer", "_base_optimizer"):
+        inner = getattr(optimizer, name, None)
+        if inner is not optimizer and getattr(inner, "param_groups", None) is optimizer.param_groups:
+            return inner
+    return None
 
 
 def _refuse_groups(given: Sequence[object]) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
+from torch.amp.grad_scaler import OptState
 
 from alphadecay_dist.control.controller import AlphaDecay
 from alphadecay_dist.control.refresh import Refresh
@@ -58,6 +59,7 @@ class AcceleratedDecay:
         warn_if_another_runs()
         self._accelerator = accelerator
         self._made: Refresh | None = None
+        self._optimizers = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
         wrapped = getattr(accelerator, "deepspeed_engine_wrapped", None)
         self._engine = None if wrapped is None else wrapped.engine
         if self._engine is not None:
@@ -73,6 +75,8 @@ class AcceleratedDecay:
             The refresh that was written for this update, if there was one.
         """
         if self._engine is None and self._accelerator.sync_gradients:
+            if self.decay.settings.reads_gradients:
+                self._unscale()
             self._act()
         made, self._made = self._made, None
         return made
@@ -84,6 +88,16 @@ class AcceleratedDecay:
     def load_state_dict(self, state: Mapping[str, str]) -> None:
         """See :meth:`alphadecay_dist.AlphaDecay.load_state_dict`."""
         self.decay.load_state_dict(state)
+
+    def _unscale(self) -> None:
+        """Divide fp16's gradients by the loss scale, where clipping has not done it."""
+        for prepared in self._optimizers:
+            scaler = getattr(prepared, "scaler", None)
+            if scaler is None:
+                continue
+            stage = scaler._per_optimizer_states[id(prepared.optimizer)]["stage"]  # nothing public tells it
+            if stage is OptState.READY:
+                scaler.unscale_(prepared.optimizer)
 
     def _act(self) -> None:
         self._made = self.decay.step() or self._made

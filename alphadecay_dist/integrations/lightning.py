@@ -65,7 +65,7 @@ class AlphaDecayCallback(Callback):
             )
         self.decay = AlphaDecay(pl_module, trainer.optimizers, self.settings, engine=engine, **self._options)
         self._stepped.clear()
-        if self._loaded:
+        if self._loaded and trainer.global_step:  # validate() loads states too, of runs that do not go on
             self.decay.load_state_dict(self._loaded)
         elif trainer.global_step:
             self.decay.begin_at(trainer.global_step // len(trainer.optimizers))  # it counts each one's steps

@@ -78,11 +78,12 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
         self.settings = settings
         self.decay: AlphaDecay | None = None
         self._trainer = trainer
-        self._given = given
+        self._given = (settings, given)
         self._grouping = {"untuned": untuned, "no_decay": no_decay, "modules": modules}
         self._options = {"parts": parts, "dtype": dtype}
+        self._args: TrainingArguments | None = None
         self._engine: Any = None
-        self._saved: dict[str, str] | None = None
+        self._settled: dict[str, str] | None = None  # the state after this update, if all ranks made it
         if trainer is not None:
             self._join(trainer)
 
@@ -103,7 +104,8 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take the base decay of the Trainer's arguments."""
-        self._settle(args)
+        self._args = args
+        self._take_base()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -117,12 +119,18 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
         if self._engine is not None:
             before_engine_step(self._engine, functools.partial(self._act, state))
         saved = _attributes(state.stateful_callbacks.get(type(self).__name__))
-        if saved is not None:
+        if state.global_step and saved is not None:  # at 0 it is what this object had in another train()
             self.decay.load_state_dict(saved)
         elif state.global_step:
             self.decay.begin_at(state.global_step)
-        self._saved = saved
+        self._settled = self.decay.state_dict()
         state.stateful_callbacks[type(self).__name__] = self.state()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """What was saved is of the update before."""
+        self._settled = None
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -134,21 +142,24 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Where a checkpoint comes, make the state on all ranks: a refresh in the background is shared."""
-        if control.should_save or control.should_evaluate:  # the evaluation may find that it is the best
-            assert self.decay is not None
-            self._saved = self.decay.state_dict()
+        """Where a checkpoint may come, let all ranks settle a refresh in the background: it is shared."""
+        self._settle(control)
 
-    def on_train_end(
+    def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Keep the state for a model that is saved after training."""
-        assert self.decay is not None
-        self._saved = self.decay.state_dict()
+        """As after an update: here the Trainer asks for checkpoints by epoch."""
+        self._settle(control)
 
     def state(self) -> dict[str, Any]:
-        """What goes into trainer_state.json; on rank 0 alone, so that nothing is gathered here."""
-        return {"args": {}, "attributes": {"saved": self._saved}}
+        """What goes into trainer_state.json; on rank 0 alone, so that nothing is gathered here.
+
+        With a lag it is what all ranks have settled; nothing where a callback behind this one has asked for
+        the checkpoint, so that a resume refreshes at once.
+        """
+        if self.decay is None or self.decay.settings.lag:
+            return {"args": {}, "attributes": {"saved": self._settled}}
+        return {"args": {}, "attributes": {"saved": self.decay.state_dict()}}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> AlphaDecayCallback:
@@ -171,7 +182,8 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
                 "trainer: has an optimizer already; let AlphaDecayCallback make it: leave optimizers= and "
                 "optimizer_cls_and_kwargs= out, and choose by TrainingArguments(optim=...)"
             )
-        self._settle(trainer.args)
+        self._args = trainer.args
+        self._take_base()
 
         def of_arguments(model: nn.Module) -> torch.optim.Optimizer:
             kind, options = Trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
@@ -185,16 +197,26 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
         trainer.optimizer_cls_and_kwargs = (_factory_of(of_arguments), {})
         trainer.add_callback(self)
 
-    def _settle(self, args: TrainingArguments) -> None:
-        base = {} if self.settings is not None else {"weight_decay": args.weight_decay}
-        self.settings = settings_from(self.settings, base | self._given)
+    def _take_base(self) -> None:
+        """The settings, with the base decay of the Trainer's arguments as they are now."""
+        assert self._args is not None
+        settings, given = self._given
+        base = {} if settings is not None else {"weight_decay": self._args.weight_decay}
+        self.settings = settings_from(settings, base | given)
+
+    def _settle(self, control: TrainerControl) -> None:
+        if control.should_save or control.should_evaluate:  # the evaluation may find that it is the best
+            assert self.decay is not None
+            self._settled = self.decay.state_dict()
 
     def _groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        if self.settings is None:
+        if self._args is None:
             raise UserError(
                 "callbacks: found no AlphaDecayCallback, expected the one whose optimizer() the Trainer has; "
                 "give Trainer(..., callbacks=[decay])"
             )
+        self._take_base()  # a search of hyperparameters sets arguments anew
+        assert self.settings is not None
         return param_groups(
             model,
             weight_decay=self.settings.weight_decay,

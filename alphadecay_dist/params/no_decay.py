@@ -23,8 +23,10 @@ def undecayed(model: nn.Module, patterns: Iterable[str] | str) -> set[int]:
         Their ids.
 
     Raises:
-        UserError: a pattern is no string, or matches nothing.
+        UserError: no patterns, a pattern is no string, or matches nothing.
     """
+    if not isinstance(patterns, Iterable):
+        raise UserError(f"no_decay: found {shown(patterns)}, expected globs over names of parameters")
     globs = [patterns] if isinstance(patterns, str) else list(patterns)
     named = list(_named_parameters(model)) if globs else []
     found: set[int] = set()
@@ -36,7 +38,7 @@ def undecayed(model: nn.Module, patterns: Iterable[str] | str) -> set[int]:
             nearest = _nearest(pattern, [name for name, _ in named])
             raise UserError(
                 f"no_decay: {pattern!r} matches no parameter{nearest}; give globs over the names of "
-                "model.named_parameters()"
+                "model.named_parameters(), without what DDP or torch.compile puts before them"
             )
         found |= matched
     return found

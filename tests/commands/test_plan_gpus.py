@@ -105,6 +105,7 @@ def test_batches_in_a_deepspeed_json_tell_its_world_size(capsys, tmp_path):
         (["--machine", "m.json", "--profile", "h100"], "--machine: found with --profile h100"),
         (["--bandwidth", "1e9", "--link", "100gb"], "--bandwidth: found with --link 100gb"),
         (["--deepspeed", "m.json"], "optimizer' section, expected none"),
+        (["--deepspeed", "mics.json"], "found mics_shard_size, expected none: MiCS cannot be planned"),
         (["--deepspeed", "nowhere.json"], "--deepspeed nowhere.json: no such file"),
         (
             ["--deepspeed", "ds_configs/zero2.json", "--sharding", "fsdp2"],
@@ -116,6 +117,8 @@ def test_what_cannot_be_planned_is_named(capsys, tmp_path, options, words):
     path = tmp_path / "m.json"
     own = {"optimizer": {}} if "--deepspeed" in options else {"gram": 1e12, "tridiagonal": 1e11}
     path.write_text(json.dumps(own))
+    (tmp_path / "mics.json").write_text('{"zero_optimization": {"stage": 3, "mics_shard_size": "auto"}}')
+    options = [str(tmp_path / own) if own == "mics.json" else own for own in options]
     given = [str(path) if option == "m.json" else option for option in options]
     assert cli.main(["plan", *COMMON, *given]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
+from timm.optim import Lookahead
 from torch.optim import lr_scheduler as schedules
 
 from alphadecay_dist import AlphaDecay, UserError, attach, param_groups
@@ -287,6 +288,18 @@ class BaseValues:
         self.warmup_steps = [rate / 10 for rate in self.base_values]
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
+
+
+@pytest.mark.parametrize("at", [0, 4])
+def test_timms_lookahead_stands_for_the_optimizer_that_it_steps(at):
+    def ahead(make):
+        return lambda model: Lookahead(make(model))
+
+    expected = Run(ahead(ours), SCHEDULES["cosine"]).train(range(UPDATES), decay_from=at)
+    found = Run(ahead(pair), SCHEDULES["cosine"], attach_at=at).train(range(UPDATES), decay_from=at)
+    assert found.rates == expected.rates
+    assert found.decays() == expected.decays()
+    assert_close(found.weights(), expected.weights(), rtol=0, atol=0)
 
 
 def test_a_schedule_of_another_library_grows_too():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
@@ -152,6 +155,34 @@ def test_an_optimizer_and_a_schedule_may_be_attached_to_as_prepare_returned_them
     wrapped_schedule.step()
     assert len({group["weight_decay"] for group in optimizer.param_groups}) == 4  # the rest has the base
     assert len({group["lr"] for group in optimizer.param_groups}) == 1
+
+
+def scale_losses(accelerator):
+    """Let an accelerator on CPUs scale losses, as it does for fp16 on GPUs alone."""
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
+
+
+@pytest.mark.parametrize("clipped", [True, False])
+def test_a_policy_reads_gradients_without_the_loss_scale(clipped):
+    model = Blocks()
+    found = []
+    for scaled in (False, True):
+        accelerator = Accelerator(cpu=True)
+        if scaled:
+            scale_losses(accelerator)
+        own = copy.deepcopy(model)
+        optimizer = torch.optim.AdamW(param_groups(own, weight_decay=BASE), lr=RATE)
+        own, optimizer = accelerator.prepare(own, optimizer)
+        decay = AcceleratedDecay(accelerator, own, [optimizer], policy="awd", weight_decay=BASE)
+        accelerator.backward(own(torch.ones(4, 64)))
+        if clipped:
+            accelerator.clip_grad_norm_(own.parameters(), 1e9)
+        decay.step()
+        optimizer.step()
+        found.append(decays_of(decay.decay))
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert found[1] == pytest.approx(found[0], rel=0.02)  # fp16 rounds, and a scale is 1024
 
 
 def fsdp_on_cpus():

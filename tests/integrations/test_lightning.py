@@ -51,6 +51,9 @@ class Model(LightningModule):
     def training_step(self, batch, batch_idx):
         return self.net(**batch).loss
 
+    def validation_step(self, batch, batch_idx):
+        return self.net(**batch).loss
+
     def configure_optimizers(self):
         return torch.optim.AdamW(param_groups(self, weight_decay=BASE), lr=RATE)
 
@@ -108,7 +111,9 @@ def strategy_for(engine):
     return strategy
 
 
-def fit(engine, folder, updates=UPDATES, checkpoint=None, by_hand=False, clip=None, **options):
+def fit(
+    engine, folder, updates=UPDATES, checkpoint=None, by_hand=False, clip=None, validated=None, **options
+):
     callback = AlphaDecayCallback(weight_decay=BASE, **{**SETTINGS, **options})
     trainer = Trainer(
         accelerator="cpu",
@@ -126,6 +131,8 @@ def fit(engine, folder, updates=UPDATES, checkpoint=None, by_hand=False, clip=No
         default_root_dir=folder,
     )
     model = ByHand() if by_hand else Model(sharded=engine == "fsdp2")
+    if validated is not None:
+        trainer.validate(model, Samples(), ckpt_path=validated, verbose=False, weights_only=False)
     trainer.fit(model, Samples(), ckpt_path=checkpoint)
     assert isinstance(next(model.parameters()), DTensor) == (engine == "fsdp2")
     assert trainer.world_size == dist.get_world_size()
@@ -165,6 +172,14 @@ def test_lightnings_wrapper_of_an_optimizer_stands_for_it():
     torch.testing.assert_close(model.blocks[0][0].weight, before * (1 - RATE * decay))
 
 
+def validated_before(folder):
+    trainer, (decays, _) = fit("plain", folder, updates=4)
+    trainer.save_checkpoint(f"{folder}/four.ckpt")
+    validated, (again, _) = fit("plain", folder, updates=1, validated=f"{folder}/four.ckpt")
+    assert "1 updates counted, last refresh before update 0" in repr(validated.callbacks[0].decay)
+    assert again != decays  # of the weights that were loaded, which are new ones
+
+
 def refused(folder):
     with pytest.raises(UserError, match=r"policy: 'adadecay' reads gradients, which Lightning clips later"):
         fit("plain", folder, clip=1.0, policy="adadecay")
@@ -172,5 +187,10 @@ def refused(folder):
         fit("plain", folder, policy="llr")
 
 
-def test_what_would_come_too_late_is_refused(tmp_path):
-    run_ranks(refused, 1, str(tmp_path))
+def each_of(functions, folder):
+    for function in functions:
+        function(folder)
+
+
+def test_what_would_come_too_late_is_refused_and_validated_weights_begin_anew(tmp_path):
+    run_ranks(each_of, 1, (refused, validated_before), str(tmp_path))

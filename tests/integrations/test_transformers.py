@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from alphadecay_dist import UserError
 from alphadecay_dist.integrations.transformers import AlphaDecayCallback
@@ -23,6 +23,7 @@ from tests.integrations.hosts import (
     SETTINGS,
     UPDATES,
     ZERO,
+    Texts,
     decays_of,
     plain_run,
     require_same,
@@ -71,12 +72,11 @@ def arguments(engine, folder, updates=UPDATES, clip=CLIP, **options):
         optim="adamw_torch",
         adam_beta2=0.999,
         logging_steps=1,
-        save_strategy="steps",
         save_steps=5,
         report_to=[],
         disable_tqdm=True,
         **ENGINES[engine],
-        **options,
+        **{"save_strategy": "steps", **options},
     )
 
 
@@ -186,6 +186,47 @@ def test_the_state_is_json_in_the_trainers_file(tmp_path):
     state = json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())
     saved = state["stateful_callbacks"]["AlphaDecayCallback"]["attributes"]["saved"]
     assert json.loads(saved["alphadecay"])["step"] == 5
+
+
+class Asks(TrainerCallback):
+    """Asks for a checkpoint behind the callbacks that were there before it."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save = state.global_step == 2
+
+
+def saved_at(folder):
+    """Updates that the state of each checkpoint counts, by its name; None where it has no state."""
+    found = {}
+    for path in sorted(folder.glob("checkpoint-*")):
+        callbacks = json.loads((path / "trainer_state.json").read_text())["stateful_callbacks"]
+        saved = callbacks["AlphaDecayCallback"]["attributes"]["saved"]
+        found[path.name] = saved and json.loads(saved["alphadecay"])["step"]
+    return found
+
+
+@pytest.mark.parametrize(("lag", "asked"), [(0, 2), (1, None)])
+def test_every_checkpoint_has_the_state_of_its_update(tmp_path, lag, asked):
+    args = arguments("plain", tmp_path, updates=-1, save_strategy="epoch", num_train_epochs=2)
+    trainer = InOrder(tiny_model(), args, train_dataset=Texts(8))
+    AlphaDecayCallback(trainer, lag=lag, **SETTINGS)
+    trainer.add_callback(Asks())
+    trainer.train()
+    assert saved_at(tmp_path) == {"checkpoint-2": asked, "checkpoint-4": 4, "checkpoint-8": 8}
+
+
+def test_each_train_begins_anew_with_the_base_of_its_arguments(tmp_path):
+    args = arguments("plain", tmp_path, updates=2, save_strategy="no")
+    trainer = InOrder(None, args, train_dataset=Texts(4), model_init=tiny_model)
+    callback = AlphaDecayCallback(trainer, **SETTINGS)
+    trainer.train()
+    first = callback.decay
+    trainer.args.weight_decay = 2 * BASE  # as a search of hyperparameters does
+    trainer.train()
+    assert repr(callback.decay) == repr(first).replace(str(BASE), str(2 * BASE))
+    assert decays_of(callback.decay) == pytest.approx({n: 2 * own for n, own in decays_of(first).items()})
+    rest = [group["weight_decay"] for group in trainer.optimizer.param_groups if group["module"] == "untuned"]
+    assert rest == [2 * BASE]
 
 
 def test_what_is_named_gets_no_decay_and_stays(tmp_path):

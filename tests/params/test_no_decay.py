@@ -81,6 +81,8 @@ def test_names_are_those_without_wrappers_and_a_tied_weight_has_several():
         ("*zzz*", r"'\*zzz\*' matches no parameter; give globs"),
         ("", r"'' matches no parameter; give"),
         (3, "no_decay: found 3, expected globs"),
+        (None, "no_decay: found None, expected globs"),
+        ("module.*", "without what DDP or torch.compile puts before them"),
     ],
 )
 def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest(pattern, words):
