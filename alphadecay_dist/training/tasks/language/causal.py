@@ -17,6 +17,7 @@ from alphadecay_dist.training.tasks.language.llama import MOST_LAYERS, check_who
 
 TYPE = "model_type"
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 # What is not taken of a config: who wrote it and how, what a forward returns, how it is computed (the name of
 # a kernel would be fetched), what other heads than a language model's need.
 LEFT_OUT = re.compile(
@@ -52,8 +53,10 @@ def causal_config(name: str, values: Mapping[str, Any], seq_len: int) -> Any:
         )
     family = CONFIG_MAPPING[kind]
     _require_text(name, kind, family, values)
+    known = family()
     taken = {key: value for key, value in values.items() if not LEFT_OUT.fullmatch(key)}
-    _require_keys(name, family(), values, taken)
+    _require_keys(name, known, values, taken)
+    taken |= dict.fromkeys(_ids_beyond(known, values))
     config = AutoConfig.for_model(kind, **taken)
     config.use_cache = False
     _require_sizes(name, config, seq_len)
@@ -129,6 +132,17 @@ def _require_keys(name: str, known: Any, values: Mapping[str, Any], taken: Mappi
         if near:
             raise UserError(f"model {name}: {key} is no value of {values[TYPE]}; did you mean {near[0]!r}?")
         require_no_effect(f"model {name}", key, value, values)
+
+
+def _ids_beyond(known: Any, values: Mapping[str, Any]) -> list[str]:
+    """Special tokens that the values do not name, and whose defaults the vocabulary does not have."""
+    vocabulary = values.get("vocab_size")
+    ids = {key: getattr(known, key, None) for key in SPECIAL if key not in values}
+    return [
+        key
+        for key, id in ids.items()
+        if isinstance(vocabulary, int) and isinstance(id, int) and id >= vocabulary
+    ]
 
 
 def _is_read(key: str, kind: str, taken: Mapping[str, Any]) -> bool:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, configuration_utils, modeling_utils
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from alphadecay_dist.errors import UserError
@@ -135,6 +135,21 @@ def test_older_names_of_values_are_taken_as_transformers_takes_them(tmp_path, ki
     assert values_of(read_model_config(str(tmp_path), 32)) == expected
     assert values_of(config_of("kept", json.loads(json.dumps(expected)), 32)) == expected
     assert expected != plain
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_a_small_vocabulary_of_ones_own_is_no_warning(monkeypatch):
+    """GPT-2's special tokens are number 50256 by default, and phi3's padding 32000."""
+    said = []
+    for module in (configuration_utils, modeling_utils):
+        for level in ("warning", "warning_once"):
+            monkeypatch.setattr(module.logger, level, said.append)
+    for kind, own in (("gpt2", GPT2), ("phi3", {**FOUR, "intermediate_size": 96})):
+        values = {"model_type": kind, **own, "vocab_size": 509}  # looked at here alone
+        config = config_of("own", values, 32)
+        assert all(own is None or own < 509 for own in (config.eos_token_id, config.pad_token_id))
+        build_model(config, TrainConfig(activation_checkpointing=True))
+    assert not said
 
 
 def test_code_that_a_config_names_is_left_out():
