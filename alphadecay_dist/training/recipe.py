@@ -21,8 +21,9 @@ class ModelConfig:
     """What is trained.
 
     Attributes:
-        name: one of recipes/models, or the path of a LLaMA config JSON, which holds the model's sizes; of
-            ``vision``, timm's name of a vision transformer.
+        name: one of recipes/models, or the path of a JSON with the sizes of a LLaMA, or of a config.json of
+            any causal language model of transformers, or of the directory that holds it; of ``vision``,
+            timm's name of a vision transformer.
         task: what the model learns: ``language``, of text, or ``vision``, the labels of images.
     """
 

@@ -9,7 +9,10 @@ import torch
 
 from alphadecay_dist.training.recipe import TrainConfig
 from alphadecay_dist.training.tasks.language import model as models
+from alphadecay_dist.training.tasks.language.conversion import CONVERTS
+from alphadecay_dist.training.tasks.language.initial_values import random_values
 from tests.training.runs import tiny_options, train_on
+from tests.training.tasks.language.test_architectures import ARCHITECTURES
 
 CONFIG = models.read_model_config("llama_demo", 32)
 BATCH = torch.arange(64).reshape(2, 32)
@@ -26,6 +29,58 @@ def saved_bytes(train):
 
 def test_activation_checkpointing_keeps_less():
     assert saved_bytes(TrainConfig(activation_checkpointing=True)) < 0.5 * saved_bytes(TrainConfig())
+
+
+def learned(values, train):
+    """Loss and gradients of another architecture's first update, by name."""
+    config = models.config_of("own", values, 32)
+    model, drawn = models.build_model(config, train).train(), random_values(models.build_on_meta(config), 0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(drawn(name))
+    torch.manual_seed(1)  # of dropout
+    loss = model(BATCH, BATCH)
+    loss.backward()
+    return {"loss": loss.detach()} | {name: own.grad for name, own in model.named_parameters()}
+
+
+OTHERS = {
+    "gpt2": {},  # with its dropout
+    "gemma3_text": {},
+    "mixtral": {"output_router_logits": True, "router_aux_loss_coef": 1.0},  # which leave the blocks too
+}
+NO_DROPOUT = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)  # compiled, it draws otherwise
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize(
+    "saver", ["activation_checkpointing", pytest.param("compile", marks=pytest.mark.long)]
+)
+def test_other_architectures_learn_the_same(kind, saver):
+    if kind == "mixtral" and not CONVERTS:
+        pytest.skip("stacks of experts need transformers 5")
+    if saver == "compile" and not shutil.which("g++"):
+        pytest.skip("torch.compile needs a C++ compiler")
+    values = {"model_type": kind, **ARCHITECTURES[kind], **OTHERS[kind]}
+    if (kind, saver) == ("gpt2", "compile"):
+        values |= NO_DROPOUT
+    expected = learned(values, TrainConfig())
+    found = learned(values, TrainConfig(**{saver: True}))
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, rtol=1e-4, atol=1e-5 * float(value.norm())), name
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])
+def test_checkpointing_and_compiling_take_other_architectures_blocks(kind):
+    config = models.config_of("own", {"model_type": kind, **ARCHITECTURES[kind]}, 32)
+    model = models.build_model(config, TrainConfig(activation_checkpointing=True, compile=True))
+    blocks = {
+        name
+        for name, module in model.named_modules()
+        if module._compiled_call_impl is not None and module.gradient_checkpointing
+    }
+    layers = "transformer.h" if kind == "gpt2" else "model.layers"
+    assert blocks == {f"{layers}.0", f"{layers}.1"}
 
 
 @pytest.mark.launcher

@@ -187,6 +187,8 @@ def _run(model: Any, decoder: str, head: str, logits: Tensor, labels: Tensor | N
     projection = _Known(logits)
     model.set_submodule(decoder, _Known(_Output(last_hidden_state=hidden)))
     model.set_submodule(head, projection)
+    if model.loss_type is None:
+        model.loss_type = "ForCausalLM"  # what transformers takes then, after a warning
     ids = torch.zeros(1, TOKENS, dtype=torch.int64)
     try:
         found = model(input_ids=ids, **({} if labels is None else {"labels": labels}))

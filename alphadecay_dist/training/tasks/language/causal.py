@@ -17,10 +17,11 @@ from alphadecay_dist.training.tasks.language.llama import MOST_LAYERS, check_who
 
 TYPE = "model_type"
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 # What is not taken of a config: who wrote it and how, what a forward returns, how it is computed (the name of
 # a kernel would be fetched), what other heads than a language model's need.
 LEFT_OUT = re.compile(
-    r"_.*|architectures|auto_map|transformers_version|(torch_)?dtype|name_or_path|use_cache|return_dict"
+    r"_(?!remove_final_layer_norm).*|architectures|auto_map|transformers_version|(torch_)?dtype|name_or_path|use_cache|return_dict"
     r"|output_(hidden_states|attentions)|.*implementation|.*kernels?(_config)?|id2label|label2id|num_labels"
     r"|problem_type|task_specific_params|summary_.*|tokenizer_class|prefix|finetuning_task|n_ctx|torchscript"
     r"|quantization_config|compression_config|is_encoder_decoder|tie_encoder_decoder|add_cross_attention"
@@ -53,8 +54,9 @@ def causal_config(name: str, values: Mapping[str, Any], seq_len: int) -> Any:
     family = CONFIG_MAPPING[kind]
     _require_text(name, kind, family, values)
     known = family()
-    _require_keys(name, known, values)
     taken = {key: value for key, value in values.items() if not LEFT_OUT.fullmatch(key)}
+    _require_keys(name, known, values, taken)
+    taken |= dict.fromkeys(_ids_beyond(known, values))
     config = AutoConfig.for_model(kind, **taken)
     config.use_cache = False
     _require_sizes(name, config, seq_len)
@@ -110,7 +112,7 @@ def _require_text(name: str, kind: str, family: Any, values: Mapping[str, Any]) 
         raise UserError(f"model {name}: add_cross_attention is set, expected a decoder alone")
 
 
-def _require_keys(name: str, known: Any, values: Mapping[str, Any]) -> None:
+def _require_keys(name: str, known: Any, values: Mapping[str, Any], taken: Mapping[str, Any]) -> None:
     """Refuse sizes left out, slips, and values that transformers would pass over, but that have an effect."""
     aliases: dict[str, str] = known.attribute_map
     takes = {*known.to_dict(), *aliases, *vars(known)}
@@ -124,12 +126,36 @@ def _require_keys(name: str, known: Any, values: Mapping[str, Any]) -> None:
         if key not in values and own not in values:
             raise UserError(f"model {name}: has no {own}, which has no default here; add it")
     for key, value in values.items():
-        if key in takes or key.startswith("rope_") or LEFT_OUT.fullmatch(key):
+        if key in takes or key.startswith("rope_") or key not in taken or _is_read(key, values[TYPE], taken):
             continue
         near = difflib.get_close_matches(key, takes - values.keys(), 1, CLOSE)
         if near:
             raise UserError(f"model {name}: {key} is no value of {values[TYPE]}; did you mean {near[0]!r}?")
         require_no_effect(f"model {name}", key, value, values)
+
+
+def _ids_beyond(known: Any, values: Mapping[str, Any]) -> list[str]:
+    """Special tokens that the values do not name, and whose defaults the vocabulary does not have."""
+    vocabulary = values.get("vocab_size")
+    ids = {key: getattr(known, key, None) for key in SPECIAL if key not in values}
+    return [
+        key
+        for key, id in ids.items()
+        if isinstance(vocabulary, int) and isinstance(id, int) and id >= vocabulary
+    ]
+
+
+def _is_read(key: str, kind: str, taken: Mapping[str, Any]) -> bool:
+    """Whether a config makes something of a number that it has no field for, such as one's older name."""
+    value = taken[key]
+    if not isinstance(value, int | float):
+        return False
+    other = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value / 2
+    try:
+        found, changed = (vars(AutoConfig.for_model(kind, **{**taken, key: own})) for own in (value, other))
+    except Exception:  # transformers has something against the values, and says so where they are all taken
+        return False
+    return any(found[own] != changed[own] for own in found.keys() & changed.keys() - {key})
 
 
 def _require_sizes(name: str, config: Any, seq_len: int) -> None:

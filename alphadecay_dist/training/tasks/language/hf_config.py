@@ -48,24 +48,19 @@ def require_llama(source: str, config: Mapping[str, Any], taken: Iterable[str]) 
 
     Args:
         source: what errors call it.
-        config: the values of the JSON; without ``model_type`` and ``architectures`` it is ours.
+        config: the values of the JSON, with one of MODEL_TYPES, or without, as ours.
         taken: keys that the model is built from.
 
     Raises:
         UserError: it describes another model.
     """
     kind = config.get("model_type")
-    if kind is not None and kind not in tuple(MODEL_TYPES):
-        raise UserError(
-            f"{source}: model_type is {shown(kind)}, expected {' or '.join(map(repr, MODEL_TYPES))}: other "
-            "architectures are not trained; give the config of a LLaMA"
-        )
     built = config.get("architectures") or []
     for name in built if isinstance(built, list) else [built]:
         if not isinstance(name, str) or name.lower() not in ARCHITECTURES:
             raise UserError(
-                f"{source}: architectures has {shown(name)}, expected 'LlamaForCausalLM': others are not "
-                "trained; give the config of a LLaMA with its head"
+                f"{source}: architectures has {shown(name)}, expected 'LlamaForCausalLM', as "
+                "model_type names no other; give the config of a LLaMA with its head, or add the model_type"
             )
     for key in MODEL_TYPES.get(kind, ()) if kind else ():
         if key not in config:

@@ -159,7 +159,8 @@ def build_model(config: Any, train: TrainConfig) -> Any:
     """A model without meaningful weights; they are given to it by name."""
     model = class_of(architecture_of(config))(config)
     if train.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable = getattr(model, "activation_checkpointing_enable", None)  # its name in new versions
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     if train.compile:
         for block in _blocks(model):
             block.compile()

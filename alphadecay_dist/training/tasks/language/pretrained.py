@@ -15,7 +15,7 @@ from alphadecay_dist.checkpoint.foreign import CONFIG, ForeignTensor, foreign_te
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.training.tasks.language.causal import TYPE
 from alphadecay_dist.training.tasks.language.conversion import Conversion, Source
-from alphadecay_dist.training.tasks.language.hf_config import function_of, require_llama
+from alphadecay_dist.training.tasks.language.hf_config import MODEL_TYPES, function_of, require_llama
 from alphadecay_dist.training.tasks.language.llama import TAKEN
 from alphadecay_dist.training.tasks.language.model import config_of, values_of
 
@@ -64,14 +64,15 @@ def _require_same_function(path: Path, config: Any) -> None:
     read = read_config(path)
     if read is None:
         return
-    if type(config) is LlamaConfig:
-        require_llama(str(path), read, TAKEN)
-        read = {key: value for key, value in read.items() if key != TYPE}  # it is one, by whatever name
-    elif read.get(TYPE) != config.model_type:
+    is_llama = type(config) is LlamaConfig
+    if read.get(TYPE) not in ((None, *MODEL_TYPES) if is_llama else (config.model_type,)):
         raise UserError(
             f"{path}: model_type is {shown(read.get(TYPE))}, that of model.name is {config.model_type!r}; "
             f"give --model.name={path}"
         )
+    if is_llama:
+        require_llama(str(path), read, TAKEN)
+        read = {key: value for key, value in read.items() if key != TYPE}  # it is one, by whatever name
     theirs, ours = values_of(config_of(f"of {path}", read, 1)), values_of(config)
     free = [key for key in ours if FREE.fullmatch(key)]
     found = function_of(theirs, free)

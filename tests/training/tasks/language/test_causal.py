@@ -6,12 +6,13 @@ import json
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, configuration_utils, modeling_utils
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.recipe import TrainConfig
 from alphadecay_dist.training.tasks.language.architecture import architecture_of
+from alphadecay_dist.training.tasks.language.causal import causal_values
 from alphadecay_dist.training.tasks.language.conversion import CONVERTS
 from alphadecay_dist.training.tasks.language.flops import flops_per_token
 from alphadecay_dist.training.tasks.language.initial_values import drawn
@@ -110,6 +111,45 @@ def test_what_a_run_keeps_gives_the_config_back(kind):
     kept = json.loads(json.dumps(values_of(config)))
     assert values_of(config_of("kept", kept, 32)) == values_of(config)
     assert ("model_type" in kept) == (kind != "llama")
+
+
+# As files of the hub have them: names that transformers reads and its configs have no field for.
+OLDER = {
+    "gemma3_text": {"num_hidden_layers": 5, "sliding_window_pattern": 2, "rope_local_base_freq": 9999},
+    "phi": {"partial_rotary_factor": 0.25},
+    "stablelm": {"partial_rotary_factor": 0.5, "rope_theta": 9999},
+    "gpt_neox": {"rotary_pct": 0.5, "rotary_emb_base": 10000},  # the second is its default
+    "opt": {"_remove_final_layer_norm": True},
+}
+
+
+@pytest.mark.skipif(not CONVERTS, reason="fields of transformers 4")
+@pytest.mark.parametrize("kind", OLDER)
+def test_older_names_of_values_are_taken_as_transformers_takes_them(tmp_path, kind):
+    values = {**SIZES, "num_key_value_heads": 4, "pad_token_id": 3, "model_type": kind, **OLDER[kind]}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    expected = causal_values(AutoConfig.from_pretrained(tmp_path))
+    plain = causal_values(
+        AutoConfig.for_model(**{key: values[key] for key in values.keys() - OLDER[kind].keys()})
+    )
+    assert values_of(read_model_config(str(tmp_path), 32)) == expected
+    assert values_of(config_of("kept", json.loads(json.dumps(expected)), 32)) == expected
+    assert expected != plain
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_a_small_vocabulary_of_ones_own_is_no_warning(monkeypatch):
+    """GPT-2's special tokens are number 50256 by default, and phi3's padding 32000."""
+    said = []
+    for module in (configuration_utils, modeling_utils):
+        for level in ("warning", "warning_once"):
+            monkeypatch.setattr(module.logger, level, said.append)
+    for kind, own in (("gpt2", GPT2), ("phi3", {**FOUR, "intermediate_size": 96})):
+        values = {"model_type": kind, **own, "vocab_size": 509}  # looked at here alone
+        config = config_of("own", values, 32)
+        assert all(own is None or own < 509 for own in (config.eos_token_id, config.pad_token_id))
+        build_model(config, TrainConfig(activation_checkpointing=True))
+    assert not said
 
 
 def test_code_that_a_config_names_is_left_out():
