@@ -10,11 +10,21 @@ from alphadecay_dist.control.refresh import Refresh
 
 
 def modules_by_type(names: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Module names by type (q, k, v, o, gate, up, down), in the model's order."""
-    types: dict[str, list[str]] = {}
+    """Module names by type (q, k, v, o, gate, up, down), in the model's order.
+
+    Where several parts of a block have modules of one name, as GPT-2's attn.c_proj and mlp.c_proj, the part
+    is told too.
+    """
+    types: dict[str, dict[str, list[str]]] = {}  # by the last name, and by the part that holds it
     for name in names:
-        types.setdefault(name.rsplit(".", 1)[-1].removesuffix("_proj"), []).append(name)
-    return types
+        *parts, last = name.split(".")
+        holder = next((part for part in reversed(parts) if not part.isdigit()), "")
+        types.setdefault(last.removesuffix("_proj"), {}).setdefault(holder, []).append(name)
+    return {
+        f"{holder}.{last}" if len(holders) > 1 else last: found
+        for last, holders in types.items()
+        for holder, found in holders.items()
+    }
 
 
 def means_by_type(refresh: Refresh) -> dict[str, float]:
