@@ -14,6 +14,7 @@ import pytest
 from alphadecay_dist import cli
 from alphadecay_dist.commands.published import Choice, published_table
 from alphadecay_dist.training.outputs.run_files import RunFiles, read_status
+from tests.python_path import python_path
 from tests.training.runs import ROOT, distance, final_weights, launch, left_behind, tiny_options, train_on
 
 UNIFORM, ALPHADECAY = (f"method={name},weight_decay=0.1,seed=0" for name in ("uniform", "alphadecay"))
@@ -35,7 +36,7 @@ def command(folder, output, **changed):
 
 
 def begin(argv):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "PYTHONPATH": python_path(ROOT), "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "alphadecay_dist", *argv],
         env=environment,

@@ -7,7 +7,6 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-from timm.optim import Lookahead
 from torch.optim import lr_scheduler as schedules
 
 from alphadecay_dist import AlphaDecay, UserError, attach, param_groups
@@ -292,8 +291,10 @@ class BaseValues:
 
 @pytest.mark.parametrize("at", [0, 4])
 def test_timms_lookahead_stands_for_the_optimizer_that_it_steps(at):
+    timm = pytest.importorskip("timm.optim", reason="the extra vision is not installed (docs/vision.md)")
+
     def ahead(make):
-        return lambda model: Lookahead(make(model))
+        return lambda model: timm.Lookahead(make(model))
 
     expected = Run(ahead(ours), SCHEDULES["cosine"]).train(range(UPDATES), decay_from=at)
     found = Run(ahead(pair), SCHEDULES["cosine"], attach_at=at).train(range(UPDATES), decay_from=at)

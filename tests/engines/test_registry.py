@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 
@@ -17,6 +16,7 @@ from alphadecay_dist.engines.registry import DEEPSPEED, DEFAULT, ENGINES, SHARDI
 from alphadecay_dist.engines.training import TrainEngine
 from alphadecay_dist.training.options import add_options
 from alphadecay_dist.training.recipe import CHOICES
+from tests.python_path import python_path
 from tests.training import runs
 
 
@@ -86,7 +86,7 @@ class ToyTraining(DDPTraining):
 
 class ToyHost(PlainHost):
     def __init__(self, engine):
-        super().__init__(engine.module, engine.optimizer, None)
+        super().__init__(engine.module, [engine.optimizer], None)
         print("the toy's host was asked for")
 '''
 
@@ -114,7 +114,7 @@ def test_a_file_and_a_line_make_an_engine_that_the_trainer_trains(tmp_path, monk
     for name, text in (("__init__", ""), ("engine", TOY), ("__main__", MAIN)):
         (package / f"{name}.py").write_text(text)
     options = runs.tiny_options(tmp_path, train__steps=4, decay__interval=2)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{runs.ROOT}")
+    monkeypatch.setenv("PYTHONPATH", python_path(tmp_path, runs.ROOT))
     output = tmp_path / "run"
     code, printed = runs.launch("python", "-m", "toy", "--engine=toy", f"--output_dir={output}", *options)
     assert code == 0, printed

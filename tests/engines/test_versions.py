@@ -12,6 +12,7 @@ import pytest
 
 from alphadecay_dist.engines import versions
 from alphadecay_dist.engines.versions import RANGES, require
+from tests.python_path import python_path
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,7 +89,7 @@ def start(package, found, script, *options):
     """A program that finds another version of a package."""
     return subprocess.run(
         [sys.executable, "-c", OTHER, package, found, str(script), *options],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])},
+        env={**os.environ, "PYTHONPATH": python_path(ROOT)},
         capture_output=True,
         text=True,
         timeout=120,

@@ -14,6 +14,7 @@ from alphadecay_dist.training.outputs.run_files import METRICS, RunFiles, read_l
 from alphadecay_dist.training.process.lock import LOCK, FolderLock
 from alphadecay_dist.training.process.ranks import Ranks
 from tests.multirank import run_ranks
+from tests.python_path import python_path
 from tests.resilience.disks import MEGABYTE, Disk, fill
 from tests.training.errors import main_and_output
 from tests.training.processes import in_a_new_process
@@ -180,7 +181,7 @@ def test_a_full_disk_ends_wandb_and_nothing_else(disk, when):
         "tracker.close(0)\n"
         "print('on it goes')"
     )
-    done = in_a_new_process(code, small.place, PYTHONPATH=str(ROOT))
+    done = in_a_new_process(code, small.place, PYTHONPATH=python_path(ROOT))
     assert done.stdout.endswith("on it goes\n")
     assert ("wandb does not start: [Errno 28]" in done.stderr) == (when == "before")
     assert "Traceback" not in done.stderr
