@@ -22,6 +22,8 @@ from tests.multirank import run_ranks
 pytestmark = [pytest.mark.ranks, pytest.mark.launcher]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "hosts.md").read_text(encoding="utf-8")
+NO_TITAN = "torchtitan is not installed (docs/hosts.md)"
+NO_MEGATRON = "megatron-core is not installed (the extra test has it)"
 HOSTS, OPTIMIZERS = PAGE.split("\n## Optimizers that exist\n")
 CODE, OF_OPTIMIZERS = (re.findall(r"```python\n(.*?)```", part, re.DOTALL) for part in (HOSTS, OPTIMIZERS))
 
@@ -91,9 +93,9 @@ def of_megatron(code, folder):
         (2, of_accelerate),
         (3, of_lightning),
         pytest.param(
-            4, of_torchtitan, marks=pytest.mark.skipif(not find_spec("torchtitan"), reason="absent")
+            4, of_torchtitan, marks=pytest.mark.skipif(not find_spec("torchtitan"), reason=NO_TITAN)
         ),
-        pytest.param(5, of_megatron, marks=pytest.mark.skipif(not find_spec("megatron"), reason="absent")),
+        pytest.param(5, of_megatron, marks=pytest.mark.skipif(not find_spec("megatron"), reason=NO_MEGATRON)),
     ],
     ids=lambda of: str(of)[:20],
 )

@@ -14,6 +14,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from alphadecay_dist import UserError
+from alphadecay_dist.decay.policies import POLICIES
 from alphadecay_dist.integrations.transformers import AlphaDecayCallback
 from tests.integrations.hosts import (
     ACCUMULATION,
@@ -124,6 +125,20 @@ def check(engine, folder, policy, expected, clip, made=one_line):
     again, _ = trained(engine, parts, policy, resumed=True, clip=clip, made=made)
     require_same(again, whole)
     require_same(whole, zero_run(3, clip) if expected is None else expected)
+
+
+def check_policies(folder):
+    matrices = {}
+    for policy in POLICIES:
+        found, _ = trained("plain", Path(folder) / policy, policy)
+        require_same(found, plain_run(1, policy))
+        matrices[policy] = found[1]["model.layers.1.mlp.down_proj.weight"]
+    same = {policy for policy, own in matrices.items() if torch.equal(own, matrices["uniform"])}
+    assert same == {"uniform", "monitor", "adamc"}, same  # without a schedule adamc is uniform
+
+
+def test_every_policy_of_the_table_trains_as_in_our_own_loop(tmp_path):
+    run_ranks(check_policies, 1, str(tmp_path))
 
 
 @pytest.mark.parametrize(

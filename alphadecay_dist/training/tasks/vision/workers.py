@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -16,12 +17,12 @@ from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.process.preemption import SIGNALS
 
 
-class Jobs(Dataset):
+class Jobs(Dataset, ABC):
     """What the processes do: a job by its number. A mistake in the data is handed over, not raised there."""
 
+    @abstractmethod
     def job(self, number: int) -> Any:
         """What a number stands for: tensors in a tuple."""
-        raise NotImplementedError
 
     def __getitem__(self, number: int) -> Any:
         """The job's result, or the UserError that it ended with."""
