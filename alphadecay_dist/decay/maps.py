@@ -97,7 +97,7 @@ def within_layer(settings: Settings, moment: Moment) -> dict[str, Assignment]:
 
     A weight counts once in its layer, of however many parts it is: they share its gradient norm.
     """
-    values = _at_first(moment)
+    values = _at_first(settings, moment)
     weights = {name: moment.weight_of.get(name, name) for name in values}
     defined = {weights[name]: value for name, value in values.items() if value is not None}
     ratios = {weight: 1 + math.tanh(2 * z) for weight, z in layer_scores(defined, STABILIZER).items()}
@@ -111,7 +111,8 @@ def within_layer(settings: Settings, moment: Moment) -> dict[str, Assignment]:
 
 def gradients_by_shape(settings: Settings, moment: Moment) -> dict[str, Assignment]:
     """Gradient norms through the same map as alphas (Table 9 of the paper)."""
-    return by_shape(settings, Moment(_at_first(moment), moment.last, moment.sizes, moment.first))
+    values = _at_first(settings, moment)
+    return by_shape(settings, Moment(values, moment.last, moment.sizes, moment.first))
 
 
 def proportional(settings: Settings, moment: Moment) -> dict[str, Assignment]:
@@ -199,9 +200,10 @@ def parse_factors(text: str) -> dict[str, float]:
     return factors
 
 
-def _at_first(moment: Moment) -> Mapping[str, float | None]:
-    """Gradient norms as they count: all equal at the very first, when the released code has none yet."""
-    return dict.fromkeys(moment.values, NO_GRADIENT) if moment.first else moment.values
+def _at_first(settings: Settings, moment: Moment) -> Mapping[str, float | None]:
+    """Gradient norms as they count: all equal at the very first, where the released code has none yet."""
+    unknown = moment.first and not settings.choices.maps_first_gradients
+    return dict.fromkeys(moment.values, NO_GRADIENT) if unknown else moment.values
 
 
 def _typical_alpha(name: str) -> float:

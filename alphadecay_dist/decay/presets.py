@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-REFERENCE, PAPER = "reference", "paper"
+REFERENCE, REFERENCE_VIT, PAPER = "reference", "reference_vit", "paper"
 EIGENVALUES = ("spectral_norm", "frobenius_norm")  # the published metrics are lambda_max and sum(lambda)
 
 
@@ -17,6 +17,8 @@ class Preset:
         tunes_ends: whether the first and the last nn.Linear of a model are tuned.
         cuts_fused: whether a fused weight is analysed part by part.
         lead: updates by which a refresh comes before each multiple of ``interval``.
+        maps_first_gradients: whether the first refresh maps the norms of the first update's gradients, and
+            not equal ones.
         squared: metrics that are mapped as their squares.
         fits: estimators of alpha that stand for others, by the name that a user gives.
         bounded: maps whose decays stay within ``min_ratio`` and ``max_ratio``; None is all.
@@ -28,6 +30,7 @@ class Preset:
     tunes_ends: bool = True
     cuts_fused: bool = True
     lead: int = 0
+    maps_first_gradients: bool = False
     squared: tuple[str, ...] = ()
     fits: Mapping[str, str] = field(default_factory=dict)
     bounded: tuple[str, ...] | None = None
@@ -37,17 +40,21 @@ class Preset:
 
 
 PUBLISHED = Preset()
+RELEASED = Preset(
+    tunes_ends=False,
+    cuts_fused=False,
+    lead=1,
+    squared=EIGENVALUES,
+    fits={"fix_finger": "fix_finger_released"},
+    bounded=("linear",),
+    refused={"matrix_entropy": "the released code's entropy (6e-5 added to every share)"},
+    equal_gets_most=True,
+    coupled=True,
+)
 PRESETS: dict[str, Preset] = {
-    REFERENCE: Preset(  # the released code
-        tunes_ends=False,
-        cuts_fused=False,
-        lead=1,
-        squared=EIGENVALUES,
-        fits={"fix_finger": "fix_finger_released"},
-        bounded=("linear",),
-        refused={"matrix_entropy": "the released code's entropy (6e-5 added to every share)"},
-        equal_gets_most=True,
-        coupled=True,
-    ),
+    REFERENCE: RELEASED,  # the released code for language models
+    # The one for images refreshes before training, and again in each epoch's first update: in the very first
+    # one too, from the same weights, but with its gradients, and before anything was done with the former.
+    REFERENCE_VIT: replace(RELEASED, lead=0, maps_first_gradients=True),
     PAPER: Preset(squared=EIGENVALUES, bounded=("linear",), coupled=True),  # what the paper's text says
 }

@@ -48,8 +48,10 @@ class Settings:
             fused weights stay whole, refreshes come one update earlier, its own fix-finger, norms squared,
             no bounds but for the linear map, which gives equal values the largest decay. There biases and
             batch norms share their weight's decay as well: ``param_groups(..., follow=["bias",
-            "batchnorm"])``, in a recipe ``decay.follow``. ``paper`` has of this what the paper's text says:
-            norms squared, no bounds but for the linear map. Or null.
+            "batchnorm"])``, in a recipe ``decay.follow``. ``reference_vit`` repeats its twin for images: the
+            same, but refreshes come at the multiples of the interval, an epoch, and gradient norms count from
+            the first update on. ``paper`` has of this what the paper's text says: norms squared, no bounds
+            but for the linear map. Or null.
         weight_decay: the base decay.
         interval: optimizer updates between refreshes.
         min_ratio: smallest decay, in base decays; with the linear map that of the heaviest tail.

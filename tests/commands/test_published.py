@@ -55,7 +55,7 @@ WAYS = {
 WAYS_OF_IMAGES = {
     "reference": {
         "optimizer.zero_first": True,
-        "decay.preset": "reference",
+        "decay.preset": "reference_vit",
         "decay.follow": ["bias"],
     }
 }

@@ -41,12 +41,12 @@ def test_the_options_of_every_cell_load_as_a_recipe():
     for cell in published_table(Choice("vit", "tiny")).cells.values():
         config = cell.config()
         assert (config.model.task, config.model.name) == ("vision", "deit_tiny_patch16_224")
-        assert (config.decay.preset, config.decay.follow) == ("reference", ("bias",))
+        assert (config.decay.preset, config.decay.follow) == ("reference_vit", ("bias",))
         assert config.decay.policy == cell.options["decay.policy"]
         assert config.decay.weight_decay == cell.options["decay.weight_decay"]
         due = [update for update in range(config.train.steps) if config.decay.due(update)]
         if cell.place["method"] in ("alphadecay", "adadecay"):
-            assert due == [0, *(epoch * EPOCH - 1 for epoch in range(1, EPOCHS + 1))]
+            assert due == [epoch * EPOCH for epoch in range(EPOCHS)]
 
 
 def test_the_script_for_slurm_is_a_run_of_the_recipe():
@@ -74,7 +74,9 @@ def test_the_dry_run_counts_images(capsys):
     assert "those of LLaMA-135M (of this size none are published)" in hours
     assert hours.endswith("they were of bfloat16, and float32 takes longer")
     assert not any(line.startswith("tokens: ") for line in lines)
-    assert any(line.startswith("calendar: refreshes come before the first update and") for line in lines)
+    assert any(
+        line.startswith("calendar: refreshes come before the first update of every epoch") for line in lines
+    )
 
 
 def test_hours_follow_from_the_work_of_the_model(table):

@@ -50,6 +50,8 @@ def test_adadecay_knows_layers_and_starts_at_the_base_decay():
     assert found[13] < 0.01
     assert found[:6] == pytest.approx([found[0]] * 6)
     assert decays("adadecay", values, first=True) == [0.1] * 14
+    from_first_batch = decays("adadecay", values, first=True, weight_decay=1.0, preset="reference_vit")
+    assert from_first_batch == found
     assert decays("adadecay", [None, 1.0, 2.0], dict.fromkeys(NAMES[:3], 0.07))[0] == 0.07
 
 
@@ -132,6 +134,7 @@ def test_when_policies_act():
 
     assert acts(interval=5) == [0, 5, 10]
     assert acts(interval=5, preset="reference") == [0, 4, 9]
+    assert acts(interval=5, preset="reference_vit") == [0, 5, 10]
     assert acts(interval=5, until=5) == [0, 5]
     assert acts(policy="awd", interval=5) == list(range(12))
     assert acts(policy="static", interval=5) == [0]

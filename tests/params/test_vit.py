@@ -140,11 +140,28 @@ def test_layer_norms_follow_the_linear_before_them_only_where_asked(deit):
     assert {"blocks.0.norm1.weight", "blocks.0.norm1.bias"} <= set(found["untuned"])  # before every Linear
 
 
+def released_calendar(epochs):
+    """Updates finished before each refresh: one before training; then the first micro-batch of each epoch."""
+    found, updates = [0], 0
+    for _ in range(epochs):
+        flag = True
+        for _ in range(EPOCH):
+            if flag:
+                found.append(updates)
+                flag = False
+            updates += 1
+    return found
+
+
 def test_a_run_refreshes_once_an_epoch_and_once_at_the_start():
-    for epochs in (1, 3, 120):
-        settings = Settings(preset="reference", interval=EPOCH)
-        due = [update for update in range(epochs * EPOCH) if settings.due(update)]
-        assert due == [0, *(epoch * EPOCH - 1 for epoch in range(1, epochs + 1))]
+    own, early = (Settings(preset=preset, interval=EPOCH) for preset in ("reference_vit", "reference"))
+    for epochs in (1, 3):
+        released, updates = released_calendar(epochs), range(epochs * EPOCH)
+        assert len(released) == epochs + 1
+        # the first two are before the same update: one refresh
+        assert [update for update in updates if own.due(update)] == sorted(set(released))
+        ends = [epoch * EPOCH - 1 for epoch in range(1, epochs + 1)]
+        assert [update for update in updates if early.due(update)] == [0, *ends]
 
 
 def test_a_recipes_optimizer_has_these_groups(deit):
