@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,7 +75,7 @@ class ArrayImages:
 
 @dataclass(frozen=True)
 class FileImages:
-    """Image files, as torchvision's ImageFolder finds them: a folder a class."""
+    """Image files of known labels."""
 
     samples: list[tuple[str, int]] = field(repr=False)
 
@@ -88,7 +89,7 @@ class FileImages:
             with Image.open(path) as image:
                 image.load()
                 return image, label
-        except (OSError, ValueError, SyntaxError) as error:  # SyntaxError: PIL's for a broken PNG
+        except Exception as error:  # PIL raises a dozen unrelated types
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"data: {path}: cannot be read as an image: {reason}; repair or remove it"
@@ -151,11 +152,23 @@ def open_images(config: DataConfig) -> Split:
 
         return open_hub(config.source, config.revision)
     folder = Path(config.source)
-    split = _idx(folder) if list(folder.glob("*-idx?-ubyte*")) else _folders(folder)
+    split = _local(folder)
     for name, images in (("training", split.train), ("validation", split.validation)):
         if not len(images):
             raise UserError(f"data.source {folder}: has no {name} image")
     return split
+
+
+def _local(folder: Path) -> Split:
+    """The images in a folder, by what files are in it."""
+    if list(folder.glob("*-idx?-ubyte*")):
+        return _idx(folder)
+    parquet = sorted(file for place in (folder, folder / "data") for file in place.glob("[!.]*.parquet"))
+    if parquet:
+        from alphadecay_dist.training.tasks.vision.hub import open_parquet  # noqa: PLC0415  (slow to load)
+
+        return open_parquet(folder, parquet)
+    return _folders(folder)
 
 
 def _digits() -> Split:
@@ -214,33 +227,58 @@ def _read_idx(path: Path) -> np.ndarray:
 
 def _folders(folder: Path) -> Split:
     """``train/CLASS/*`` and ``val/CLASS/*``; classes are numbered in the order of their names."""
-    from torchvision.datasets import ImageFolder  # noqa: PLC0415  (for this source alone)
-
-    roots, found = {}, {}
-    for split, names in SPLITS.items():
-        there = [folder / name for name in names if (folder / name).is_dir()]
-        if not there:
-            raise UserError(
-                f"data.source {folder}: has neither idx files nor a folder {' or '.join(names)}; expected "
-                "train/CLASS/ and val/CLASS/ with images"
-            )
-        roots[split] = there[0]
-        try:
-            found[split] = ImageFolder(str(there[0]))
-        except (OSError, RuntimeError, FileNotFoundError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"data.source {there[0]}: {reason}") from None
-    train, validation = found["train"], found["validation"]
-    if train.classes != validation.classes:
-        odd = sorted(set(train.classes) ^ set(validation.classes))
+    roots = {split: _root(folder, names) for split, names in SPLITS.items()}
+    classes = {split: _classes(root) for split, root in roots.items()}
+    odd = sorted(set(classes["train"]) ^ set(classes["validation"]))
+    if odd:
         raise UserError(f"data.source {folder}: the class {odd[0]!r} is in one of train and validation alone")
-    listed = {str(roots[split].relative_to(folder)): found[split].samples for split in SPLITS}
+    found = {split: _samples(root, classes[split]) for split, root in roots.items()}
+    listed = {str(roots[split].relative_to(folder)): found[split] for split in SPLITS}
     return Split(
-        FileImages(train.samples),
-        FileImages(validation.samples),
-        classes=len(train.classes),
+        FileImages(found["train"]),
+        FileImages(found["validation"]),
+        classes=len(classes["train"]),
         marks=lambda: _marks(folder, listed),
     )
+
+
+def _root(folder: Path, names: Sequence[str]) -> Path:
+    """The folder of a split."""
+    there = [folder / name for name in names if (folder / name).is_dir()]
+    if not there:
+        raise UserError(
+            f"data.source {folder}: has neither idx files, parquet files nor a folder {' or '.join(names)}; "
+            "expected train/CLASS/ and val/CLASS/ with images"
+        )
+    return there[0]
+
+
+def _classes(root: Path) -> list[str]:
+    """The classes of a split, without what file managers and editors hide beside them."""
+    found = sorted(
+        entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+    )
+    if not found:
+        raise UserError(f"data.source {root}: has no folder, expected one for each class, with its images")
+    return found
+
+
+def _samples(root: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
+    """Files and labels as torchvision finds them, in their order, without hidden ones."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset  # noqa: PLC0415  (this source alone)
+
+    def is_image(path: str) -> bool:
+        return path.lower().endswith(IMG_EXTENSIONS) and f"{os.sep}." not in path[len(str(root)) :]
+
+    numbers = {name: number for number, name in enumerate(classes)}
+    found = make_dataset(root, numbers, is_valid_file=is_image, allow_empty=True)
+    empty = sorted(numbers.keys() - {classes[label] for _, label in found})
+    if empty:
+        raise UserError(
+            f"data.source {root}: the class {empty[0]!r} has no image, expected files such as *.jpg; fill or "
+            "remove its folder in each split"
+        )
+    return found
 
 
 def _marks(folder: Path, listed: dict[str, list[tuple[str, int]]]) -> Marks:

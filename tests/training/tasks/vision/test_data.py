@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 
+import datasets
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features
 from PIL import Image
 from timm.data import Mixup
 
@@ -142,6 +143,43 @@ def test_a_folder_of_pictures(tmp_path):
         split.train.read(4)
 
 
+def test_hidden_files_and_folders_are_no_pictures(tmp_path):
+    folder = pictures(tmp_path / ".p")
+    expected = open_images(DataConfig(source=str(folder)))
+    train = folder / "train"
+    (train / "ant" / "._0.png").write_bytes(b"what macOS keeps beside a file")
+    for hidden in (train / ".ipynb_checkpoints", train / "bee" / ".ipynb_checkpoints"):
+        hidden.mkdir()
+        Image.new("RGB", (20, 16)).save(hidden / "0-checkpoint.png")
+    found = open_images(DataConfig(source=str(folder)))
+    assert found.train == expected.train
+    assert found.classes == 2
+
+
+def test_folders_that_do_not_fit(tmp_path):
+    folder = pictures(tmp_path / "p")
+    (folder / "train" / "cow").mkdir()
+    with pytest.raises(UserError, match=r"p: the class 'cow' is in one of train and validation alone"):
+        open_images(DataConfig(source=str(folder)))
+    (folder / "val" / "cow").mkdir()
+    with pytest.raises(UserError, match=r"p/train: the class 'cow' has no image, expected files such as "):
+        open_images(DataConfig(source=str(folder)))
+    (folder / "val").rename(folder / "flat")
+    (folder / "val").mkdir()
+    with pytest.raises(UserError, match=r"p/val: has no folder, expected one for each class"):
+        open_images(DataConfig(source=str(folder)))
+    (folder / "val").rmdir()
+    with pytest.raises(UserError, match=r"p: has neither idx files, parquet files nor a folder val or "):
+        open_images(DataConfig(source=str(folder)))
+
+
+def test_a_picture_that_is_too_large_is_named(tmp_path, monkeypatch):
+    split = open_images(DataConfig(source=str(pictures(tmp_path / "p"))))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # PIL refuses what has twice as many
+    with pytest.raises(UserError, match=r"train/ant/0.png: cannot be read as an image: Image size"):
+        split.train.read(0)
+
+
 def test_of_many_pictures_all_names_count_and_the_content_of_some(tmp_path, monkeypatch):
     monkeypatch.setattr("alphadecay_dist.training.tasks.vision.sources.MARKED", 2)
     folder = pictures(tmp_path / "p")
@@ -161,13 +199,36 @@ def test_the_digits_come_with_scikit_learn():
 
 def test_a_dataset_with_images_and_labels():
     rows = Dataset.from_dict({"image": [Image.new("L", (4, 4), 7)] * 3, "label": [0, 1, 2]})
-    split = split_of(DatasetDict(train=rows, validation=rows), "some/images", None)
+    split = split_of(DatasetDict(train=rows, validation=rows), "some/images")
     assert len(split.train) == 3
     assert split.validation.read(2)[1] == 2
+    assert split.classes is None
     with pytest.raises(UserError, match="has the splits train, expected train and validation"):
-        split_of(DatasetDict(train=rows), "some/images", None)
+        split_of(DatasetDict(train=rows), "some/images")
     with pytest.raises(UserError, match="has the columns label, expected image and label"):
-        split_of(DatasetDict(train=rows.remove_columns("image"), test=rows), "some/images", None)
+        split_of(DatasetDict(train=rows.remove_columns("image"), test=rows), "some/images")
+
+
+def test_a_dataset_of_the_hub_in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "downloaded"
+    (folder / "data").mkdir(parents=True)
+    kinds = Features({"image": datasets.Image(), "label": ClassLabel(names=["ant", "bee", "cow"])})
+    for split, count in (("train", 5), ("validation", 2), ("test", 1)):
+        rows = {
+            "image": [Image.new("L", (4, 4), n) for n in range(count)],
+            "label": [n % 3 for n in range(count)],
+        }
+        Dataset.from_dict(rows, kinds).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+    split = open_images(DataConfig(source=str(folder)))
+    assert (len(split.train), len(split.validation), split.classes, split.revision) == (5, 2, 3, None)
+    picture, label = split.train.read(4)
+    assert (picture.getpixel((0, 0)), label) == (4, 1)
+    names = {f"data/{name}-00000-of-00001.parquet" for name in ("train", "validation", "test")}
+    assert split.marks().keys() == names
+    (folder / "data" / "test-00000-of-00001.parquet").write_bytes(b"cut off")
+    with pytest.raises(UserError, match=r"downloaded: its parquet files cannot be read: "):
+        open_images(DataConfig(source=str(folder)))
 
 
 def test_without_network_the_hub_is_one_line(monkeypatch):
