@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from alphadecay_dist.engines.expected_layouts import Sharding, layouts
 from alphadecay_dist.engines.registry import SHARDINGS
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.params.coverage import Coverage, coverage, require_weights
+from alphadecay_dist.params.groups import followers_in
 from alphadecay_dist.params.inventory import Weight, tuned_weights
 from alphadecay_dist.sharding.ownership import TRIDIAGONAL
 from alphadecay_dist.sharding.planning import analysed, costs_of, schedule_for
 from alphadecay_dist.sharding.schedule import Schedule
 from alphadecay_dist.spectral import Rates, Windows, measured_rates
+from alphadecay_dist.training.optimizer import groups_of, pick_apply
 from alphadecay_dist.training.preflight import with_dtype
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.tasks.registry import task_named
@@ -70,6 +72,7 @@ class Job:
         sharding: a name of ``SHARDINGS``: the engine that its recipe names, where it names one.
         replicas: of the whole model, with ``fsdp2``, by its recipe.
         flops: of one update, over all ranks; None where it is not known.
+        followers: names of what has the decay of a tuned weight.
 
     Raises:
         UserError: a number below 1.
@@ -84,6 +87,7 @@ class Job:
     sharding: str = "zero3"
     replicas: int = 1
     flops: float | None = None
+    followers: Collection[str] = ()
 
     def __post_init__(self) -> None:
         for name, found in (("interval", self.interval), ("memory_budget", self.budget)):
@@ -251,7 +255,7 @@ def forecast(job: Job, sharding: Sharding, machine: Machine) -> Forecast:
         slow = _loads(job, sharding, schedule, Rates(gram, gram / TRIDIAGONAL[machine.device]))
         estimated = _seconds_and_share(slow, job, schedule, machine)
     seconds, share = _seconds_and_share(loads, job, schedule, machine)
-    covered = coverage(job.model, job.weights)
+    covered = coverage(job.model, job.weights, job.followers)
     return Forecast(sharding, machine, job.interval, schedule, loads, covered, seconds, share, estimated)
 
 
@@ -312,6 +316,7 @@ def job_of_recipe(recipe: Config) -> Job:
         engine.name if engine.name in SHARDINGS else Job.sharding,
         engine.replicate,
         trained.flops(),
+        followers_in(groups_of(model, pick_apply(loaded, None)[0])),
     )
 
 

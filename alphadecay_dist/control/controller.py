@@ -36,7 +36,7 @@ from alphadecay_dist.engines.host import Host, host_for
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.coverage import coverage
 from alphadecay_dist.params.group_snapshot import GroupSnapshot
-from alphadecay_dist.params.groups import weights_in
+from alphadecay_dist.params.groups import followers_in, weights_in
 from alphadecay_dist.params.inventory import Weight, tuned_weights
 from alphadecay_dist.sharding.collectives import Collectives
 from alphadecay_dist.sharding.planning import analysed, require_factors
@@ -108,8 +108,10 @@ class AlphaDecay:
         self._pending: PendingRefresh | None = None
         with self._ranks.raise_on_all_ranks():
             self._writer = writer_for(self.settings, self._host, named)
-        self._groups = GroupSnapshot([] if watches else self._host.param_groups())
-        self._advice = Advice(self._host, self.settings, str(self._table), coverage(trained.model, weights))
+        groups = [] if watches else self._host.param_groups()
+        self._groups = GroupSnapshot(groups)
+        covered = coverage(trained.model, weights, followers_in(groups))
+        self._advice = Advice(self._host, self.settings, str(self._table), covered)
 
     @property
     def modules(self) -> dict[str, TunedModule]:

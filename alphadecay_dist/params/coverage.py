@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -45,17 +45,21 @@ class Coverage:
         tuned: number of elements of the tuned weights.
         total: number of elements of all trained parameters.
         left_out: the other trained parameters, largest first.
+        following: number of elements of what has the decay of a tuned weight without being analysed.
     """
 
     tuned: int
     total: int
     left_out: list[LeftOut]
+    following: int = 0
 
     def line(self) -> str:
         """The share that is tuned, and the largest kinds that are not."""
         share = 100 * self.tuned / max(self.total, 1)
         largest = self.largest()
         rest = f"; not tuned: {largest}" if largest else ""
+        if self.following:
+            rest = f", {100 * self.following / self.total:.3g} % follow them{rest}"
         return f"tuned: {share:.4g} % of {self.total:,} trained weights{rest}"
 
     def too_small(self) -> str:
@@ -79,27 +83,32 @@ class Coverage:
         return ", ".join(named) + (f" and {more} smaller kinds" if more > 1 else ", and one more" * more)
 
 
-def coverage(model: nn.Module, tuned: Sequence[Weight]) -> Coverage:
+def coverage(model: nn.Module, tuned: Sequence[Weight], followers: Collection[str] = ()) -> Coverage:
     """Which part of a model its tuned weights are. Local; shapes are those of whole parameters.
 
     Args:
         model: any module; its parameters may be sharded, or without storage.
         tuned: its tuned weights, see :func:`alphadecay_dist.params.inventory.tuned_weights`.
+        followers: names of what has the decay of one of them.
     """
     chosen = {weight.name for weight in tuned}
     large = {weight.name for weight in all_weights(model)}
-    left_out, total = [], 0
+    left_out, total, following = [], 0, 0
     for entry in entries(model, named_modules(model)):
         numel = math.prod(entry.shape)
         total += numel
         if entry.name in chosen:
+            continue
+        if entry.name in followers:
+            following += numel
             continue
         reason = unfit(entry) or not_by_default(entry)
         if reason is None:
             reason = NOT_CHOSEN if entry.name in large else SMALL
         left_out.append(LeftOut(entry.name, entry.shape, numel, reason))
     left_out.sort(key=lambda own: -own.numel)
-    return Coverage(total - sum(own.numel for own in left_out), total, left_out)
+    untuned = following + sum(own.numel for own in left_out)
+    return Coverage(total - untuned, total, left_out, following)
 
 
 def require_weights(weights: Sequence[Weight], model: nn.Module) -> None:

@@ -26,6 +26,7 @@ UNTUNED = "untuned"  # the name of the group, or the two, that hold everything e
 UNTUNED_MATRICES = "untuned_matrices"  # the name of the group of embeddings and head, where they stand apart
 TUNED = "tuned"  # the name of the group that holds all tuned weights, where they share one
 GROUP_KEY = "module"  # the key by which a param group is found again; engines keep it
+FOLLOWERS_KEY = "followers"  # the key under which a group names what follows its weight, where anything does
 NAMES_KEY = "modules"  # the key under which the shared group names its weights, in the order of its params
 
 
@@ -66,7 +67,7 @@ def param_groups(
         :class:`alphadecay_dist.AlphaDecay` finds the group. It is ``"untuned"`` for the last group. With
         ``"zero_1d"`` or ``no_decay`` it is so for the last two, and the very last has decay 0 (fewer if one
         is empty). With ``"premultiply"`` the first is named ``"tuned"``, and has the names of its weights
-        in ``modules``.
+        in ``modules``. With ``follow`` a group has the names of what follows in ``followers``.
 
     Raises:
         UserError: no matrix can be tuned, FSDP hides the matrices, a choice is unknown, ``follow`` is used
@@ -90,7 +91,7 @@ def param_groups(
     if apply == PREMULTIPLY:
         groups = [_shared_group(weights)]
     else:
-        groups = _own_groups(weights, named_modules(model), followers, free, weight_decay)
+        groups = _own_groups(weights, model, followers, free, weight_decay)
     taken = {id(parameter) for group in groups for parameter in group["params"]}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
     if untuned == ZERO:
@@ -115,6 +116,11 @@ def names_in(group: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(group[NAMES_KEY])
     name = group.get(GROUP_KEY, UNTUNED)
     return () if name in (UNTUNED, UNTUNED_MATRICES) else (name,)
+
+
+def followers_in(groups: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The names of what shares the group, and so the decay, of a tuned weight."""
+    return {name for group in groups for name in group.get(FOLLOWERS_KEY, ())}
 
 
 def layout_of(groups: Iterable[Mapping[str, Any]]) -> str:
@@ -187,20 +193,21 @@ def _shared_group(weights: Sequence[Weight]) -> dict[str, Any]:
 
 def _own_groups(
     weights: Sequence[Weight],
-    modules: dict[str, nn.Module],
+    model: nn.Module,
     followers: set[str],
     free: Collection[int],
     weight_decay: float,
 ) -> list[dict[str, Any]]:
+    modules = named_modules(model)
     found = following([weight.name for weight in weights], modules, followers)
-    return [
-        {
-            "params": [weight.parameter, *(own for own in found[weight.name] if id(own) not in free)],
-            "weight_decay": weight_decay,
-            GROUP_KEY: weight.name,
-        }
-        for weight in weights
-    ]
+    names = {id(entry.parameter): entry.name for entry in entries(model, modules)}
+    groups = []
+    for weight in weights:
+        behind = [own for own in found[weight.name] if id(own) not in free]
+        group = {"params": [weight.parameter, *behind], "weight_decay": weight_decay, GROUP_KEY: weight.name}
+        named = tuple(names[id(own)] for own in behind)
+        groups.append(group | ({FOLLOWERS_KEY: named} if named else {}))
+    return groups
 
 
 def require_matrices(model: nn.Module) -> None:

@@ -11,6 +11,8 @@ from torch import nn
 
 from alphadecay_dist import AlphaDecay, UserError, param_groups
 from alphadecay_dist.decay.settings import Settings
+from alphadecay_dist.params.coverage import coverage
+from alphadecay_dist.params.groups import followers_in
 from alphadecay_dist.params.inventory import tuned_weights
 from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.dry_run import line_of_groups
@@ -151,6 +153,19 @@ def released_calendar(epochs):
                 flag = False
             updates += 1
     return found
+
+
+def test_what_follows_is_not_said_to_be_left_out(deit):
+    groups = param_groups(deit, weight_decay=BASE, follow=["bias"])
+    assert groups[0]["followers"] == ("blocks.0.attn.qkv.bias",)
+    assert "followers" not in groups[-1]
+    found = coverage(deit, tuned_weights(deit), followers_in(groups))
+    assert (found.tuned, found.following, found.total) == (TUNED_SIZE - BIASES, BIASES, TOTAL)
+    assert sum(own.numel for own in found.left_out) == UNTUNED_SIZE
+    assert found.line().startswith(
+        "tuned: 92.85 % of 5,717,416 trained weights, 0.363 % follow them; not tuned: head 3.36 % ("
+    )
+    assert coverage(deit, tuned_weights(deit)).following == 0
 
 
 def test_a_run_refreshes_once_an_epoch_and_once_at_the_start():

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from tests.training.runs import ROOT, left_behind
+from tests.resilience.launchers import launched, processes_of, ranks_of, updates, wait_until
+from tests.training.runs import ROOT, engine_options, left_behind
 from tests.training.tasks.vision.runs import options_of, run, same_tensors, write_idx
 
 pytestmark = [pytest.mark.ranks, pytest.mark.launcher, pytest.mark.kills]
@@ -41,4 +42,20 @@ def test_signals_to_all_its_processes_and_a_kill_lose_nothing(tmp_path):
             process.kill()
         assert process.wait(60) == code
     assert run(1, "ddp", broken, options) == whole
+    assert same_tensors(broken, tmp_path / "whole")
+
+
+def test_two_kills_through_a_launcher_lose_nothing(tmp_path):
+    source = write_idx(tmp_path / "idx", validation=100)
+    options = options_of(source, train__steps=8, eval__every=1, checkpoint__every=1, checkpoint__keep=2)
+    given, broken = [*engine_options("fsdp2"), *options], tmp_path / "broken"
+    for victim in (min, max):  # a rank; a process that reads images, which is a later fork of one
+        begun = updates(broken)
+        with launched("torchrun", broken, given) as launcher:
+            wait_until(lambda begun=begun: updates(broken) > begun, 120)
+            os.kill(victim(ranks_of(broken)), signal.SIGKILL)
+            assert launcher.wait(60) != 0
+            wait_until(lambda: not processes_of(broken), 60)
+        assert updates(broken) < 8
+    assert run(2, "fsdp2", broken, options) == run(2, "fsdp2", tmp_path / "whole", options)
     assert same_tensors(broken, tmp_path / "whole")
