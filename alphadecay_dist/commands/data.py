@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alphadecay_dist.commands.paths import require_there
+from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.arguments import Parser
 from alphadecay_dist.training.config import load_config
+from alphadecay_dist.training.tasks.registry import DEFAULT
 
 if TYPE_CHECKING:
     from alphadecay_dist.training.data.prepared import Manifest
@@ -38,6 +40,11 @@ def run(args: argparse.Namespace) -> None:
 
 def _prepare(args: argparse.Namespace) -> None:
     config = load_config(args.recipe, args.overrides)
+    if config.model.task != DEFAULT:
+        raise UserError(
+            f"--recipe {args.recipe}: found model.task {config.model.task!r}, expected {DEFAULT!r}: text "
+            "alone is prepared; train.py reads other data as they are"
+        )
     from alphadecay_dist.training.data.prepare import prepare_corpus
     from alphadecay_dist.training.tasks.language.model import read_model_config
 

@@ -32,7 +32,7 @@ from alphadecay_dist.training.preflight import ResolvedRun, parameter_count, res
 from alphadecay_dist.training.process.environment import environment
 from alphadecay_dist.training.resume import CHECKPOINTS
 
-DATA_SHARE = 0.7  # part of the time for all checks in which a node may try to read a document
+DATA_SHARE = 0.7  # part of the time for all checks in which a node may try to read a sample
 BYTES_A_WEIGHT = 12  # in a checkpoint: fp32 weight and two moments
 
 

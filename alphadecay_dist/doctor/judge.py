@@ -155,7 +155,7 @@ def _data(findings: Sequence[Finding]) -> list[Problem]:
     faults = {finding.place.rank: finding.data for finding in findings if finding.data is not None}
     places = [finding.place for finding in findings]
     advice = "train.py would end there"
-    return _problems(True, places, faults, "data", "a document, on every node", advice)
+    return _problems(True, places, faults, "data", "a first sample, on every node", advice)
 
 
 def _shared_memory(findings: Sequence[Finding], limits: Limits) -> list[Problem]:

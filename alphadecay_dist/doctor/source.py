@@ -25,7 +25,7 @@ def fault_of_data(config: DataConfig, opened: Callable[[], Data], seconds: float
     reading = threading.Thread(target=lambda: found.append(_fault(config, opened)), daemon=True)
     reading.start()
     reading.join(seconds)
-    return found[0] if found else f"data.source {config.source}: no document within {seconds:g} s"
+    return found[0] if found else f"data.source {config.source}: no sample within {seconds:g} s"
 
 
 def _fault(config: DataConfig, opened: Callable[[], Data]) -> str | None:

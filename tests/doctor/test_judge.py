@@ -25,7 +25,7 @@ def test_healthy_nodes_have_no_problem():
         ({"clock": (-75.0, 0.002)}, "clock", "-75 s"),
         ({"folder": replace(FOLDER, free=44 * GIB)}, "disk", "44 GiB free"),
         ({"folder": replace(FOLDER, shared=False)}, "output directory", "another /shared/runs"),
-        ({"data": "data.source c4: no document within 84 s"}, "data", "no document"),
+        ({"data": "data.source c4: no sample within 84 s"}, "data", "no sample"),
         ({"folder": replace(FOLDER, fault="Read-only file system")}, "output directory", "Read-only"),
         (
             {"device": replace(DEVICE, fault="9 of 65536 elements are wrong", identity="GPU-9")},

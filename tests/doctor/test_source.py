@@ -34,7 +34,7 @@ def test_files_without_a_readable_document_are_named(tmp_path, name, text):
 def test_a_source_that_does_not_answer_is_reported_in_time():
     begin = time.monotonic()
     found = fault_of_data(DataConfig("c4"), lambda: time.sleep(30), 0.2)
-    assert found == "data.source c4: no document within 0.2 s"
+    assert found == "data.source c4: no sample within 0.2 s"
     assert time.monotonic() - begin < 10
 
 

@@ -124,6 +124,10 @@ def test_the_command_prepares_a_recipe_with_changes(texts, tmp_path, capsys):
     assert main([*argv, f"--tokenizer.model={model}", "--data.holdout=5"]) == 2
     assert main([*argv, "--data.sauce=5"]) == 2
     assert "did you mean 'source'" in capsys.readouterr().err
+    recipe = tmp_path / "images.yaml"
+    recipe.write_text("model: {task: vision, name: vit_tiny_patch16_224}\n")
+    assert main(["data", "prepare", "--output", str(tmp_path / "no"), "--recipe", str(recipe)]) == 2
+    assert "found model.task 'vision', expected 'language': text alone is prepared" in capsys.readouterr().err
 
 
 def prepared_from(source, output, *options):

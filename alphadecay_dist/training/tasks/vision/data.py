@@ -43,9 +43,13 @@ def check_groups(config: Config, world_size: int) -> None:
     """
     share, group = config.train.global_batch // world_size, config.task.mix_batch
     if share % group:
+        fits = math.gcd(share, group)
+        pairs = fits % 2 == 0 or not config.task.mixes
+        advice = f"--task.mix_batch={fits}" if pairs else "another train.global_batch"
         raise UserError(
             f"task.mix_batch: found {group}, expected a divisor of a rank's share of train.global_batch, "
-            f"{share} on {world_size} ranks: images are mixed in groups that do not depend on the ranks"
+            f"{share} on {world_size} ranks: images are mixed in groups that do not depend on the ranks; "
+            f"give {advice}, or fewer ranks"
         )
 
 

@@ -17,7 +17,7 @@ from alphadecay_dist.training.config import load_config
 from alphadecay_dist.training.process.ranks import Ranks
 from alphadecay_dist.training.recipe import DataConfig
 from alphadecay_dist.training.tasks.vision.augment import Augment, Plain, check_augmentation, draw_from
-from alphadecay_dist.training.tasks.vision.data import Groups, ImageData, Order
+from alphadecay_dist.training.tasks.vision.data import Groups, ImageData, Order, check_groups
 from alphadecay_dist.training.tasks.vision.hub import open_hub, split_of
 from alphadecay_dist.training.tasks.vision.options import VisionOptions
 from alphadecay_dist.training.tasks.vision.sources import ArrayImages, check_source, open_images
@@ -108,6 +108,23 @@ def labels_of(config):
     ranks = Ranks(torch.device("cpu"))
     batches = list(ImageData(config, 0).loaders(ranks, None).evaluation(ranks))
     return len(batches), torch.cat([batch.labels for batch in batches]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "changes", "words"),
+    [
+        (
+            4,
+            {"task__mix_batch": 4},
+            "a divisor of .* 6 on 4 ranks: .*; give --task.mix_batch=2, or fewer ranks",
+        ),
+        (8, {"task__mix_batch": 2}, "3 on 8 ranks: .*; give another train.global_batch, or fewer ranks"),
+        (8, {"task__mix_batch": 2, "task__mix_prob": 0}, "3 on 8 ranks: .*; give --task.mix_batch=1, or"),
+    ],
+)
+def test_ranks_have_whole_groups(ranks, changes, words):
+    with pytest.raises(UserError, match=words):
+        check_groups(config_of("digits", **changes), ranks)
 
 
 @pytest.mark.ranks
