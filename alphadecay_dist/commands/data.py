@@ -20,7 +20,7 @@ def add_arguments(parser: Parser) -> None:
     prepare = actions.add_parser(
         "prepare",
         help="tokenize a recipe's corpus into shards; where it was broken off, go on",
-        epilog="Any field of the recipe is an option: --data.source='texts/*.jsonl'; see train.py --help",
+        epilog="Any field of the recipe is an option, as for alphadecay train: --data.source='texts/*.jsonl'",
         allow_abbrev=False,
     )
     prepare.add_argument("--recipe", default="demo", help="a name or a YAML file (default: demo)")
