@@ -13,6 +13,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
 
 from alphadecay_dist import __version__
 from tests.ports import free_port
@@ -133,6 +134,20 @@ def test_a_signal_while_it_loads_ends_the_trainer_with_75(tmp_path, command, mod
     path = f"{tmp_path}{os.pathsep}{ROOT}"
     assert program(sys.executable, *command, "--output_dir", tmp_path / "run", path=path)[0] == 75
     assert not (tmp_path / "run").exists()
+
+
+def test_the_workflows_call_what_there_is():
+    """What they check out is this repository."""
+    called = set()
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        for job in yaml.safe_load(path.read_text())["jobs"].values():
+            text = "\n".join(step.get("run", "") for step in job["steps"])
+            called |= set(re.findall(r"(\.ci/\w+|constraints\.txt)", text))
+            called |= {
+                f"{name.replace('.', '/')}/__main__.py" for name in re.findall(r"-m (tests\.\w+)", text)
+            }
+    assert called == {".ci/run", ".ci/release", "constraints.txt", "tests/compat/__main__.py"}
+    assert [name for name in called if not (ROOT / name).is_file()] == []
 
 
 def names(lines):
