@@ -11,7 +11,7 @@ import sys
 from importlib import import_module
 
 from alphadecay_dist import __version__
-from alphadecay_dist.commands import COMMANDS
+from alphadecay_dist.commands import COMMANDS, command_in
 from alphadecay_dist.engines.rank_variables import settle_rank
 from alphadecay_dist.engines.versions import require
 from alphadecay_dist.errors import UserError
@@ -23,7 +23,7 @@ from alphadecay_dist.training.process.launcher import end_with_launcher
 def main(argv: list[str] | None = None) -> int:
     """Run a command; a user's mistake is one line and exit code 2."""
     words = normalized(sys.argv[1:] if argv is None else argv)
-    command = next((word for word in words if not word.startswith("-")), None)
+    command = command_in(words)
     if command in COMMANDS and COMMANDS[command].on_every_rank:
         return exit_code_of(lambda: _run_as_rank(words), f"alphadecay {command}")
     try:

@@ -5,6 +5,7 @@ loaded when its name is on the command line, and loads torch and all that is slo
 mistakes come back at once.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -15,7 +16,7 @@ class Command:
     Attributes:
         module: has ``add_arguments`` and ``run``.
         help: what ``alphadecay --help`` says of it.
-        on_every_rank: whether a launcher starts it on every rank, as it does train.py.
+        on_every_rank: whether a launcher starts it on every rank.
     """
 
     module: str
@@ -24,6 +25,7 @@ class Command:
 
 
 COMMANDS = {
+    "train": Command(f"{__name__}.train", "train what a recipe says", on_every_rank=True),
     "report": Command(f"{__name__}.report", "draw a run's alphas, decays and loss"),
     "spectrum": Command(f"{__name__}.spectrum", "alpha, norms and decay of every matrix on disk"),
     "plan": Command(f"{__name__}.plan", "owners, traffic and cost of a refresh, before a job is queued"),
@@ -34,3 +36,8 @@ COMMANDS = {
     "export": Command(f"{__name__}.export", "a run's weights in the formats of others"),
     "table": Command(f"{__name__}.table", "a table of runs, published or your own: cost, training, results"),
 }
+
+
+def command_in(words: Iterable[str]) -> str | None:
+    """The command that a command line names: its first word that is no option."""
+    return next((word for word in words if not word.startswith("-")), None)

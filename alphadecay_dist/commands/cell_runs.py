@@ -6,13 +6,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import alphadecay_dist
 from alphadecay_dist.commands.cells import Cell
-from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.outputs.run_files import read_status
 from alphadecay_dist.training.process.exit_codes import FAILURE, PREEMPTED
 from alphadecay_dist.training.process.launcher import stop_with_parent
@@ -34,11 +31,7 @@ def run_cells(cells: Mapping[int, Cell], ranks: int) -> int:
 
     Returns:
         0: all are finished. 75: stopped, to be started again. 1: a cell failed.
-
-    Raises:
-        UserError: train.py is not where the package is.
     """
-    trainer = find_trainer()
     failed = stopped = 0
     with _Runner() as runner:
         for place, (number, cell) in enumerate(cells.items(), 1):
@@ -49,7 +42,7 @@ def run_cells(cells: Mapping[int, Cell], ranks: int) -> int:
             wrong = cell.mistake()
             if wrong is None:
                 _say(f"cell {number} ({place} of {len(cells)}): {cell.name}")
-                code = runner.run([*launch(ranks), str(trainer), *cell.arguments()])
+                code = runner.run([*trainer(ranks), *cell.arguments()])
                 wrong = None if _state(cell) in ENDED else _failure(cell, code)
             if wrong is not None and not runner.asked:
                 failed += 1
@@ -63,23 +56,10 @@ def run_cells(cells: Mapping[int, Cell], ranks: int) -> int:
     return FAILURE if failed else PREEMPTED if stopped else 0
 
 
-def find_trainer() -> Path:
-    """train.py of the repository that the package is installed from.
-
-    Raises:
-        UserError: it is not beside the package.
-    """
-    trainer = Path(alphadecay_dist.__file__).parents[1] / "train.py"
-    if not trainer.is_file():
-        raise UserError(
-            f"--run: found no {trainer}, with which cells are trained; install with pip install -e ."
-        )
-    return trainer
-
-
-def launch(ranks: int) -> list[str]:
-    """What starts a program as so many ranks."""
-    return [sys.executable, *([] if ranks == 1 else [*TORCHRUN, f"--nproc_per_node={ranks}"])]
+def trainer(ranks: int) -> list[str]:
+    """The command that starts the trainer as so many ranks; its options follow."""
+    launcher = [] if ranks == 1 else [*TORCHRUN, f"--nproc_per_node={ranks}"]
+    return [sys.executable, *launcher, "-m", "alphadecay_dist", "train"]
 
 
 class _Runner:

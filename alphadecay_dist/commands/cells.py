@@ -72,7 +72,7 @@ class Cell:
         return load_config(self.recipe, self.overrides)
 
     def arguments(self) -> list[str]:
-        """train.py's command line."""
+        """The options of its ``alphadecay train``."""
         engine = [] if self.deepspeed is None else ["--deepspeed", self.deepspeed]
         overrides = [f"--{override}" for override in self.overrides]
         return ["--recipe", self.recipe, *engine, "--output_dir", str(self.folder), *overrides]

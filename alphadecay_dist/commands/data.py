@@ -22,7 +22,7 @@ def add_arguments(parser: Parser) -> None:
     prepare = actions.add_parser(
         "prepare",
         help="tokenize a recipe's corpus into shards; where it was broken off, go on",
-        epilog="Any field of the recipe is an option: --data.source='texts/*.jsonl'; see train.py --help",
+        epilog="Any field of the recipe is an option, as for alphadecay train: --data.source='texts/*.jsonl'",
         allow_abbrev=False,
     )
     prepare.add_argument("--recipe", default="demo", help="a name or a YAML file (default: demo)")
@@ -43,7 +43,7 @@ def _prepare(args: argparse.Namespace) -> None:
     if config.model.task != DEFAULT:
         raise UserError(
             f"--recipe {args.recipe}: found model.task {config.model.task!r}, expected {DEFAULT!r}: text "
-            "alone is prepared; train.py reads other data as they are"
+            "alone is prepared; training reads other data as they are"
         )
     from alphadecay_dist.training.data.prepare import prepare_corpus
     from alphadecay_dist.training.tasks.language.model import read_model_config

@@ -13,7 +13,7 @@ from alphadecay_dist.training.process.exit_codes import USER_ERROR
 
 def add_arguments(parser: Parser) -> None:
     """The trainer's options, and those of the check."""
-    parser.epilog = "Started on every rank by the launcher of train.py, with its options; 0: well, 2: not."
+    parser.epilog = "Started on every rank by the trainer's launcher, with its options; 0: well, 2: not."
     parser.allow_abbrev = False
     parser.set_defaults(left_over=parser.fields_of)
     add_options(parser)

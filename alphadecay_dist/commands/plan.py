@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--world_size", type=int, required=True)
     parser.add_argument("--sharding", choices=list(SHARDINGS), help="default: the recipe's engine, or zero3")
-    parser.add_argument("--deepspeed", metavar="JSON", help="a DeepSpeed JSON, whose stage is the sharding")
+    parser.add_argument(
+        "--deepspeed", metavar="JSON", help="its path, or zero1 ...; its stage is the sharding"
+    )
     parser.add_argument("--replicas", type=int, help="fsdp1, fsdp2: groups that hold the model each (HSDP)")
     parser.add_argument(
         "--tensor_parallel", type=int, default=1, help="fsdp2: ranks that cut each matrix first"

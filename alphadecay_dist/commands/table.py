@@ -51,7 +51,7 @@ def add_arguments(parser: Parser) -> None:
         "--dry_run", action="store_true", help="print cells, their data and estimated GPU hours"
     )
     what.add_argument("--array", action="store_true", help="print the numbers of its cells, as 0-23")
-    what.add_argument("--cell", type=int, metavar="N", help="print a cell's options for train.py, as JSON")
+    what.add_argument("--cell", type=int, metavar="N", help="print a cell's options for the trainer, as JSON")
     parser.add_argument("--ranks", type=int, metavar="N", help="with --run, of a cell (one a GPU; 1 without)")
     parser.add_argument("--format", choices=FORMATS, help="of the results (markdown)")
 

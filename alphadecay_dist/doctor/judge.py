@@ -154,7 +154,7 @@ def _folders(findings: Sequence[Finding]) -> list[Problem]:
 def _data(findings: Sequence[Finding]) -> list[Problem]:
     faults = {finding.place.rank: finding.data for finding in findings if finding.data is not None}
     places = [finding.place for finding in findings]
-    advice = "train.py would end there"
+    advice = "training would end there"
     return _problems(True, places, faults, "data", "a first sample, on every node", advice)
 
 

@@ -17,7 +17,7 @@ class RunSettings:
         accumulation: micro-batches an update.
         clip: largest global gradient norm; 0 is off.
         replicate: replicas of the sharded model; 1 shards over all ranks.
-        deepspeed: path of ``--deepspeed``'s JSON, if one was given.
+        deepspeed: path or name of ``--deepspeed``'s JSON, if one was given.
     """
 
     name: str

@@ -23,7 +23,7 @@ MODEL, TOKENIZER, DATA, DEEPSPEED = KINDS = ("model", "tokenizer", "data", "deep
 
 @dataclass(frozen=True)
 class Options:
-    """The command line: see train.py."""
+    """The command line: see :func:`add_options`."""
 
     recipe: str
     overrides: tuple[str, ...]
@@ -42,14 +42,16 @@ class Options:
         named = {"recipe": self.recipe, "deepspeed": self.deepspeed, "engine": self.engine}
         named |= {"init_from": self.init_from}
         words = [word for name, value in named.items() if value is not None for word in (f"--{name}", value)]
-        return ("train.py", *words, *(f"--{override}" for override in self.overrides))
+        return ("alphadecay", "train", *words, *(f"--{override}" for override in self.overrides))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The trainer's options; what the parser then leaves over are fields of the recipe."""
     parser.add_argument("--version", action="version", version=f"alphadecay_dist {__version__}")
     parser.add_argument("--recipe", default="demo", help="a name or a YAML file (default: demo)")
-    parser.add_argument("--deepspeed", metavar="JSON", help="train under DeepSpeed with this config")
+    parser.add_argument(
+        "--deepspeed", metavar="JSON", help="train under DeepSpeed with this config: its path, or zero2 ..."
+    )
     others = [name for name in ENGINES if name != registry.DEEPSPEED]
     parser.add_argument("--engine", choices=others, help=f"without --deepspeed (default: {DEFAULT})")
     parser.add_argument("--output_dir", help="default: runs/<recipe name>")

@@ -93,8 +93,7 @@ def _with_engine(config: Config, options: Options) -> Config:
         name = DEEPSPEED if options.deepspeed else DEFAULT
     if name == DEEPSPEED and not options.deepspeed:
         raise UserError(
-            f"engine.name: found {DEEPSPEED!r} without --deepspeed, expected its JSON: "
-            "--deepspeed ds_configs/zero2.json"
+            f"engine.name: found {DEEPSPEED!r} without --deepspeed, expected its JSON: --deepspeed zero2"
         )
     if options.deepspeed and name != DEEPSPEED:
         raise UserError(

@@ -145,8 +145,8 @@ def test_the_card_tells_what_was_trained_on_what_and_how(run, tmp_path):
         assert words in text, words
     decay, others = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
     assert config_from_dict({**others, **decay}) == formats.trained(run[0]).config
-    (command,) = re.findall(r"```bash\n(train.py .*)\n```", text)
-    assert train.parse(shlex.split(command)[1:]).overrides == tuple(word[2:] for word in run[1])
+    (command,) = re.findall(r"```bash\n(alphadecay train .*)\n```", text)
+    assert train.parse(shlex.split(command)[2:]).overrides == tuple(word[2:] for word in run[1])
 
 
 def test_both_perplexities_of_published_data_are_in_the_head(run, tmp_path):

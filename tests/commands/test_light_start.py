@@ -99,6 +99,8 @@ MISTAKES = {
     "data prepare --output=x --datta.source=y": "unknown section 'datta'; did you mean 'data'?",
     "data prepare --output=x --lr=1": "'--lr=1': unknown option; did you mean --optimizer.lr?",
     "data prepare --output=x --train.steps=0": "train.steps: found 0, expected 1 or more",
+    "train --train.step=3": "unknown key train.step; did you mean 'steps'?",
+    "train --lr=3": "'--lr=3': unknown option; did you mean --optimizer.lr? see alphadecay train --help",
     "doctor --train.step=3": "unknown key train.step; did you mean 'steps'?",
     "doctor --train.steps=many": "train.steps: found 'many', expected int",
     "doctor --train.steps": "'train.steps': expected --section.key=value, such as --train.steps=100",
@@ -128,7 +130,9 @@ def test_a_mistake_is_one_line_and_loads_nothing_slow(refusals, line):
     _, errors, code, loaded = refusals[line]
     assert (code, loaded) == (2, [])
     (error,) = errors.splitlines()
-    program = "alphadecay doctor" if line.startswith("doctor") else "alphadecay"
+    command = line.partition(" ")[0]
+    of_ranks = command in COMMANDS and COMMANDS[command].on_every_rank
+    program = f"alphadecay {command}" if of_ranks else "alphadecay"
     assert error.startswith(f"{program}: error: {MISTAKES[line]}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ FAST = (
     "tests/sharding",
     "tests/engines",
     "tests/checkpoint",
+    "tests/compat",
     "tests/commands/test_spectrum_models.py",
     "tests/training/test_config.py",
     "tests/training/tasks/language/test_hf_tokenizer.py",
@@ -33,6 +35,7 @@ FAST = (
     "tests/training/data/test_tokenizer.py",
 )
 RANKS = (
+    "tests/compat",
     "tests/engines/zero/test_contract.py",
     "tests/engines/test_state.py",
     "tests/engines/native/test_fsdp1.py",
@@ -48,6 +51,8 @@ RUNS = {  # name: how the demo is started
 }
 # What of a line does not depend on the clock.
 EXACT = {"metrics.jsonl": ("step", "loss", "lr", "grad_norm", "tokens"), "decay.jsonl": ("step", "modules")}
+# As tests/compat/private.py says it, and pytest shows it.
+GONE = re.compile(r"^E +(?:AssertionError: )?(\S+ \S+: no private attribute .*)", re.MULTILINE)
 VERSIONS = "import importlib.metadata as m, platform; print(platform.python_version(), *map(m.version, {}))"
 
 
@@ -74,9 +79,10 @@ class Environment:
                 check=False,
             ).returncode
         if code:
-            self.faults.append(name)
-            tail = path.read_text(encoding="utf-8", errors="replace")[-2000:]
-            print(f"{name}: exit code {code}; all of it is in {path}\n{tail}", file=sys.stderr)
+            text = path.read_text(encoding="utf-8", errors="replace")
+            gone = sorted(set(GONE.findall(text)))
+            self.faults.append(f"{name} ({'; '.join(gone)})" if gone else name)
+            print(f"{name}: exit code {code}; all of it is in {path}\n{text[-2000:]}", file=sys.stderr)
         return code == 0
 
     def versions(self) -> list[str]:

@@ -13,14 +13,14 @@ from tests.training.runs import ROOT
 ZERO2 = str(ROOT / "ds_configs" / "zero2.json")
 
 
-def main_and_output(argv):
-    """On one rank: the exit code of the trainer, and all that it and its libraries printed."""
+def main_and_output(argv, main=train.main):
+    """On one rank: the exit code of the trainer or of a command, and all that was printed meanwhile."""
     with tempfile.TemporaryFile() as output:
         kept = [os.dup(1), os.dup(2)]
         for stream in (1, 2):
             os.dup2(output.fileno(), stream)
         try:
-            code = train.main(argv)
+            code = main(argv)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

@@ -22,12 +22,13 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGES[page].replace("\\\n", " "), re.DOTALL)
 
 
+TRAINER = re.compile(r".*?(?:train\.py|alphadecay train|alphadecay_dist train) (--.*?)(?: *#.*)?")
 COMMANDS = [
-    (page, line.partition("train.py ")[2].partition(" #")[0])
+    (page, found[1])
     for page in PAGES
     for block in blocks(page, "bash")
     for line in block.splitlines()
-    if "train.py --" in line
+    if (found := TRAINER.fullmatch(line))
 ]
 
 

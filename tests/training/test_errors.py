@@ -160,7 +160,7 @@ ENGINES = {
     ),
     "no JSON": (
         lambda _: ["--engine.name=deepspeed"],
-        ["'deepspeed' without --deepspeed", "ds_configs/zero2.json"],
+        ["'deepspeed' without --deepspeed", "--deepspeed zero2"],
     ),
     "unknown engine": (lambda _: ["--engine=fsdp"], ["--engine", "'fsdp'", "fsdp2"]),
     "replicas of ddp": (

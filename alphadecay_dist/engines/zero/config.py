@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +18,25 @@ from alphadecay_dist.engines.settings import RunSettings
 from alphadecay_dist.errors import UserError, shown
 
 AUTO = "auto"
+ENDING = ".json"
+OWN = resources.files("alphadecay_dist") / "ds_configs"  # in the repository a link to that of its root
 
 
 def read_json(path: str) -> dict[str, Any]:
     """Read a DeepSpeed JSON.
 
+    Args:
+        path: of a file; or the name of one that comes with the package, such as ``zero2``.
+
     Raises:
         UserError: the file is missing, is not JSON, or is no JSON object.
     """
     try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
+        config = json.loads(_text(path))
     except FileNotFoundError:
+        known = sorted(item.name.removesuffix(ENDING) for item in OWN.iterdir())
         raise UserError(
-            f"--deepspeed {path}: no such file; ds_configs/ has zero1.json to zero3.json"
+            f"--deepspeed {path}: no such file; give the path of a JSON, or one of {', '.join(known)}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--deepspeed {path}: cannot be read: {error}") from None
@@ -37,6 +45,12 @@ def read_json(path: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"--deepspeed {path}: found a {type(config).__name__}, expected a JSON object")
     return config
+
+
+def _text(path: str) -> str:
+    """What is in a file, or else in the package's own of that name."""
+    is_name = not path.endswith(ENDING) and "/" not in path and not os.path.isfile(path)
+    return (OWN / f"{path}{ENDING}" if is_name else Path(path)).read_text(encoding="utf-8")
 
 
 def settings(asked: RunSettings) -> dict[str, Any]:
@@ -97,7 +111,7 @@ def resolve(
         # It goes through DeepSpeed's fp16 optimizer there, and strays from what stages 1 to 3 agree on.
         raise UserError(
             "DeepSpeed config: zero_optimization.stage is 0 with train.dtype bfloat16, expected 1 to 3: "
-            "use ds_configs/zero1.json, or --train.dtype=float32"
+            "use --deepspeed zero1, or --train.dtype=float32"
         )
     # A torch optimizer serves offload too, and needs no compiler.
     resolved["zero_force_ds_cpu_optimizer"] = False

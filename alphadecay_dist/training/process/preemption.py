@@ -29,6 +29,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 ONE_REQUEST = 3.0  # seconds within which signals are one request: launchers send several
 
 
+def end_on_signals() -> None:
+    """Let a signal end this process until it listens: loading torch takes seconds, and nothing is lost."""
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: os._exit(PREEMPTED))
+
+
 class StopRequests:
     """What this process was asked, from :meth:`listen` to its end.
 

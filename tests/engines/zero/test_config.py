@@ -148,10 +148,28 @@ def test_a_file_that_is_no_json_object_is_named(tmp_path, content, words):
 
 
 def test_a_missing_file_and_a_directory_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"none\.json: no such file; ds_configs/"):
+    with pytest.raises(UserError, match=r"none\.json: no such file; give .*, or one of zero1, zero2, "):
         read_json(str(tmp_path / "none.json"))
     with pytest.raises(UserError, match="cannot be read"):
         read_json(str(tmp_path))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_name_is_a_json_of_the_package_unless_a_file_has_it(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    assert read_json(path.stem) == json.loads(path.read_text())
+    (tmp_path / path.stem).mkdir()  # such as a run's directory
+    assert read_json(path.stem) == json.loads(path.read_text())
+    (tmp_path / path.stem).rmdir()
+    (tmp_path / path.stem).write_text('{"steps_per_print": 7}')
+    assert read_json(path.stem) == {"steps_per_print": 7}
+
+
+def test_an_unknown_name_is_answered_with_those_that_there_are():
+    with pytest.raises(UserError) as caught:
+        read_json("zero9")
+    line = "--deepspeed zero9: no such file; give the path of a JSON, or one of "
+    assert str(caught.value) == line + "zero1, zero2, zero3, zero3_offload"
 
 
 JSON = st.recursive(
