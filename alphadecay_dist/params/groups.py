@@ -26,7 +26,8 @@ UNTUNED = "untuned"  # the name of the group, or the two, that hold everything e
 UNTUNED_MATRICES = "untuned_matrices"  # the name of the group of embeddings and head, where they stand apart
 TUNED = "tuned"  # the name of the group that holds all tuned weights, where they share one
 GROUP_KEY = "module"  # the key by which a param group is found again; engines keep it
-NAMES_KEY = "modules"  # the key under which the shared group names its weights, in the order of its params
+NAMES_KEY = "modules"  # the key under which a shared group names its weights, in the order of its params
+RATE_KEY = "lr_ratio"  # the key of a group whose learning rate is so many times that of the run
 
 
 def param_groups(
@@ -115,6 +116,11 @@ def names_in(group: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(group[NAMES_KEY])
     name = group.get(GROUP_KEY, UNTUNED)
     return () if name in (UNTUNED, UNTUNED_MATRICES) else (name,)
+
+
+def rate_of(group: Mapping[str, Any], learning_rate: float) -> float:
+    """The learning rate of a group, where that of the run is this."""
+    return learning_rate * group.get(RATE_KEY, 1.0)
 
 
 def layout_of(groups: Iterable[Mapping[str, Any]]) -> str:

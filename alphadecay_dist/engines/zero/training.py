@@ -20,6 +20,7 @@ from alphadecay_dist.engines.state import EngineState
 from alphadecay_dist.engines.zero import config as zero_config
 from alphadecay_dist.engines.zero.state import zero_state
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.params.groups import rate_of
 
 
 class ZeroTraining:
@@ -95,9 +96,9 @@ class ZeroTraining:
         return self._engine
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """Write the learning rate into every group."""
+        """Write the learning rate into every group, as its ratio says."""
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = rate_of(group, learning_rate)
 
     def gradients(self, losses: Iterator[Callable[[nn.Module], Tensor]], scale: Tensor) -> Tensor:
         """All gradients of one update.
