@@ -196,7 +196,9 @@ def check_policies():
                 give_same(reference, own, update, number)
                 decay.step()
                 optimizer.step()
-        first, second = ({name: m.weight_decay or 0.0 for name, m in decay.modules.items()} for decay in decays)
+        first, second = (
+            {name: m.weight_decay or 0.0 for name, m in decay.modules.items()} for decay in decays
+        )
         assert first == pytest.approx(second, rel=1e-5), settings
         for own, other in zip(model.parameters(), reference.parameters(), strict=True):
             torch.testing.assert_close(

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
+import train
+from alphadecay_dist import UserError
 from alphadecay_dist.checkpoint.reader import newest
 from alphadecay_dist.checkpoint.restore import stored_tensors
-from tests.training.runs import ROOT, distance, final_weights, tiny_options, train_on
+from alphadecay_dist.training.preflight import resolve
+from tests.multirank import run_ranks
+from tests.training.errors import error_of_ranks, main_and_output
+from tests.training.runs import (
+    ROOT,
+    argv_of,
+    distance,
+    final_weights,
+    left_behind,
+    same_weights,
+    tiny_options,
+    train_on,
+    without_times,
+)
+from tests.training.test_methods import train_each
 
 pytestmark = [pytest.mark.ranks, pytest.mark.launcher]
 
@@ -47,7 +64,7 @@ def losses(run):
 
 
 # DeepSpeed rounds its products elsewhere than torch's Muon does.
-ENGINES = [("ddp", 2, 2e-4), ("fsdp2", 3, 2e-4), ("hsdp", 2, 2e-4), ("2", 3, 2e-3), ("3", 2, 2e-3)]
+ENGINES = [("ddp", 2, 2e-4), ("fsdp2", 3, 2e-4), ("hsdp", 2, 2e-4), ("2", 3, 1e-3)]
 
 
 @pytest.mark.parametrize(("engine", "world_size", "close"), ENGINES)
@@ -65,7 +82,7 @@ def test_every_engine_trains_as_one_process(reference, engine, world_size, close
 
 JOURNEYS = {
     "fsdp2 of 2, ddp of 1, fsdp2 of 3": ((("fsdp2", 2), ("ddp", 1), ("fsdp2", 3)), 2e-4),
-    "zero2 of 2, zero3 of 3, zero1 of 1, fsdp2 of 2": ((("2", 2), ("3", 3), ("1", 1), ("fsdp2", 2)), 2e-3),
+    "zero2 of 2, zero3 of 3, zero1 of 1, fsdp2 of 2": ((("2", 2), ("3", 3), ("1", 1), ("fsdp2", 2)), 1e-3),
 }
 
 
@@ -83,3 +100,79 @@ def test_a_run_goes_on_anywhere(reference, journey):
         assert set(kinds["lm_head.weight"]) == {"weight", "exp_avg", "exp_avg_sq"}
     assert losses(run) == pytest.approx(losses(one), abs=close)
     assert distance(final_weights(output), final_weights(folder / "one")) < 50 * close
+
+
+SOME = {
+    "optimizer__muon_heads": "q,k,v",
+    "optimizer__muon_modules": "*.mlp.*,*.q_proj,*.k_proj,*.v_proj",
+    "train__steps": 4,
+    "decay__interval": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("engine", "policies"),
+    [("fsdp2", ("alphadecay",)), ("2", ("llr", "cautious")), ("3", ("alphadecay",))],
+)
+def test_a_resumed_run_is_bit_for_bit_the_unbroken_one(tmp_path, engine, policies):
+    """With heads, and AdamW for some tuned matrices."""
+    runs = []
+    for policy in policies:
+        options = options_of(tmp_path, decay__policy=policy, decay__apply="auto", **SOME)
+        whole, broken = tmp_path / f"{policy}-whole", tmp_path / f"{policy}-broken"
+        own = engine_of(tmp_path, engine)
+        runs.append(argv_of(own, whole, options))
+        runs.append(argv_of(own, broken, [*options, "--train.stop_after=3"]))
+        runs.append(argv_of(own, broken, options))
+    outcomes = run_ranks(train_each, 2, runs)
+    assert [codes for codes, _ in outcomes] == [[0] * len(runs)] * 2
+    for policy in policies:
+        whole, broken = tmp_path / f"{policy}-whole", tmp_path / f"{policy}-broken"
+        assert same_weights(whole, broken), policy
+        assert without_times(left_behind(whole)) == without_times(left_behind(broken)), policy
+        kinds = stored_tensors(newest(whole / "checkpoints"))
+        assert "momentum_buffer" in kinds["model.layers.0.self_attn.q_proj.weight"]
+        assert "exp_avg" in kinds["model.layers.0.self_attn.o_proj.weight"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "options", "words"),
+    [
+        ("2", {}, "train.clip: found 1.0 with DeepSpeed's Muon, expected 0: it would clip"),
+        ("2", {"train__clip": 0, "optimizer__nesterov": False}, "optimizer.nesterov: found False with Deep"),
+        ("2", {"train__clip": 0, "optimizer__ns_steps": 6}, "optimizer.ns_steps: found 6 with DeepSpeed's"),
+        ("1", {"train__clip": 0, "optimizer__adjust_lr": "match_rms_adamw"}, "optimizer.adjust_lr: found"),
+        ("1", {"train__clip": 0, "optimizer__muon_heads": "o"}, "optimizer.muon_heads: found o with Deep"),
+        (
+            "3",
+            {"train__clip": 0},
+            "zero_optimization.reduce_scatter is not false, which Muon needs",
+        ),
+        ("3_offload", {"train__clip": 0}, "reduce_scatter is not false"),
+        ("fsdp2", {"optimizer__muon_modules": "*.nope"}, "optimizer.muon_modules: '*.nope' matches no tuned"),
+        ("fsdp2", {"decay__follow": "[bias]"}, "decay.follow: found ['bias'] with optimizer.name 'muon'"),
+        ("fsdp2", {"optimizer__name": "adamw", "optimizer__muon_lr": 1}, "optimizer.muon_lr: found 1.0 with"),
+        ("fsdp2", {"optimizer__momentum": 1}, "optimizer.momentum: found 1.0, expected a number in [0, 1)"),
+        ("fsdp2", {"optimizer__muon_heads": "x"}, "optimizer.muon_heads: unknown 'x'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_ranks_meet(tmp_path, engine, options, words):
+    asked = tiny_options(tmp_path, **{"optimizer__name": "muon", **options})
+    with pytest.raises(UserError, match=re.escape(words)):
+        resolve(train.parse(argv_of(engine, tmp_path / "run", asked)))
+
+
+def test_deepspeeds_muon_refuses_policies_that_read_gradients(tmp_path):
+    for policy in ("adadecay_original", "awd"):
+        options = options_of(tmp_path, decay__policy=policy)
+        assert "DeepSpeed's Muon has orthogonalised them before the step" in error_of_ranks(
+            argv_of("2", tmp_path / policy, options)
+        )
+
+
+def test_a_dry_run_tells_the_groups(tmp_path):
+    argv = argv_of("fsdp2", tmp_path / "run", [*options_of(tmp_path), "--dry_run"])
+    ((code, text),) = run_ranks(main_and_output, 1, argv)
+    assert code == 0, text
+    assert "name: muon" in text
+    assert "param groups:" in text
