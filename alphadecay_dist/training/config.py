@@ -225,6 +225,8 @@ def _check_muon(config: Config) -> None:
         return
     if not own.momentum < 1:
         raise UserError(f"optimizer.momentum: found {own.momentum}, expected a number in [0, 1)")
+    if own.muon_lr is not None and own.muon_lr < 0:
+        raise UserError(f"optimizer.muon_lr: found {own.muon_lr}, expected 0 or more")
     if own.muon_lr is not None and not own.lr:
         raise UserError(
             "optimizer.lr: found 0 with optimizer.muon_lr, expected more: Muon's is a multiple of it"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,19 +14,13 @@ from torch import nn
 from alphadecay_dist.control.writers import choose_apply
 from alphadecay_dist.decay.choices import AUTO, GROUPS, PREMULTIPLY
 from alphadecay_dist.decay.policies import MATRIX_DECAY, MATRIX_RATE
-from alphadecay_dist.engines.registry import DEEPSPEED
-from alphadecay_dist.engines.training import TrainEngine
-from alphadecay_dist.engines.zero import config as zero_config
 from alphadecay_dist.errors import UserError
-from alphadecay_dist.optimizers.division import chosen, head_cuts
 from alphadecay_dist.optimizers.registry import muon_for
-from alphadecay_dist.optimizers.settings import MuonSettings
 from alphadecay_dist.params.groups import NAMES_KEY, param_groups
-from alphadecay_dist.params.inventory import tuned_weights
+from alphadecay_dist.training.muon import MUON, muon_settings
 from alphadecay_dist.training.recipe import Config, DecayConfig, OptimizerConfig
 
 CLASSES = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-MUON = "muon"
 
 
 def pick_apply(config: Config, refusal: str | None) -> tuple[DecayConfig, str | None]:
@@ -55,7 +51,13 @@ def pick_apply(config: Config, refusal: str | None) -> tuple[DecayConfig, str | 
 
 
 def build_optimizer(
-    model: nn.Module, config: OptimizerConfig, decay: DecayConfig, engine: TrainEngine, name: str
+    model: nn.Module,
+    config: OptimizerConfig,
+    decay: DecayConfig,
+    *,
+    fused: bool,
+    engine: str = "ddp",
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> torch.optim.Optimizer:
     """Adam (L2), AdamW (decoupled), or Muon with AdamW for the rest, over AlphaDecay's param groups.
 
@@ -63,54 +65,14 @@ def build_optimizer(
         model: the model whose trained parameters to optimise, as the engine holds it.
         config: the optimizer's settings.
         decay: see :func:`groups_of`.
-        engine: which holds the model; on GPUs Adam's kernels are torch's fused ones.
-        name: of the engine.
-    """
-    groups, fused = groups_of(model, decay), engine.device.type == "cuda"
-    if config.name == MUON:
-        return muon_for(name, engine.options, model, groups, muon_settings(config, fused=fused))
-    return CLASSES[config.name](groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
-
-
-def muon_settings(config: OptimizerConfig, *, fused: bool) -> MuonSettings:
-    """What a recipe says of Muon and of AdamW beside it."""
-    return MuonSettings(
-        lr=config.lr,
-        muon_lr=config.muon_lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        ns_steps=config.ns_steps,
-        adjust_lr=config.adjust_lr,
-        heads=config.muon_heads,
-        modules=config.muon_modules,
-        betas=config.betas,
-        eps=config.eps,
-        fused=fused,
-    )
-
-
-def require_muon(config: Config, shapes: nn.Module, options: Any) -> None:
-    """Check what a recipe asks of Muon, before ranks meet; nothing where it asks for another optimizer.
-
-    Args:
-        config: the recipe.
-        shapes: the model without storage.
+        fused: use torch's fused kernels of Adam (CUDA).
+        engine: by name, which holds the model, for Muon; by default weights are whole.
         options: the engine's own settings: of DeepSpeed, the config.
-
-    Raises:
-        UserError: patterns or heads that are not there, or what the engine's Muon cannot.
     """
-    if config.optimizer.name != MUON:
-        return
-    settings = muon_settings(config.optimizer, fused=False)
-    try:
-        head_cuts(chosen(tuned_weights(shapes), settings.modules), shapes, settings.heads)
-    except UserError as error:
-        raise UserError(f"optimizer.{error}") from None
-    if config.engine.name == DEEPSPEED:
-        refusal = zero_config.muon_refusal(options, settings, config.train.clip)
-        if refusal is not None:
-            raise UserError(refusal)
+    groups = groups_of(model, decay)
+    if config.name == MUON:
+        return muon_for(engine, options, model, groups, muon_settings(config, fused=fused))
+    return CLASSES[config.name](groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
 def groups_of(model: nn.Module, decay: DecayConfig) -> list[dict[str, Any]]:

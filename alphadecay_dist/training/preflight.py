@@ -20,7 +20,7 @@ from alphadecay_dist.params.inventory import tuned_weights
 from alphadecay_dist.sharding.planning import require_factors
 from alphadecay_dist.training.batch_size import micro_batch
 from alphadecay_dist.training.config import load_config
-from alphadecay_dist.training.optimizer import require_muon
+from alphadecay_dist.training.muon import require_muon
 from alphadecay_dist.training.options import Options
 from alphadecay_dist.training.outputs.trackers import require_trackers
 from alphadecay_dist.training.process.environment import environment

@@ -302,7 +302,6 @@ AT_LEAST = {
     "train.max_skips": 1,
     "train.seed": 0,
     "optimizer.lr": 0,
-    "optimizer.muon_lr": 0,
     "optimizer.momentum": 0,
     "optimizer.ns_steps": 1,
     "optimizer.eps": 0,

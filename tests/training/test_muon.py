@@ -152,6 +152,12 @@ def test_a_resumed_run_is_bit_for_bit_the_unbroken_one(tmp_path, engine, policie
         ("fsdp2", {"optimizer__muon_modules": "*.nope"}, "optimizer.muon_modules: '*.nope' matches no tuned"),
         ("fsdp2", {"decay__follow": "[bias]"}, "decay.follow: found ['bias'] with optimizer.name 'muon'"),
         ("fsdp2", {"optimizer__name": "adamw", "optimizer__muon_lr": 1}, "optimizer.muon_lr: found 1.0 with"),
+        ("fsdp2", {"optimizer__muon_lr": -1}, "optimizer.muon_lr: found -1.0, expected 0 or more"),
+        (
+            "fsdp2",
+            {"optimizer__lr": 0, "optimizer__muon_lr": 1},
+            "optimizer.lr: found 0 with optimizer.muon_lr",
+        ),
         ("fsdp2", {"optimizer__momentum": 1}, "optimizer.momentum: found 1.0, expected a number in [0, 1)"),
         ("fsdp2", {"optimizer__muon_heads": "x"}, "optimizer.muon_heads: unknown 'x'"),
     ],
