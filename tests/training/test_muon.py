@@ -11,6 +11,7 @@ import train
 from alphadecay_dist import UserError
 from alphadecay_dist.checkpoint.reader import newest
 from alphadecay_dist.checkpoint.restore import stored_tensors
+from alphadecay_dist.commands.formats import export_universal, trained
 from alphadecay_dist.training.preflight import resolve
 from tests.multirank import run_ranks
 from tests.training.errors import error_of_ranks, main_and_output
@@ -100,6 +101,8 @@ def test_a_run_goes_on_anywhere(reference, journey):
         assert set(kinds["lm_head.weight"]) == {"weight", "exp_avg", "exp_avg_sq"}
     assert losses(run) == pytest.approx(losses(one), abs=close)
     assert distance(final_weights(output), final_weights(folder / "one")) < 50 * close
+    with pytest.raises(UserError, match="was trained with muon, whose momentum DeepSpeed's universal"):
+        export_universal(trained(output), folder / "universal")
 
 
 SOME = {
