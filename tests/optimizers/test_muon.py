@@ -15,7 +15,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from alphadecay_dist import AlphaDecay, UserError, param_groups
 from alphadecay_dist.engines.native.state import TorchState
 from alphadecay_dist.optimizers.muon import ShardedMuon
+from alphadecay_dist.optimizers.native import for_whole_weights
 from alphadecay_dist.optimizers.pair import MuonWithAdamW
+from alphadecay_dist.optimizers.settings import MuonSettings
 from alphadecay_dist.params.fused import Cut
 from tests.models import Blocks
 from tests.multirank import run_ranks
@@ -255,12 +257,15 @@ def test_a_load_keeps_both_optimizers_on_the_groups():
         assert torch.equal(own, each)
 
 
-def test_premultiplied_decays_are_those_of_groups():
+@pytest.mark.parametrize("modules", [None, ("blocks.1.*",)], ids=["all", "one, and AdamW for two"])
+def test_premultiplied_decays_are_those_of_groups(modules):
+    """With patterns there are two groups of several weights in one optimizer."""
     runs = []
     for apply in ("groups", "premultiply"):
         torch.manual_seed(0)
         model = Blocks()
-        optimizer = optimizer_of(torch.optim.Muon, model, apply=apply)
+        groups = param_groups(model, weight_decay=1.0, apply=apply)
+        optimizer = for_whole_weights(model, groups, MuonSettings(lr=RATE, modules=modules))
         decay = AlphaDecay(model, optimizer, weight_decay=1.0, interval=2, apply=apply)
         for update in range(4):
             give_same(model, model, update, 0)

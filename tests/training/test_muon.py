@@ -81,6 +81,15 @@ def test_every_engine_trains_as_one_process(reference, engine, world_size, close
             assert module["weight_decay"] == pytest.approx(found, abs=1e-2)
 
 
+def test_muon_has_a_rate_of_its_own(reference):
+    folder, options, one = reference
+    same = train_on(1, "ddp", folder / "same", [*options, "--optimizer.muon_lr=null"])
+    twice = train_on(1, "ddp", folder / "twice", [*options, "--optimizer.muon_lr=0.003"])
+    assert losses(same) == losses(twice)
+    assert abs(losses(same)[-1] - losses(one)[-1]) > 0.01
+    assert [line["lr"] for line in same["metrics"]] == [line["lr"] for line in one["metrics"]]
+
+
 JOURNEYS = {
     "fsdp2 of 2, ddp of 1, fsdp2 of 3": ((("fsdp2", 2), ("ddp", 1), ("fsdp2", 3)), 2e-4),
     "zero2 of 2, zero3 of 3, zero1 of 1, fsdp2 of 2": ((("2", 2), ("3", 3), ("1", 1), ("fsdp2", 2)), 1e-3),
