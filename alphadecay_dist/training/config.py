@@ -18,6 +18,7 @@ import yaml
 
 from alphadecay_dist.decay.choices import GROUPS, PREMULTIPLY
 from alphadecay_dist.errors import UserError, shown
+from alphadecay_dist.training.optimizer_checks import check_optimizer
 from alphadecay_dist.training.recipe import (
     AT_LEAST,
     AT_MOST,
@@ -174,10 +175,8 @@ def check(config: Config) -> None:
     for key, least in AT_LEAST.items():
         if values[key] is not None and values[key] < least:
             raise UserError(f"{key}: found {shown(values[key])}, expected {least} or more")
-    if not all(0 <= beta < 1 for beta in config.optimizer.betas):
-        raise UserError(f"optimizer.betas: found {config.optimizer.betas}, expected two numbers in [0, 1)")
     _check_apply(config)
-    _check_muon(config)
+    check_optimizer(config)
     if config.checkpoint.deadline is not None:
         seconds_of(config.checkpoint.deadline, "checkpoint.deadline")
     if config.train.global_batch % config.data.lanes:
@@ -209,32 +208,6 @@ def _check_apply(config: Config) -> None:
         raise UserError(
             f"decay.apply: found {PREMULTIPLY!r} with decay.follow {list(config.decay.follow)}, expected "
             f"{GROUPS!r}: in one group for all matrices nothing follows a single one"
-        )
-
-
-def _check_muon(config: Config) -> None:
-    """Refuse what goes with Muon alone where there is none, and what does not go with it."""
-    own = config.optimizer
-    if own.name != "muon":
-        for key in ("muon_lr", "muon_heads", "muon_modules"):
-            if getattr(own, key) not in (None, ()):
-                raise UserError(
-                    f"optimizer.{key}: found {shown(getattr(own, key))} with optimizer.name {own.name!r}, "
-                    "expected 'muon'; leave it out"
-                )
-        return
-    if not own.momentum < 1:
-        raise UserError(f"optimizer.momentum: found {own.momentum}, expected a number in [0, 1)")
-    if own.muon_lr is not None and own.muon_lr < 0:
-        raise UserError(f"optimizer.muon_lr: found {own.muon_lr}, expected 0 or more")
-    if own.muon_lr is not None and not own.lr:
-        raise UserError(
-            "optimizer.lr: found 0 with optimizer.muon_lr, expected more: Muon's is a multiple of it"
-        )
-    if config.decay.follow:
-        raise UserError(
-            f"decay.follow: found {list(config.decay.follow)} with optimizer.name 'muon', expected none: "
-            "Muon takes matrices alone"
         )
 
 
