@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from alphadecay_dist.control.controller import AlphaDecay
     from alphadecay_dist.control.refresh import ModuleRefresh, Refresh, TunedModule, log_refresh
     from alphadecay_dist.errors import UserError
+    from alphadecay_dist.optimizers.muon import ShardedMuon
     from alphadecay_dist.params.groups import param_groups
 else:
     # Loaded at first use: a module of the package can run before torch is loaded, and need not load it.
@@ -26,6 +27,7 @@ else:
         "AlphaDecay": "control.controller",
         "ModuleRefresh": "control.refresh",
         "Refresh": "control.refresh",
+        "ShardedMuon": "optimizers.muon",
         "TunedModule": "control.refresh",
         "UserError": "errors",
         "attach": "control.attach",
@@ -54,6 +56,7 @@ __all__ = [
     "AlphaDecay",
     "ModuleRefresh",
     "Refresh",
+    "ShardedMuon",
     "TunedModule",
     "UserError",
     "attach",

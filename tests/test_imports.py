@@ -18,6 +18,7 @@ ROOMS = [
     {"params"},
     {"sharding"},
     {"engines"},
+    {"optimizers"},
     {"control"},
     {"checkpoint"},
     {"training", "integrations"},
@@ -28,11 +29,12 @@ ROOMS = [
 ]
 PLACE = {room: place for place, rooms in enumerate(ROOMS) for room in rooms}
 
-# Weights and spectra move in exchange.py alone; collectives.py has plain data and sums; links.py times
-# messages that hold nothing.
+# Weights and spectra move in exchange.py alone, and what is made of them back in returns.py; collectives.py
+# has plain data and sums; links.py times messages that hold nothing.
 COLLECTIVE_HOMES = {
     "sharding/exchange.py",
     "sharding/collectives.py",
+    "sharding/returns.py",
     "doctor/links.py",
 }
 COLLECTIVE = re.compile(

@@ -18,6 +18,7 @@ from alphadecay_dist.engines.state import WEIGHT
 from alphadecay_dist.engines.zero.universal import MASTER, Parameter, write_universal
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.files import new_directory
+from alphadecay_dist.training.muon import MUON
 from alphadecay_dist.training.optimizer import learning_rate
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.state import SavedState, saved_state
@@ -84,9 +85,14 @@ def export_universal(found: Trained, output: Path) -> None:
     """Write DeepSpeed's universal checkpoint, and the state of AlphaDecay beside it.
 
     Raises:
-        UserError: there is no optimizer state yet, or the output is taken or cannot be written.
+        UserError: there is no optimizer state yet, or Muon's, or the output is taken or cannot be written.
     """
     checkpoint, config = found.checkpoint, found.config
+    if config.optimizer.name == MUON:
+        raise UserError(
+            f"{checkpoint.folder}: was trained with muon, whose momentum DeepSpeed's universal checkpoint "
+            "does not take to another number of ranks; go on with train.py, or give --to hf"
+        )
     step = checkpoint.manifest.step
     counters = checkpoint.manifest.scalars.get("step", {})
     tensors = stored_tensors(checkpoint)

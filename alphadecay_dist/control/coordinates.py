@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from alphadecay_dist.control.advice import low_precision
+from alphadecay_dist.control.decoupled import is_decoupled
 from alphadecay_dist.control.hooks import StepHooks
 from alphadecay_dist.control.refresh import Measurement
 from alphadecay_dist.decay.policies import COORDINATE_DECAY
@@ -135,15 +136,6 @@ class CoordinateDecay:
         metrics = self._found[part].metrics if self._by_gradient and part in self._found else {}
         mean, std = metrics.get("mean"), metrics.get("std")
         return None if mean is None or std is None else (mean, std)
-
-
-def is_decoupled(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer multiplies its decay into the weights; assumed of classes not torch's own."""
-    optimizer = getattr(optimizer, "optim", optimizer)  # ZeroRedundancyOptimizer's own
-    if all(group.get("decoupled_weight_decay", False) for group in optimizer.param_groups):
-        return True
-    own = isinstance(optimizer, torch.optim.AdamW | torch.optim.Muon | torch.optim.Adafactor)
-    return own or not type(optimizer).__module__.startswith("torch.optim")
 
 
 def _theta(gradient: Tensor, mean: float, std: float) -> Tensor:

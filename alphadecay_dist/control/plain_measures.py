@@ -7,7 +7,7 @@ from torch import Tensor
 
 from alphadecay_dist.control.measure import Measure, Measured
 from alphadecay_dist.control.refresh import Measurement
-from alphadecay_dist.params.groups import names_in
+from alphadecay_dist.params.groups import names_in, rate_of
 from alphadecay_dist.sharding.planning import parts_of
 from alphadecay_dist.spectral.report import OK
 
@@ -44,7 +44,7 @@ class LearningRateShare(PlainMeasure):
     def __init__(self, measured: Measured) -> None:
         super().__init__(measured)
         self._peaks = {
-            name: _peak_of(optimizer)
+            name: rate_of(group, _peak_of(optimizer))
             for optimizer in self._host.optimizers
             for group in optimizer.param_groups
             for name in names_in(group)

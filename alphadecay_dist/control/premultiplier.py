@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from alphadecay_dist.control.advice import low_precision
+from alphadecay_dist.control.decoupled import decays_by_product
 from alphadecay_dist.control.group_writers import keep_tensors
 from alphadecay_dist.control.hooks import keep_handles, remove_hooks
 from alphadecay_dist.control.refresh import Measurement
@@ -23,7 +24,7 @@ from alphadecay_dist.params.inventory import Weight
 class Premultiplier:
     """Multiplies every tuned weight by 1 - lr * decay, before each optimizer step that updates it.
 
-    Each optimizer has its weights in one group, and a hook of its own.
+    Each group that names several weights has a hook of its own on its optimizer.
 
     Like AdamW it leaves out weights without a gradient; a step that an engine or a gradient scaler skips
     decays nothing. One optimizer has one of these: a later one takes the place of an earlier one.
@@ -34,15 +35,14 @@ class Premultiplier:
         weight_decay: the base decay, which every weight begins with.
 
     Raises:
-        UserError: an optimizer of tuned weights is no AdamW, the engine cannot be served, or it updates half
-            precision weights without fp32 masters.
+        UserError: an optimizer of tuned weights decays otherwise than AdamW and Muon do, the engine cannot be
+            served, or it updates half precision weights without fp32 masters.
     """
 
     def __init__(self, host: Host, weights: Sequence[Weight], weight_decay: float) -> None:
-        shared = [(optimizer, _shared_names(optimizer)) for optimizer in host.optimizers]
-        for optimizer, names in shared:
-            if names:
-                _check_decoupled(optimizer)
+        shared = [(optimizer, names) for optimizer in host.optimizers for names in _shared_names(optimizer)]
+        for optimizer, _ in shared:
+            _check_decoupled(optimizer)
         refusal = host.premultiply_refusal()
         if refusal is not None:
             raise UserError(f"apply: found {PREMULTIPLY!r}, expected {GROUPS!r}: {refusal}")
@@ -59,12 +59,12 @@ class Premultiplier:
         self._decays = {weight.name: weight_decay for weight in weights}
         parameters = {weight.name: weight.parameter for weight in weights}
         self._products = []
-        for optimizer, names in shared:
+        for optimizer in host.optimizers:
             remove_hooks(optimizer)
-            if names:
-                product = _Product(host, {name: parameters[name] for name in names}, self._decays)
-                keep_handles(optimizer, optimizer.register_step_pre_hook(product.before_step))
-                self._products.append(product)
+        for optimizer, names in shared:
+            product = _Product(host, {name: parameters[name] for name in names}, self._decays)
+            keep_handles(optimizer, optimizer.register_step_pre_hook(product.before_step))
+            self._products.append(product)
 
     def write(self, numbers: Mapping[str, float], found: Mapping[str, Measurement]) -> None:
         """See :class:`Writer`; what is not named keeps its decay."""
@@ -79,7 +79,7 @@ class Premultiplier:
 
 
 class _Product:
-    """The decays of one optimizer's tuned weights, and the hook that multiplies them in.
+    """The decays of the weights of one group, and the hook that multiplies them in.
 
     Args:
         host: the engine that holds the weights.
@@ -113,7 +113,8 @@ class _Product:
                 f"closure would compute gradients of decayed weights; use apply={GROUPS!r}"
             )
         for group in optimizer.param_groups:
-            updated = self._host.updated(group, self._parameters) if NAMES_KEY in group else []
+            own = NAMES_KEY in group and list(names_in(group)) == self._names
+            updated = self._host.updated(group, self._parameters) if own else []
             if updated:
                 places, tensors = zip(*updated, strict=True)
                 torch._foreach_mul_(tensors, self._factors(optimizer, group, places, tensors[0].device))
@@ -146,17 +147,14 @@ class _Product:
         return self._tensors[key]
 
 
-def _shared_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """The tuned weights of the optimizer's shared group; none if it has no such group."""
-    return next((names_in(group) for group in optimizer.param_groups if NAMES_KEY in group), ())
+def _shared_names(optimizer: torch.optim.Optimizer) -> list[tuple[str, ...]]:
+    """The tuned weights of each of the optimizer's groups that names several."""
+    return [names_in(group) for group in optimizer.param_groups if NAMES_KEY in group]
 
 
 def _check_decoupled(optimizer: torch.optim.Optimizer) -> None:
-    decoupled = isinstance(optimizer, torch.optim.Adam) and all(
-        group.get("decoupled_weight_decay", False) for group in optimizer.param_groups
-    )
-    if not decoupled:
+    if not decays_by_product(optimizer):
         raise UserError(
-            f"apply: found {PREMULTIPLY!r} with {type(optimizer).__name__}, expected torch.optim.AdamW, "
-            f"whose decay is such a product; use apply={GROUPS!r}"
+            f"apply: found {PREMULTIPLY!r} with {type(optimizer).__name__}, expected torch.optim.AdamW or "
+            f"Muon, whose decay is such a product; use apply={GROUPS!r}"
         )

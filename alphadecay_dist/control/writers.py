@@ -89,10 +89,9 @@ def matrix_decay_writer(settings: Settings, host: Host, weights: Sequence[Weight
         )
     if layout == GROUPS:
         return GroupWriter(host, settings.weight_decay)
-    own = any(names_in(group) and NAMES_KEY not in group for group in groups)
-    if own or any(sum(NAMES_KEY in group for group in o.param_groups) > 1 for o in host.optimizers):
+    if any(names_in(group) and NAMES_KEY not in group for group in groups):
         raise UserError(
-            f"optimizer: expected all tuned weights in one group of theirs with apply={PREMULTIPLY!r}"
+            f"optimizer: expected all tuned weights in groups that name theirs with apply={PREMULTIPLY!r}"
         )
     return Premultiplier(host, weights, settings.weight_decay)
 
@@ -102,7 +101,7 @@ def choose_apply(settings: Settings, optimizer: str, refusal: str | None) -> tup
 
     Args:
         settings: of the policy.
-        optimizer: its name, ``adamw`` or another.
+        optimizer: its name, ``adamw``, ``muon`` or another.
         refusal: why the engine cannot be premultiplied on; None where it can.
 
     Returns:
@@ -110,11 +109,15 @@ def choose_apply(settings: Settings, optimizer: str, refusal: str | None) -> tup
     """
     if settings.needs_groups:
         return GROUPS, f"{settings.what_needs_groups} needs a group per matrix"
-    if optimizer.lower() != "adamw":
+    if optimizer not in BY_PRODUCT:
         return GROUPS, f"the optimizer is {optimizer}, and premultiplying is AdamW's decoupled decay"
     if refusal is not None:
         return GROUPS, refusal
-    return PREMULTIPLY, "AdamW on this engine allows it, and two param groups update faster than many"
+    name = BY_PRODUCT[optimizer]
+    return PREMULTIPLY, f"{name} on this engine allows it, and two param groups update faster than many"
+
+
+BY_PRODUCT = {"adamw": "AdamW", "muon": "Muon"}  # optimizers of recipes whose decay is a product
 
 
 class NullWriter:

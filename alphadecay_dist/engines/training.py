@@ -60,7 +60,7 @@ class TrainEngine(Protocol):
         ...
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """Write the learning rate into every group."""
+        """Write the learning rate into every group: by its own ratio, see :func:`.params.groups.rate_of`."""
         ...
 
     def gradients(self, losses: Losses, scale: Tensor) -> Tensor:

@@ -27,7 +27,8 @@ UNTUNED_MATRICES = "untuned_matrices"  # the name of the group of embeddings and
 TUNED = "tuned"  # the name of the group that holds all tuned weights, where they share one
 GROUP_KEY = "module"  # the key by which a param group is found again; engines keep it
 FOLLOWERS_KEY = "followers"  # the key under which a group names what follows its weight, where anything does
-NAMES_KEY = "modules"  # the key under which the shared group names its weights, in the order of its params
+NAMES_KEY = "modules"  # the key under which a shared group names its weights, in the order of its params
+RATE_KEY = "lr_ratio"  # the key of a group whose learning rate is so many times that of the run
 
 
 def param_groups(
@@ -121,6 +122,11 @@ def names_in(group: Mapping[str, Any]) -> tuple[str, ...]:
 def followers_in(groups: Iterable[Mapping[str, Any]]) -> set[str]:
     """The names of what shares the group, and so the decay, of a tuned weight."""
     return {name for group in groups for name in group.get(FOLLOWERS_KEY, ())}
+
+
+def rate_of(group: Mapping[str, Any], learning_rate: float) -> float:
+    """The learning rate of a group, where that of the run is this."""
+    return learning_rate * group.get(RATE_KEY, 1.0)
 
 
 def layout_of(groups: Iterable[Mapping[str, Any]]) -> str:

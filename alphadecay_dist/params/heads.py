@@ -114,7 +114,11 @@ class ByHeads(Generic[T]):
 
 
 def cut_by_heads(
-    weights: Sequence[T], known: Known, parts: Mapping[str, Sequence[int]] | None = None
+    weights: Sequence[T],
+    known: Known,
+    parts: Mapping[str, Sequence[int]] | None = None,
+    *,
+    fits: Callable[[T], bool] = large_enough,
 ) -> ByHeads[T]:
     """Cut the weights of attention by heads; the others, and those with explicit sizes, stay as they are.
 
@@ -122,6 +126,7 @@ def cut_by_heads(
         weights: tuned ones.
         known: what is known of each, see :func:`attentions`.
         parts: explicit sizes by pattern, see :func:`alphadecay_dist.params.inventory.all_weights`.
+        fits: whether the heads of a weight, cut so, are large enough for what is done with them.
     """
     shapes = {(attention_of(own.name), role_of(own.name)): own.shape for own in weights}
     found: ByHeads[T] = ByHeads([])
@@ -132,7 +137,7 @@ def cut_by_heads(
             cut = _cut(weight, role, known(weight.name), shapes)
             if isinstance(cut, str):
                 found.whole[weight.name] = cut
-            elif not large_enough(replace(weight, cut=cut)):
+            elif not fits(replace(weight, cut=cut)):
                 found.whole[weight.name] = _too_small(cut)
             else:
                 own = replace(weight, cut=cut if len(cut.names) > 1 else None)  # one head is the whole matrix

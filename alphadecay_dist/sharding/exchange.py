@@ -111,13 +111,21 @@ class Exchange:
             RuntimeError: a rank does not hold what its layout says, at the call and on every rank; or a rank
                 died, while it runs.
         """
+        return itertools.chain.from_iterable(self.rounds())
+
+    def rounds(self) -> Iterator[Iterator[tuple[str, Tensor]]]:
+        """The same blocks, those of one round after those of another; each is run to its end before the next.
+
+        Every rank gets as many rounds, one of which may be empty, so that all may talk to each other between
+        two of them.
+        """
         self.bytes_received = self.bytes_sent = self.peak_bytes = 0
         with self._ranks.raise_on_all_ranks():
             self._check_held()
             buffers = Buffers(self.schedule, self._rank, self.dtype, self.device)
         return self._gather(buffers)
 
-    def _gather(self, buffers: Buffers) -> Iterator[tuple[str, Tensor]]:
+    def _gather(self, buffers: Buffers) -> Iterator[Iterator[tuple[str, Tensor]]]:
         """Round after round, see :mod:`alphadecay_dist.sharding.schedule` for the phases of one."""
         rounds = self.schedule.rounds
         flight = self._send(0, buffers) if rounds else None
@@ -127,7 +135,7 @@ class Exchange:
             self._wait_for(arrived, buffers)
             if current.ahead:
                 flight = self._send(number + 1, buffers)
-            yield from self._assemble(arrived, buffers)
+            yield self._assemble(arrived, buffers)
             buffers.release(arrived.buffer)
             arrived.buffer = None
             if flight is None and number + 1 < len(rounds):

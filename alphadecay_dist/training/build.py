@@ -55,7 +55,14 @@ def build(checked: ResolvedRun, options: Options, engine: TrainEngine, ranks: Ra
     dtype = getattr(torch, config.train.dtype)
     fill(model, checked.model.initial_values(options.init_from), dtype, engine.assign)
     checked.model.set_buffers(model)
-    optimizer = build_optimizer(model, config.optimizer, decay, fused=engine.device.type == "cuda")
+    optimizer = build_optimizer(
+        model,
+        config.optimizer,
+        decay,
+        fused=engine.device.type == "cuda",
+        engine=config.engine.name,
+        options=engine.options,
+    )
     wrapped = engine.initialize(model, optimizer)
     torch.manual_seed(seed_of(f"dropout on rank {ranks.rank}", config.train.seed))
     return Built(

@@ -18,7 +18,17 @@ import yaml
 
 from alphadecay_dist.decay.choices import GROUPS, PREMULTIPLY
 from alphadecay_dist.errors import UserError, shown
-from alphadecay_dist.training.recipe import AT_LEAST, AT_MOST, CHOICES, SEVERAL, SIZES, WORDS, Config
+from alphadecay_dist.training.optimizer_checks import check_optimizer
+from alphadecay_dist.training.recipe import (
+    AT_LEAST,
+    AT_MOST,
+    CHOICES,
+    PATTERNS,
+    SEVERAL,
+    SIZES,
+    WORDS,
+    Config,
+)
 from alphadecay_dist.training.tasks.registry import DEFAULT, TASKS, options_of
 from alphadecay_dist.training.units import bytes_of
 
@@ -29,6 +39,7 @@ DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d*)?)s?)?"
 UNITS = (86400, 3600, 60, 1)
 LONGEST = 1000  # characters of a text in a recipe
 LARGEST = 2**63 - 1  # of a whole number
+EXAMPLES = ("*.mlp.*", "*.v_proj")  # of patterns
 
 
 def recipe_names() -> list[str]:
@@ -164,9 +175,8 @@ def check(config: Config) -> None:
     for key, least in AT_LEAST.items():
         if values[key] is not None and values[key] < least:
             raise UserError(f"{key}: found {shown(values[key])}, expected {least} or more")
-    if not all(0 <= beta < 1 for beta in config.optimizer.betas):
-        raise UserError(f"optimizer.betas: found {config.optimizer.betas}, expected two numbers in [0, 1)")
     _check_apply(config)
+    check_optimizer(config)
     if config.checkpoint.deadline is not None:
         seconds_of(config.checkpoint.deadline, "checkpoint.deadline")
     if config.train.global_batch % config.data.lanes:
@@ -189,10 +199,10 @@ def _check_words(values: Mapping[str, Any]) -> None:
 
 def _check_apply(config: Config) -> None:
     """Refuse premultiply where it cannot be."""
-    if config.decay.apply == PREMULTIPLY and config.optimizer.name != "adamw":
+    if config.decay.apply == PREMULTIPLY and config.optimizer.name == "adam":
         raise UserError(
             f"decay.apply: found {PREMULTIPLY!r} with optimizer.name {config.optimizer.name!r}, expected "
-            "'adamw', whose decay is such a product; use groups or auto"
+            "'adamw' or 'muon', whose decay is such a product; use groups or auto"
         )
     if config.decay.apply == PREMULTIPLY and config.decay.follow:
         raise UserError(
@@ -327,7 +337,7 @@ def _words(key: str, value: Any) -> tuple[str, ...]:
     if words in (None, ["none"]):
         return ()
     if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
-        one, other, *_ = SEVERAL[key]
+        one, other, *_ = SEVERAL.get(key, EXAMPLES)
         raise UserError(
             f"{key}: found {shown(value)}, expected words: [{one}, {other}], {one},{other} or none"
         )
@@ -353,7 +363,8 @@ def _is_text(key: str, text: str) -> bool:
         hint for owner in owners for field, hint in typing.get_type_hints(owner).items() if field == name
     ]
     free = bool(hints) and all(hint in (str, str | None) for hint in hints) and key not in WORDS
-    return free and text not in ("", "~", "null") and text[0] not in "'\""
+    starts = "'\"[" if key in PATTERNS else "'\""
+    return (free or key in PATTERNS) and text not in ("", "~", "null") and text[0] not in starts
 
 
 def _parse_yaml(text: str, where: str) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,7 +15,9 @@ from alphadecay_dist.control.writers import choose_apply
 from alphadecay_dist.decay.choices import AUTO, GROUPS, PREMULTIPLY
 from alphadecay_dist.decay.policies import MATRIX_DECAY, MATRIX_RATE
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.optimizers.registry import muon_for
 from alphadecay_dist.params.groups import NAMES_KEY, param_groups
+from alphadecay_dist.training.muon import MUON, muon_settings
 from alphadecay_dist.training.recipe import Config, DecayConfig, OptimizerConfig
 
 CLASSES = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -47,17 +51,27 @@ def pick_apply(config: Config, refusal: str | None) -> tuple[DecayConfig, str | 
 
 
 def build_optimizer(
-    model: nn.Module, config: OptimizerConfig, decay: DecayConfig, *, fused: bool
+    model: nn.Module,
+    config: OptimizerConfig,
+    decay: DecayConfig,
+    *,
+    fused: bool,
+    engine: str = "ddp",
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> torch.optim.Optimizer:
-    """Adam (L2) or AdamW (decoupled) over AlphaDecay's param groups.
+    """Adam (L2), AdamW (decoupled), or Muon with AdamW for the rest, over AlphaDecay's param groups.
 
     Args:
-        model: the model whose trained parameters to optimise.
+        model: the model whose trained parameters to optimise, as the engine holds it.
         config: the optimizer's settings.
         decay: see :func:`groups_of`.
-        fused: use torch's fused kernels (CUDA).
+        fused: use torch's fused kernels of Adam (CUDA).
+        engine: by name, which holds the model, for Muon; by default weights are whole.
+        options: the engine's own settings: of DeepSpeed, the config.
     """
     groups = groups_of(model, decay)
+    if config.name == MUON:
+        return muon_for(engine, options, model, groups, muon_settings(config, fused=fused))
     return CLASSES[config.name](groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 

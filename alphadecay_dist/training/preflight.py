@@ -20,6 +20,7 @@ from alphadecay_dist.params.inventory import tuned_weights
 from alphadecay_dist.sharding.planning import require_factors
 from alphadecay_dist.training.batch_size import micro_batch
 from alphadecay_dist.training.config import load_config
+from alphadecay_dist.training.muon import require_muon
 from alphadecay_dist.training.options import Options
 from alphadecay_dist.training.outputs.trackers import require_trackers
 from alphadecay_dist.training.process.environment import environment
@@ -54,6 +55,7 @@ def resolve(options: Options) -> ResolvedRun:
     weights = tuned_weights(model.shapes)
     require_weights(weights, model.shapes)
     require_factors(config.decay, weights)
+    require_muon(config, model.shapes, engine_config)
     task.check_data(config, model)
     if options.init_from is not None:
         model.initial_values(options.init_from)

@@ -126,8 +126,19 @@ class OptimizerConfig:
     """The optimizer and its learning rate.
 
     Attributes:
-        name: ``adam`` (L2: the decay is added to the gradient) or ``adamw`` (decoupled).
-        lr: peak learning rate.
+        name: ``adam`` (L2: the decay is added to the gradient), ``adamw`` (decoupled), or ``muon`` for the
+            tuned matrices with adamw for the rest.
+        lr: peak learning rate; with muon, adamw's.
+        muon_lr: muon's peak learning rate; null is ``lr``. Both follow the schedule.
+        momentum: of muon.
+        nesterov: whether muon mixes the gradient with its momentum once more.
+        ns_steps: of muon, iterations of Newton-Schulz.
+        adjust_lr: of muon, how a matrix's rate follows its shape (m, n): ``original``,
+            sqrt(max(1, m / n)), or ``match_rms_adamw``, 0.2 sqrt(max(m, n)), with which adamw's rates serve.
+        muon_heads: any of ``q``, ``k``, ``v`` and ``o``, as [q, k, v] or q,k,v: what muon orthogonalises head
+            by head; none takes each matrix whole.
+        muon_modules: tuned matrices that get muon, by glob patterns such as ``*.mlp.*``; adamw has the
+            others. null is all.
         betas: decay rates of the two moments.
         eps: added to the denominator.
         warmup: updates of linear warm-up; below 1, the fraction of train.steps.
@@ -139,6 +150,13 @@ class OptimizerConfig:
 
     name: str = "adamw"
     lr: float = 1e-3
+    muon_lr: float | None = None
+    momentum: float = 0.95
+    nesterov: bool = True
+    ns_steps: int = 5
+    adjust_lr: str = "original"
+    muon_heads: tuple[str, ...] = ()
+    muon_modules: tuple[str, ...] | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     warmup: float = 0.1
@@ -252,7 +270,8 @@ class Config:
 CHOICES: dict[str, Collection[str]] = {
     "train.dtype": ("auto", "bfloat16", "float32"),
     "train.on_nonfinite": POLICIES,
-    "optimizer.name": ("adam", "adamw"),
+    "optimizer.name": ("adam", "adamw", "muon"),
+    "optimizer.adjust_lr": ("original", "match_rms_adamw"),
     "optimizer.schedule": ("cosine", "linear", "constant"),
     "decay.untuned": UNTUNED_DECAYS,
     "engine.name": ("auto", *ENGINES),
@@ -264,8 +283,10 @@ WORDS = {**CHOICES, **{f"decay.{name}": known for name, known in DECAY_CHOICES.i
 # Fields that take any of these words.
 SEVERAL: dict[str, Collection[str]] = {
     "decay.follow": FOLLOWERS,
+    "optimizer.muon_heads": ("q", "k", "v", "o"),
     "logging.to": ("wandb", "tensorboard", "csv"),
 }
+PATTERNS = ("optimizer.muon_modules",)  # names or glob patterns, several
 SIZES = ("decay.memory_budget",)  # bytes, which may be written with a unit
 AT_MOST = {"train.global_batch": 2**32, "train.seq_len": 2**32}  # others: what 63 bits hold
 AT_LEAST = {
@@ -281,6 +302,8 @@ AT_LEAST = {
     "train.max_skips": 1,
     "train.seed": 0,
     "optimizer.lr": 0,
+    "optimizer.momentum": 0,
+    "optimizer.ns_steps": 1,
     "optimizer.eps": 0,
     "optimizer.warmup": 0,
     "optimizer.min_lr_ratio": 0,

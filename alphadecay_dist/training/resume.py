@@ -31,6 +31,7 @@ FIXED = (
     "train.dtype",
     "train.seed",
     "optimizer.name",
+    "optimizer.muon_modules",
     "decay.apply",  # the layout of the param groups, as
     "decay.follow",
 )

@@ -244,7 +244,7 @@ def test_tuned_weights_in_two_groups_are_refused_when_they_share_one():
     tuned, _ = param_groups(model, weight_decay=BASE, apply="premultiply")
     own = {"params": [tuned["params"].pop()], "module": tuned["modules"][-1]}
     tuned["modules"] = tuned["modules"][:-1]
-    with pytest.raises(UserError, match="all tuned weights in one group"):
+    with pytest.raises(UserError, match="all tuned weights in groups that name theirs"):
         AlphaDecay(model, torch.optim.AdamW([tuned, own]), weight_decay=BASE, apply="premultiply")
 
 

@@ -20,6 +20,7 @@ from alphadecay_dist.engines.native.config import TorchConfig
 from alphadecay_dist.engines.native.state import TorchState
 from alphadecay_dist.engines.nonfinite import to_backward
 from alphadecay_dist.engines.process_group import join, local_device
+from alphadecay_dist.params.groups import rate_of
 
 
 class TorchTraining(ABC):
@@ -88,9 +89,9 @@ class TorchTraining(ABC):
         self._made_group = join(self.device)
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """Write the learning rate into every group."""
+        """Write the learning rate into every group, as its ratio says."""
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = rate_of(group, learning_rate)
 
     def gradients(self, losses: Iterator[Callable[[nn.Module], Tensor]], scale: Tensor) -> Tensor:
         """All gradients of one update; see :class:`alphadecay_dist.engines.training.TrainEngine`."""

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from alphadecay_dist.engines.settings import RunSettings
 from alphadecay_dist.errors import UserError, shown
@@ -132,6 +132,64 @@ def premultiply_refusal(config: Mapping[str, Any]) -> str | None:
         if (zero.get(section) or {}).get("device") == "nvme":
             return f"{section} on NVMe takes the masters out of memory; use device cpu or none"
     return None
+
+
+def muon_refusal(config: Mapping[str, Any], settings: MuonSettings, clip: float) -> str | None:
+    """Why DeepSpeed's Muon cannot do what is asked of it under this config; None where it can.
+
+    Args:
+        config: resolved.
+        settings: what is asked.
+        clip: largest global gradient norm; 0 is off.
+    """
+    zero = config.get("zero_optimization") or {}
+    stage = zero.get("stage", 0)
+    if stage == 0:
+        return None  # torch's own serves
+    expected: tuple[tuple[str, Any, Any, str], ...] = (
+        ("train.clip", clip, 0, "it would clip the orthogonalised updates"),
+        ("optimizer.nesterov", settings.nesterov, True, "its momentum has no other form"),
+        ("optimizer.ns_steps", settings.ns_steps, 5, "its number of iterations is fixed"),
+        ("optimizer.adjust_lr", settings.adjust_lr, "original", "it has no other"),
+    )
+    for key, found, wanted, why in expected:
+        if found != wanted:
+            return f"{key}: found {found!r} with DeepSpeed's Muon, expected {wanted!r}: {why}; or use FSDP2"
+    if "o" in settings.heads:
+        return (
+            f"optimizer.muon_heads: found {','.join(settings.heads)} with DeepSpeed's Muon, which cuts rows "
+            "alone, expected some of q, k and v; or use FSDP2 or DDP"
+        )
+    if stage == 3 and zero.get("reduce_scatter", True):
+        return (
+            "DeepSpeed config: zero_optimization.reduce_scatter is not false, which Muon needs at stage 3: "
+            "set it to false"
+        )
+    for section in ("offload_optimizer", "offload_param"):
+        if (zero.get(section) or {}).get("device", "none") != "none":
+            return (
+                f"DeepSpeed config: {section} with Muon keeps its momentum where checkpoints do not find it: "
+                "remove it, or use FSDP2"
+            )
+    if zero.get("round_robin_gradients"):
+        return "DeepSpeed config: round_robin_gradients with Muon is not served: set it to false"
+    return None
+
+
+class MuonSettings(Protocol):
+    """Of Muon's settings those that DeepSpeed has no choice of."""
+
+    @property
+    def nesterov(self) -> bool: ...  # noqa: D102
+
+    @property
+    def ns_steps(self) -> int: ...  # noqa: D102
+
+    @property
+    def adjust_lr(self) -> str: ...  # noqa: D102
+
+    @property
+    def heads(self) -> tuple[str, ...]: ...  # noqa: D102
 
 
 def fill(options: dict[str, Any], key: str, value: Any, source: str, prefix: str = "") -> None:

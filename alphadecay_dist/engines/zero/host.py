@@ -32,9 +32,11 @@ from alphadecay_dist.engines.state import scalar_tensor
 from alphadecay_dist.engines.updated import dtypes_of, parameters_of
 from alphadecay_dist.engines.versions import require
 from alphadecay_dist.engines.zero import config as zero_config
+from alphadecay_dist.engines.zero.marks import is_deepspeeds_muon
 from alphadecay_dist.engines.zero.shares import gradient_scale, zero_shares
 from alphadecay_dist.engines.zero.updated import fragments_of, partitions_of
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.params.groups import names_in
 from alphadecay_dist.params.inventory import Weight
 from alphadecay_dist.sharding.collectives import Collectives
 from alphadecay_dist.sharding.layout import Flat, Layout, Piece, ShardSource, chunked_layout
@@ -110,11 +112,12 @@ class ZeroHost:
 
     def __init__(self, engine: Any, *, watches: bool = False) -> None:
         self._engine = engine
-        if not watches and type(self._inner).__module__.startswith("deepspeed.runtime.zero.muon"):
+        nameless = is_deepspeeds_muon(self._inner) and not any(map(names_in, self._inner.param_groups))
+        if not watches and nameless:
             raise UserError(
                 f"optimizer: found DeepSpeed's own {type(self._inner).__name__}, whose groups lose their "
-                "names; make a torch optimizer of param_groups() and give it to "
-                "deepspeed.initialize(optimizer=...)"
+                "names; make an optimizer of param_groups() and give it to "
+                "deepspeed.initialize(optimizer=...), see docs/muon.md"
             )
         if not watches:
             refuse_unservable(engine)
@@ -187,8 +190,14 @@ class ZeroHost:
         """Half precision at stage 0, and bf16 with fp32 accumulation at stage 1: not before the step.
 
         DeepSpeed has other optimizers there, which give the gradients to the inner one in their step alone.
+        Nor with DeepSpeed's Muon, which keeps its updates where gradients would be.
         """
         own = self._engine.optimizer
+        if is_deepspeeds_muon(self._inner):
+            return (
+                "DeepSpeed's Muon has orthogonalised them before the step; take a policy that reads no "
+                "gradients, or FSDP2 or DDP"
+            )
         if own is self._inner or hasattr(own, "averaged_gradients"):
             return None
         return (

@@ -29,6 +29,11 @@ def engine_on(model: nn.Module) -> Any | None:
     return next((getclosurevars(hook).nonlocals.get("self") for hook in _hooks(model)), None)
 
 
+def is_deepspeeds_muon(optimizer: object) -> bool:
+    """Whether it is DeepSpeed's own Muon, which its ZeRO optimizers do the products of."""
+    return type(optimizer).__module__.startswith("deepspeed.runtime.zero.muon")
+
+
 def _hooks(model: nn.Module) -> list[Callable[..., Any]]:
     hooks = [*model._forward_pre_hooks.values(), *model._forward_hooks.values()]
     return [hook for hook in hooks if getattr(hook, "__module__", None) == "deepspeed.runtime.engine"]

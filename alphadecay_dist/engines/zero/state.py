@@ -20,12 +20,16 @@ each: its chunks in a row are the flat tensor.
 For each flat tensor the inner optimizer keeps moments of its shape, and one step counter. So this rank's part
 of a parameter's master, of its exp_avg and of its exp_avg_sq is one range of three tensors: its ``Place``.
 
+Muon's momentum is another thing at stages 1 and 2: whole matrices in a row, of all parameters that this
+rank's partition has a part of; what two ranks have of one, both keep. At stage 3 it is as the moments are.
+
 The names used here are DeepSpeed's own; ``tests/engines/test_state.py`` holds DeepSpeed to what is written
 here.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +42,8 @@ from alphadecay_dist.compat import flat_offsets
 from alphadecay_dist.engines.native.state import TorchState
 from alphadecay_dist.engines.state import WEIGHT, Part, Scalars, is_elementwise, scalar_tensor
 from alphadecay_dist.sharding.layout import Flat, flat_chunks
+
+MOMENTUM = "momentum_buffer"  # of Muon
 
 
 @dataclass(frozen=True)
@@ -78,17 +84,24 @@ class ZeroState:
 
     def parts(self) -> list[Part]:
         """This rank's pieces of the fp32 masters and of the optimizer's flat tensors, without padding."""
-        flats, shapes, found = self.flats(), self.shapes, []
+        flats, shapes, rows = self.flats(), self.shapes, self._rows()
+        found: list[Part] = []
         for place in self.places():
             if not place.index.numel:
                 continue
             flat, name = flats[place.flat], self._names[place.parameter]
             tensors = {WEIGHT: flat}
             state = self._zero.optimizer.state.get(flat, {})
-            tensors |= {kind: value for kind, value in state.items() if is_elementwise(value, flat)}
+            row = rows.get(place.parameter)
+            kept = {kind: value for kind, value in state.items() if row is None or kind != MOMENTUM}
+            tensors |= {kind: value for kind, value in kept.items() if is_elementwise(value, flat)}
             for kind, tensor in tensors.items():
                 values = tensor.detach().narrow(0, place.at, place.index.numel)  # (n,), a view
                 found.append(Part(name, kind, shapes[name], place.index, values))
+            if row is not None and MOMENTUM in state:
+                whole = Flat(0, place.parameter.numel())
+                values = state[MOMENTUM].detach().narrow(0, row, whole.numel)  # (m n,)
+                found.append(Part(name, MOMENTUM, shapes[name], whole, values, place.index.start == 0))
         return found
 
     def scalars(self) -> Scalars:
@@ -98,7 +111,7 @@ class ZeroState:
         for place in self.places():
             flat = flats[place.flat]
             for key, value in self._zero.optimizer.state.get(flat, {}).items():
-                if not is_elementwise(value, flat):
+                if not is_elementwise(value, flat) and key != MOMENTUM:
                     found.setdefault(key, {})[self._names[place.parameter]] = float(value)
         return found
 
@@ -113,9 +126,27 @@ class ZeroState:
             wanted = dict.fromkeys(kind for name in own for kind in kinds.get(name, ()))
             numbers = {key: [of[name] for name in own if name in of] for key, of in scalars.items()}
             state = {key: scalar_tensor(max(of), flat, group) for key, of in numbers.items() if of}
-            state |= {kind: torch.zeros_like(flat.detach()) for kind in wanted}  # (P,) each
+            state |= {kind: self._zeros(kind, number, flat.detach()) for kind in wanted}
             if state:
                 self._zero.optimizer.state[flat] = state
+
+    def _zeros(self, kind: str, number: int, flat: Tensor) -> Tensor:
+        """Room for what the optimizer keeps of a flat tensor: (P,), or a row of whole matrices."""
+        if kind != MOMENTUM:
+            return torch.zeros_like(flat)
+        if self._stage == 3:
+            return torch.zeros_like(flat, dtype=self._zero.communication_data_type)
+        return flat.new_zeros(sum(own.numel() for own in self._zero.params_in_partition[number]))
+
+    def _rows(self) -> dict[Any, int]:
+        """Where the momentum of each parameter in this rank's partition begins, at stages 1 and 2."""
+        if self._stage == 3:
+            return {}
+        rows: dict[Any, int] = {}
+        for parameters in self._zero.params_in_partition:
+            ends = itertools.accumulate((own.numel() for own in parameters), initial=0)
+            rows.update(zip(parameters, ends, strict=False))
+        return rows
 
     def publish(self, step: int) -> None:
         """Round the masters into the weights that the model computes with, as an update does.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import deepspeed
@@ -18,8 +20,10 @@ from alphadecay_dist.engines.nonfinite import to_backward
 from alphadecay_dist.engines.process_group import join, local_device
 from alphadecay_dist.engines.state import EngineState
 from alphadecay_dist.engines.zero import config as zero_config
+from alphadecay_dist.engines.zero.marks import is_deepspeeds_muon
 from alphadecay_dist.engines.zero.state import zero_state
 from alphadecay_dist.errors import UserError
+from alphadecay_dist.params.groups import rate_of
 
 
 class ZeroTraining:
@@ -36,6 +40,7 @@ class ZeroTraining:
         self._engine: Any = None
         self._norm: Tensor | None = None  # at stage 0, where DeepSpeed has none
         self._made_group = False
+        self._eager: AbstractContextManager[Any] = contextlib.nullcontext()
 
     @property
     def name(self) -> str:
@@ -91,13 +96,16 @@ class ZeroTraining:
         """Wrap model and optimizer; returns the ``DeepSpeedEngine``."""
         if self.stage == 0:
             optimizer.register_step_pre_hook(self._drop_nonfinite)  # before AlphaDecay's
+        if is_deepspeeds_muon(optimizer) and self.device.type == "cpu":
+            # It compiles its products, which on a CPU takes minutes, and a compiler.
+            self._eager = torch.compiler.set_stance("force_eager")
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.config)
         return self._engine
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """Write the learning rate into every group."""
+        """Write the learning rate into every group, as its ratio says."""
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = rate_of(group, learning_rate)
 
     def gradients(self, losses: Iterator[Callable[[nn.Module], Tensor]], scale: Tensor) -> Tensor:
         """All gradients of one update.
@@ -115,7 +123,8 @@ class ZeroTraining:
             if number:
                 self._engine.step()  # the micro-batch before: counted, no more
             loss = loss_of(self._engine)
-            self._engine.backward(to_backward(loss, scale), scale_wrt_gas=False)
+            with self._eager:
+                self._engine.backward(to_backward(loss, scale), scale_wrt_gas=False)
             total += loss.detach()
         return total
 
@@ -132,7 +141,8 @@ class ZeroTraining:
         if self.stage == 0:
             gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
             self._norm = get_total_norm(gradients)
-        self._engine.step()
+        with self._eager:
+            self._engine.step()
         norm = self.grad_norm
         assert norm is not None  # zero_config refuses what switches it off
         return math.isfinite(norm)

@@ -1,0 +1,162 @@
+"""Where updates are orthogonalised: on this rank, where they are whole, or on owner ranks.
+
+Both take an update per matrix as this rank holds it, and leave the orthogonalised one in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from alphadecay_dist.errors import RunError
+from alphadecay_dist.optimizers.batches import Rule, orthogonalized
+from alphadecay_dist.sharding.exchange import Exchange
+from alphadecay_dist.sharding.layout import Block, Flat, Layout
+from alphadecay_dist.sharding.ownership import default_budget, plan
+from alphadecay_dist.sharding.planning import exchange_device, require_one_schedule
+from alphadecay_dist.sharding.returns import Returns
+from alphadecay_dist.sharding.routes import Routes
+from alphadecay_dist.sharding.schedule import schedule_of
+
+TRAVEL = torch.bfloat16  # in which torch.optim.Muon orthogonalises: nothing is lost on the way
+
+
+class Place(Protocol):
+    """Where updates are orthogonalised."""
+
+    def orthogonalize(self, values: Mapping[str, Tensor], rules: Mapping[str, Rule]) -> None:
+        """Orthogonalise updates in place.
+
+        Args:
+            values: by name, for all matrices of this place: what this rank holds, flat, in bf16.
+            rules: by name.
+        """
+        ...
+
+
+class OnEachRank:
+    """Whole matrices: every rank orthogonalises all of them, as many at once as the budget holds.
+
+    Args:
+        shapes: of the matrices, by name.
+        budget: bytes of matrices that are worked on together; None is the default.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], budget: int | None) -> None:
+        self._shapes = shapes
+        nbytes = {name: shape[0] * shape[1] * TRAVEL.itemsize for name, shape in shapes.items()}
+        most = default_budget(nbytes) if budget is None else budget
+        self._rounds: list[list[str]] = []
+        held = 0
+        for name in sorted(shapes, key=lambda name: (shapes[name], name)):  # equal shapes in a row
+            if not self._rounds or 4 * (held + nbytes[name]) > most:
+                self._rounds.append([])
+                held = 0
+            self._rounds[-1].append(name)
+            held += nbytes[name]
+
+    def orthogonalize(self, values: Mapping[str, Tensor], rules: Mapping[str, Rule]) -> None:
+        """See :class:`Place`."""
+        for names in self._rounds:
+            made = orthogonalized({name: values[name].view(self._shapes[name]) for name in names}, rules)
+            for name, matrix in made.items():
+                values[name].copy_(matrix.reshape(-1))
+
+
+@dataclass
+class UpdateSource:
+    """An update as this rank holds it: a :class:`alphadecay_dist.sharding.layout.ShardSource`.
+
+    Attributes:
+        name: the matrix's.
+        shape: of the whole.
+        layout: as the weight's.
+        values: this rank's piece, flat; empty where it holds none.
+        dtype: of its elements.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layout: Layout
+    values: Tensor
+    dtype: torch.dtype = TRAVEL
+
+    def local(self) -> Tensor | None:
+        """This rank's piece."""
+        return self.values if self.values.numel() else None
+
+
+class OnOwners:
+    """Matrices in pieces: each goes to one owner rank, which orthogonalises it, and back to all its holders.
+
+    A round's matrices are worked on together at their owner, and returned before the next round is; the next
+    one may be on its way meanwhile. Of the budget the exchange has one half, what owners make of a round and
+    its way back the other.
+
+    Args:
+        sources: of the updates, equal in name, shape and layout on every rank.
+        rules: by name, which tell how much work each is.
+        group: the ranks that hold the pieces.
+        budget: bytes that a rank may hold at once; None is the default.
+
+    Raises:
+        RuntimeError: the ranks planned differently.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[UpdateSource],
+        rules: Mapping[str, Rule],
+        group: dist.ProcessGroup | None,
+        budget: int | None,
+    ) -> None:
+        self._sources = {source.name: source for source in sources}
+        device = exchange_device(sources, group)
+        blocks = [
+            Block(own.name, own.name, Flat(0, own.shape[0] * own.shape[1]), own.shape) for own in sources
+        ]
+        shapes = {own.name: own.shape for own in sources}
+        costs = {name: rules[name].work(shape) for name, shape in shapes.items()}
+        nbytes = {block.name: block.index.numel * TRAVEL.itemsize for block in blocks}
+        world_size = 1 if group is None else dist.get_world_size(group)
+        layouts = {own.name: own.layout for own in sources}
+        routes = Routes(layouts, shapes, blocks, world_size, TRAVEL.itemsize)
+        most = (default_budget(nbytes) if budget is None else budget) // 2
+        schedule = schedule_of(plan(costs, nbytes, world_size, most, shapes, routes.move), routes)
+        require_one_schedule(sources, schedule, TRAVEL, device, group)
+        self._exchange = Exchange(sources, schedule, TRAVEL, device, group)
+        self._returns = Returns(sources, schedule, TRAVEL, device, group)
+        self._owned = schedule.owned()[0 if group is None else dist.get_rank(group)]
+
+    def orthogonalize(self, values: Mapping[str, Tensor], rules: Mapping[str, Rule]) -> None:
+        """See :class:`Place`. Collective.
+
+        Raises:
+            RunError: a matrix of this rank could not be put together, for want of memory.
+        """
+        for name, own in values.items():
+            self._sources[name].values = own
+        made: dict[str, Tensor] = {}
+        for number, matrices in enumerate(self._exchange.rounds()):
+            gathered = dict(matrices)
+            made = orthogonalized(gathered, rules)
+            self._require(number, made)
+            self._returns.send(number, made)
+
+    def _require(self, number: int, made: Mapping[str, Tensor]) -> None:
+        names = self._exchange.schedule.rounds[number].names
+        missing = [name for name in names if name in self._owned and name not in made]
+        if missing:
+            raise RunError(
+                f"{missing[0]} could not be orthogonalised, see the warning before; give a smaller budget"
+            )
+
+    @property
+    def bytes_received(self) -> tuple[int, int]:
+        """From other ranks in the last step on the way to owners; and on all ways back since the first."""
+        return self._exchange.bytes_received, self._returns.bytes_received

@@ -1,0 +1,159 @@
+"""The way back of an exchange: what owners made of whole blocks goes to all ranks that hold pieces of them.
+
+After a round of :meth:`alphadecay_dist.sharding.exchange.Exchange.rounds`, each owner cuts what it made of
+its blocks as the layouts say, and one ``all_to_all_single`` a replica takes every piece to its holders: a
+rank gets back as many elements as it gave. Replicas, who gave nothing, get theirs one after the other, so
+that an owner never packs more than one copy of a round. What an owner holds itself crosses no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from alphadecay_dist.sharding.collectives import Collectives, translate_rank_loss
+from alphadecay_dist.sharding.layout import Overlap, Piece, ShardSource
+from alphadecay_dist.sharding.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class _Return:
+    """What goes back of one block to one rank.
+
+    Attributes:
+        name: the block's.
+        overlap: where in the holder's piece it goes, and where in the block it lies.
+        owner: rank.
+        holder: rank, which may be the owner itself.
+    """
+
+    name: str
+    overlap: Overlap
+    owner: int
+    holder: int
+
+    @property
+    def numel(self) -> int:
+        return self.overlap.local.numel
+
+
+@dataclass(frozen=True)
+class _Passage:
+    """One collective of a round, as this rank takes part in it; ``moving`` is equal on all ranks."""
+
+    outgoing: tuple[_Return, ...]  # holder by holder
+    incoming: tuple[_Return, ...]  # owner by owner
+    own: tuple[_Return, ...]
+    moving: bool
+
+
+class Returns:
+    """Takes what owners made of their blocks back to the holders of the tensors that these lie in.
+
+    Args:
+        sources: the tensors that were exchanged; what comes back is written into what they hold.
+        schedule: of the exchange.
+        dtype: the type that values travel in.
+        device: where they are packed.
+        group: the process group whose ranks the layouts name; None in a single process.
+
+    Attributes:
+        bytes_received: from other ranks, ever since.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[ShardSource],
+        schedule: Schedule,
+        dtype: torch.dtype,
+        device: torch.device,
+        group: dist.ProcessGroup | None,
+    ) -> None:
+        self._sources = {source.name: source for source in sources}
+        self._schedule = schedule
+        self._dtype, self._device, self._group = dtype, device, group
+        ranks = Collectives(group)
+        self._rank, self._world_size = ranks.rank, ranks.world_size
+        self._rounds = [self._passages(own.names) for own in schedule.rounds]
+        self.bytes_received = 0
+
+    def send(self, number: int, made: Mapping[str, Tensor]) -> None:
+        """Bring back what was made of one round's blocks. Collective.
+
+        Args:
+            number: of the round.
+            made: in the shapes of the blocks, for all that this rank owns of the round.
+        """
+        for passage in self._rounds[number]:
+            self._pass(passage, made)
+
+    def _pass(self, passage: _Passage, made: Mapping[str, Tensor]) -> None:
+        for way in passage.own:
+            self._put(way, self._cut(way, made))
+        if not passage.moving:
+            return
+        sent, received = [0] * self._world_size, [0] * self._world_size  # elements, by rank
+        for way in passage.outgoing:
+            sent[way.holder] += way.numel
+        for way in passage.incoming:
+            received[way.owner] += way.numel
+        packed, arriving = self._empty(sum(sent)), self._empty(sum(received))
+        start = 0
+        for way in passage.outgoing:
+            packed[start : start + way.numel].copy_(self._cut(way, made))
+            start += way.numel
+        with translate_rank_loss("what owners made of their matrices"):
+            dist.all_to_all_single(arriving, packed, received, sent, group=self._group)
+        self.bytes_received += arriving.nbytes
+        start = 0
+        for way in passage.incoming:
+            self._put(way, arriving.narrow(0, start, way.numel))
+            start += way.numel
+
+    def _cut(self, way: _Return, made: Mapping[str, Tensor]) -> Tensor:
+        """What a holder gets of a block, flat."""
+        source = self._sources[self._schedule.routes.blocks[way.name].source]
+        rows = made[way.name].contiguous().view(-1, *source.shape[1:])  # as the tensor's, which a Grid cuts
+        return way.overlap.place.take(rows)
+
+    def _put(self, way: _Return, values: Tensor) -> None:
+        """Write what came back into this rank's piece."""
+        local = self._sources[self._schedule.routes.blocks[way.name].source].local()
+        assert local is not None
+        local.narrow(0, way.overlap.local.start, way.numel).copy_(values)
+
+    def _empty(self, numel: int) -> Tensor:
+        return torch.empty(numel, dtype=self._dtype, device=self._device)
+
+    def _passages(self, names: Sequence[str]) -> list[_Passage]:
+        """Of a round: one for the first holders of all pieces, one for the second ones, and so on."""
+        layouts, blocks = self._schedule.routes.layouts, self._schedule.routes.blocks
+        pieces = [piece for name in names for piece in layouts[blocks[name].source].pieces]
+        return [self._passage(names, copy) for copy in range(max(len(piece.holders) for piece in pieces))]
+
+    def _passage(self, names: Sequence[str], copy: int) -> _Passage:
+        ways = [way for name in names for way in self._ways(name, copy)]
+        others = [way for way in ways if way.owner != way.holder]
+        # Sorting keeps the order of names, so that owner and holder pack and unpack in the same order.
+        outgoing = sorted((w for w in others if w.owner == self._rank), key=lambda way: way.holder)
+        incoming = sorted((w for w in others if w.holder == self._rank), key=lambda way: way.owner)
+        own = [way for way in ways if way.owner == way.holder == self._rank]
+        return _Passage(tuple(outgoing), tuple(incoming), tuple(own), bool(others))
+
+    def _ways(self, name: str, copy: int) -> Iterable[_Return]:
+        """The ways of one block to the holders of its pieces in one replica."""
+        block, owner = self._schedule.routes.blocks[name], self._schedule.plan.owners[name]
+        shape = self._sources[block.source].shape
+        for piece in self._schedule.routes.layouts[block.source].pieces:
+            overlap = piece.index.overlap(block.index, shape)
+            holder = _holder(piece, copy)
+            if overlap is not None and holder is not None:
+                yield _Return(name, overlap, owner, holder)
+
+
+def _holder(piece: Piece, copy: int) -> int | None:
+    return piece.holders[copy] if copy < len(piece.holders) else None

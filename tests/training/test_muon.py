@@ -1,0 +1,196 @@
+"""Muon through the trainer: the same run on every engine, and resumed on others."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+import train
+from alphadecay_dist import UserError
+from alphadecay_dist.checkpoint.reader import newest
+from alphadecay_dist.checkpoint.restore import stored_tensors
+from alphadecay_dist.commands.formats import export_universal, trained
+from alphadecay_dist.training.preflight import resolve
+from tests.multirank import run_ranks
+from tests.training.errors import error_of_ranks, main_and_output
+from tests.training.runs import (
+    ROOT,
+    argv_of,
+    distance,
+    final_weights,
+    left_behind,
+    same_weights,
+    tiny_options,
+    train_on,
+    without_times,
+)
+from tests.training.test_methods import train_each
+
+pytestmark = [pytest.mark.ranks, pytest.mark.launcher]
+
+STEPS = 6
+MUON = {
+    "optimizer__name": "muon",
+    "optimizer__muon_lr": 0.006,
+    "optimizer__momentum": 0.9,
+    "train__clip": 0,
+    "train__steps": STEPS,
+    "decay__interval": 3,
+    "data__pack": True,
+}
+
+
+def options_of(folder, **more):
+    config = json.loads((ROOT / "ds_configs" / "zero3.json").read_text())
+    config["zero_optimization"]["reduce_scatter"] = False
+    (folder / "zero3.json").write_text(json.dumps(config))
+    return tiny_options(folder, **{**MUON, **more})
+
+
+def engine_of(folder, name):
+    return str(folder / "zero3.json") if name == "3" else name
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("muon")
+    options = options_of(folder)
+    return folder, options, train_on(1, "ddp", folder / "one", options)
+
+
+def losses(run):
+    return [line["loss"] for line in run["metrics"]]
+
+
+# DeepSpeed rounds its products elsewhere than torch's Muon does.
+ENGINES = [("ddp", 2, 2e-4), ("fsdp2", 3, 2e-4), ("hsdp", 2, 2e-4), ("2", 3, 1e-3)]
+
+
+@pytest.mark.parametrize(("engine", "world_size", "close"), ENGINES)
+def test_every_engine_trains_as_one_process(reference, engine, world_size, close):
+    folder, options, one = reference
+    run = train_on(world_size, engine_of(folder, engine), folder / f"{engine}_{world_size}", options)
+    assert losses(run) == pytest.approx(losses(one), abs=close)
+    assert losses(run)[-1] < losses(run)[0] - 0.1
+    assert [line["step"] for line in run["decay"]] == [0, 3]
+    for line, expected in zip(run["decay"], one["decay"], strict=True):
+        for name, module in line["modules"].items():
+            found = expected["modules"][name]["weight_decay"]
+            assert module["weight_decay"] == pytest.approx(found, abs=1e-2)
+
+
+def test_muon_has_a_rate_of_its_own(reference):
+    folder, options, one = reference
+    same = train_on(1, "ddp", folder / "same", [*options, "--optimizer.muon_lr=null"])
+    twice = train_on(1, "ddp", folder / "twice", [*options, "--optimizer.muon_lr=0.003"])
+    assert losses(same) == losses(twice)
+    assert abs(losses(same)[-1] - losses(one)[-1]) > 0.01
+    assert [line["lr"] for line in same["metrics"]] == [line["lr"] for line in one["metrics"]]
+
+
+JOURNEYS = {
+    "fsdp2 of 2, ddp of 1, fsdp2 of 3": ((("fsdp2", 2), ("ddp", 1), ("fsdp2", 3)), 2e-4),
+    "zero2 of 2, zero3 of 3, zero1 of 1, fsdp2 of 2": ((("2", 2), ("3", 3), ("1", 1), ("fsdp2", 2)), 1e-3),
+}
+
+
+@pytest.mark.parametrize("journey", JOURNEYS)
+def test_a_run_goes_on_anywhere(reference, journey):
+    folder, options, one = reference
+    output, (walk, close) = folder / journey.replace(" ", "_"), JOURNEYS[journey]
+    for number, (engine, world_size) in enumerate(walk, 1):
+        stop = STEPS if number == len(walk) else number
+        run = train_on(
+            world_size, engine_of(folder, engine), output, [*options, f"--train.stop_after={stop}"]
+        )
+        kinds = stored_tensors(newest(output / "checkpoints"))
+        assert set(kinds["model.layers.0.mlp.up_proj.weight"]) == {"weight", "momentum_buffer"}
+        assert set(kinds["lm_head.weight"]) == {"weight", "exp_avg", "exp_avg_sq"}
+    assert losses(run) == pytest.approx(losses(one), abs=close)
+    assert distance(final_weights(output), final_weights(folder / "one")) < 50 * close
+    with pytest.raises(UserError, match="was trained with muon, whose momentum DeepSpeed's universal"):
+        export_universal(trained(output), folder / "universal")
+
+
+SOME = {
+    "optimizer__muon_heads": "q,k,v",
+    "optimizer__muon_modules": "*.mlp.*,*.q_proj,*.k_proj,*.v_proj",
+    "train__steps": 4,
+    "decay__interval": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("engine", "policies"),
+    [("fsdp2", ("alphadecay",)), ("2", ("llr", "cautious")), ("3", ("alphadecay",))],
+)
+def test_a_resumed_run_is_bit_for_bit_the_unbroken_one(tmp_path, engine, policies):
+    """With heads, and AdamW for some tuned matrices."""
+    runs = []
+    for policy in policies:
+        options = options_of(tmp_path, decay__policy=policy, decay__apply="auto", **SOME)
+        whole, broken = tmp_path / f"{policy}-whole", tmp_path / f"{policy}-broken"
+        own = engine_of(tmp_path, engine)
+        runs.append(argv_of(own, whole, options))
+        runs.append(argv_of(own, broken, [*options, "--train.stop_after=3"]))
+        runs.append(argv_of(own, broken, options))
+    outcomes = run_ranks(train_each, 2, runs)
+    assert [codes for codes, _ in outcomes] == [[0] * len(runs)] * 2
+    for policy in policies:
+        whole, broken = tmp_path / f"{policy}-whole", tmp_path / f"{policy}-broken"
+        assert same_weights(whole, broken), policy
+        assert without_times(left_behind(whole)) == without_times(left_behind(broken)), policy
+        kinds = stored_tensors(newest(whole / "checkpoints"))
+        assert "momentum_buffer" in kinds["model.layers.0.self_attn.q_proj.weight"]
+        assert "exp_avg" in kinds["model.layers.0.self_attn.o_proj.weight"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "options", "words"),
+    [
+        ("2", {}, "train.clip: found 1.0 with DeepSpeed's Muon, expected 0: it would clip"),
+        ("2", {"train__clip": 0, "optimizer__nesterov": False}, "optimizer.nesterov: found False with Deep"),
+        ("2", {"train__clip": 0, "optimizer__ns_steps": 6}, "optimizer.ns_steps: found 6 with DeepSpeed's"),
+        ("1", {"train__clip": 0, "optimizer__adjust_lr": "match_rms_adamw"}, "optimizer.adjust_lr: found"),
+        ("1", {"train__clip": 0, "optimizer__muon_heads": "o"}, "optimizer.muon_heads: found o with Deep"),
+        (
+            "3",
+            {"train__clip": 0},
+            "zero_optimization.reduce_scatter is not false, which Muon needs",
+        ),
+        ("3_offload", {"train__clip": 0}, "reduce_scatter is not false"),
+        ("fsdp2", {"optimizer__muon_modules": "*.nope"}, "optimizer.muon_modules: '*.nope' matches no tuned"),
+        ("fsdp2", {"decay__follow": "[bias]"}, "decay.follow: found ['bias'] with optimizer.name 'muon'"),
+        ("fsdp2", {"optimizer__name": "adamw", "optimizer__muon_lr": 1}, "optimizer.muon_lr: found 1.0 with"),
+        ("fsdp2", {"optimizer__muon_lr": -1}, "optimizer.muon_lr: found -1.0, expected 0 or more"),
+        (
+            "fsdp2",
+            {"optimizer__lr": 0, "optimizer__muon_lr": 1},
+            "optimizer.lr: found 0 with optimizer.muon_lr",
+        ),
+        ("fsdp2", {"optimizer__momentum": 1}, "optimizer.momentum: found 1.0, expected a number in [0, 1)"),
+        ("fsdp2", {"optimizer__muon_heads": "x"}, "optimizer.muon_heads: unknown 'x'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_ranks_meet(tmp_path, engine, options, words):
+    asked = tiny_options(tmp_path, **{"optimizer__name": "muon", **options})
+    with pytest.raises(UserError, match=re.escape(words)):
+        resolve(train.parse(argv_of(engine, tmp_path / "run", asked)))
+
+
+def test_deepspeeds_muon_refuses_policies_that_read_gradients(tmp_path):
+    for policy in ("adadecay_original", "awd"):
+        options = options_of(tmp_path, decay__policy=policy)
+        assert "DeepSpeed's Muon has orthogonalised them before the step" in error_of_ranks(
+            argv_of("2", tmp_path / policy, options)
+        )
+
+
+def test_a_dry_run_tells_the_groups(tmp_path):
+    argv = argv_of("fsdp2", tmp_path / "run", [*options_of(tmp_path), "--dry_run"])
+    ((code, text),) = run_ranks(main_and_output, 1, argv)
+    assert code == 0, text
+    assert "name: muon" in text
+    assert "param groups:" in text
