@@ -19,6 +19,7 @@ ROOMS = [
     {"sharding"},
     {"engines"},
     {"control"},
+    {"condition"},
     {"checkpoint"},
     {"training", "integrations"},
     {"doctor"},
