@@ -22,6 +22,7 @@ from alphadecay_dist.spectral.metrics import nuclear_to_frobenius, stable_rank
 from alphadecay_dist.spectral.report import NON_FINITE, OK, ZERO
 
 BLOCK, STEPS = 4, 24  # directions that are multiplied at once, and how often
+INVARIANT = 1e-10  # a product's part outside of the space that is no more than this of it is rounding
 _SEED = 0  # of the directions to begin with
 
 
@@ -128,7 +129,7 @@ class _Krylov:
         start: (d, k) vectors to begin with.
 
     Attributes:
-        newest: (d, k) orthonormal vectors whose products are wanted; none once the space is whole.
+        newest: (d, k) orthonormal vectors whose products are wanted, or 0; none once the space is whole.
     """
 
     def __init__(self, start: Tensor) -> None:
@@ -155,8 +156,12 @@ class _Krylov:
         return max(0.0, float(torch.linalg.eigvalsh(self._within)[-1]))
 
     def _orthonormal(self, vectors: Tensor) -> Tensor:
-        """The part of vectors outside of the space, made orthonormal; twice, for rounding."""
-        for _ in range(2):
-            vectors = vectors - self._basis @ (self._basis.T @ vectors)
-            vectors = torch.linalg.qr(vectors).Q
-        return vectors
+        """The part of vectors outside of the space, made orthonormal; 0 in place of what is rounding."""
+        least = INVARIANT * torch.linalg.vector_norm(vectors)
+        outside = self._outside(self._outside(vectors))
+        found, sizes, _ = torch.linalg.svd(outside, full_matrices=False)
+        found = self._outside(torch.where(sizes > least, found, 0))
+        return found / torch.linalg.vector_norm(found, dim=0).clamp_min(0.5)
+
+    def _outside(self, vectors: Tensor) -> Tensor:
+        return vectors - self._basis @ (self._basis.T @ vectors)
