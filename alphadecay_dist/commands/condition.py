@@ -25,4 +25,9 @@ def run(args: argparse.Namespace) -> None:
     lines = read_lines(path) if path.is_file() else []
     if not lines:
         raise UserError(f"{path}: holds no sample; train with --telemetry.spectral_condition=N")
-    print(f"{summary(lines)}\n\n{suggestion(lines)}")
+    try:
+        print(f"{summary(lines)}\n\n{suggestion(lines)}")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"{path}: a line is not what a run writes: {type(error).__name__} {error}; remove it"
+        ) from None

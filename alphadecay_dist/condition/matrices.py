@@ -18,6 +18,7 @@ from alphadecay_dist.params.tuned_rule import CONV1D, CONV2D, EMBEDDING, HEAD, r
 from alphadecay_dist.params.wrappers import named_modules
 
 EMBED, OUTPUT = "embed", "head"  # types of matrices that are in no block
+GATED = ("gate_proj", "up_proj", "w1", "w3")  # of one input, in most models
 NORMALISED = (Q, K, V, QKV_IN_ONE)  # what reads the normalised input of an attention
 
 
@@ -103,13 +104,13 @@ class Matrices:
         return found
 
     def widths(self) -> list[int]:
-        """The width of each input that will differ from others, as far as names tell."""
-        kinds = set()
+        """The width of each input; matrices share one as far as their names tell."""
+        inputs = {}
         for weight in self.weights:
             if weight.name not in self.embeddings and len(weight.shape) == 2:
                 width = weight.shape[0 if self._kinds[weight.name] == CONV1D else 1]
-                kinds.add((weight.name.rpartition(".")[0], width, role_of(weight.name) == OUT))
-        return [width for _, width, _ in kinds]
+                inputs[_place_of_input(weight.name)] = width
+        return list(inputs.values())
 
     def normalised_input_of(self, part: Part) -> str | None:
         """For an attention's output matrix the weight that reads the attention's own input."""
@@ -184,6 +185,14 @@ def require_pattern(which: str, key: str) -> re.Pattern[str]:
         raise UserError(
             f"{key}: found {shown(which)}, which is no regular expression: {error}; such as 'q_proj|k_proj'"
         ) from None
+
+
+def _place_of_input(name: str) -> tuple[str, str]:
+    """Where a weight's input is: q, k and v have one, and so have gate and up; others have their own."""
+    outer, _, last = name.rpartition(".")
+    if role_of(name) in NORMALISED:
+        return attention_of(name), "normalised"
+    return outer, "gated" if last in GATED else last
 
 
 def _types(parts: Sequence[str]) -> dict[str, str]:
