@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from alphadecay_dist.params.inventory import Weight
 from alphadecay_dist.sharding.collectives import Collectives, drain_on_error
 from alphadecay_dist.sharding.exchange import Exchange
 from alphadecay_dist.sharding.planning import plan_exchange
+from alphadecay_dist.spectral.batch import measure_each
 from alphadecay_dist.spectral.condition import GradientSpectrum, gradient_spectrum
 from alphadecay_dist.spectral.report import FAILED, NON_FINITE, OK, ZERO
 
@@ -50,11 +51,14 @@ class GradientSpectra:
         exchange = self._exchange()
         found: dict[str, GradientSpectrum] = {}
         with drain_on_error(exchange.matrices()) as matrices:
-            for unit, tensor in matrices:
-                for part, gradient in self._by_unit[unit].cut_up(unit, tensor):
-                    found[part] = self._spectrum(part, gradient)
-                del tensor, gradient  # not while the next one is gathered
+            found = measure_each(self._cut(matrices), self._spectrum, exchange.room)
         return self._share(exchange, found)
+
+    def _cut(self, matrices: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Gradients, those of fused weights cut into their parts."""
+        for unit, tensor in matrices:
+            yield from self._by_unit[unit].cut_up(unit, tensor)
+            del tensor  # not while the next one is gathered
 
     def _exchange(self) -> Exchange:
         """Of the gradients as they are now, by the schedule that was planned for the first ones."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from alphadecay_dist.condition.activations import DOUBLE, Kept
 from alphadecay_dist.sharding.collectives import Collectives
+from alphadecay_dist.spectral.batch import one_blas_thread
 from alphadecay_dist.spectral.condition import BLOCK, STEPS, largest_eigenvalues
 from alphadecay_dist.spectral.report import NON_FINITE, OK, ZERO
 
@@ -129,7 +130,8 @@ def _largest(local: Sequence[Kept], ranks: Collectives) -> list[float]:
         pieces = total.split([own.numel() for own in mine])
         return [piece.view(own.shape) for piece, own in zip(pieces, mine, strict=True)]
 
-    return largest_eigenvalues([own.width for own in local], products)
+    with one_blas_thread():
+        return largest_eigenvalues([own.width for own in local], products)
 
 
 def _rank(squares: float, count: float, gram: bool, largest: float | None) -> StableRank:

@@ -22,6 +22,7 @@ from alphadecay_dist.spectral.metrics import nuclear_to_frobenius, stable_rank
 from alphadecay_dist.spectral.report import NON_FINITE, OK, ZERO
 
 BLOCK, STEPS = 4, 24  # directions that are multiplied at once, and how often
+EXTREME = 1e100  # entries up to this are squared as they are
 INVARIANT = 1e-10  # a product's part outside of the space that is no more than this of it is rounding
 _SEED = 0  # of the directions to begin with
 
@@ -62,14 +63,15 @@ def gradient_spectrum(gradient: Tensor, blocks: int = 0, axis: int = 0) -> Gradi
         raise ValueError(
             f"blocks: found {blocks}, expected a divisor of {matrix.shape[axis]} {('rows', 'columns')[axis]}"
         )
-    largest = float(matrix.abs().amax())
+    largest = max(abs(float(end)) for end in matrix.aminmax())
     if not math.isfinite(largest):
         return GradientSpectrum(None, None, (None,) * blocks, NON_FINITE)
     if largest == 0:
         return GradientSpectrum(None, 0.0, (None,) * blocks, ZERO)
-    matrix = matrix / largest
+    scale = 1.0 if 1 / EXTREME < largest < EXTREME else largest  # squares are fp64 numbers
+    matrix = matrix if scale == 1 else matrix / scale
     (rank,) = _nuclear_ranks(matrix[None])
-    norm = largest * float(torch.linalg.vector_norm(matrix))
+    norm = scale * float(torch.linalg.vector_norm(matrix))
     parts = matrix.unflatten(axis, (blocks, -1)).movedim(axis, 0) if blocks else None
     return GradientSpectrum(rank, norm, () if parts is None else tuple(_nuclear_ranks(parts)))
 
