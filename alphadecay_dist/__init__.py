@@ -15,6 +15,8 @@ __version__ = "0.1.0"  # setup.cfg reads it here
 
 if TYPE_CHECKING:
     from alphadecay_dist import spectral
+    from alphadecay_dist.condition.sample import ConditionSample, MatrixCondition, log_condition
+    from alphadecay_dist.condition.spectral_condition import SpectralCondition
     from alphadecay_dist.control.attach import attach
     from alphadecay_dist.control.controller import AlphaDecay
     from alphadecay_dist.control.refresh import ModuleRefresh, Refresh, TunedModule, log_refresh
@@ -25,12 +27,16 @@ else:
     # Loaded at first use: a module of the package can run before torch is loaded, and need not load it.
     _HOMES = {
         "AlphaDecay": "control.controller",
+        "ConditionSample": "condition.sample",
+        "MatrixCondition": "condition.sample",
         "ModuleRefresh": "control.refresh",
         "Refresh": "control.refresh",
         "ShardedMuon": "optimizers.muon",
+        "SpectralCondition": "condition.spectral_condition",
         "TunedModule": "control.refresh",
         "UserError": "errors",
         "attach": "control.attach",
+        "log_condition": "condition.sample",
         "log_refresh": "control.refresh",
         "param_groups": "params.groups",
     }
@@ -54,12 +60,16 @@ else:
 
 __all__ = [
     "AlphaDecay",
+    "ConditionSample",
+    "MatrixCondition",
     "ModuleRefresh",
     "Refresh",
     "ShardedMuon",
+    "SpectralCondition",
     "TunedModule",
     "UserError",
     "attach",
+    "log_condition",
     "log_refresh",
     "param_groups",
     "spectral",

@@ -64,6 +64,16 @@ def test_the_cost_of_an_interval_follows_from_an_update_and_a_refresh():
     assert float(found["released"]["training stands still, s"]) > 0
 
 
+@pytest.mark.launcher
+def test_a_sample_is_timed_against_a_refresh():
+    header, _, row = map(
+        cells, run("condition.py", "--shape", "tiny", "--batch", "1", "--seq", "16", "--tuned")[-3:]
+    )
+    found = dict(zip(header, row, strict=True))
+    assert all(float(found[name]) > 0 for name in ("refresh, s", "step(), s", "update, s"))
+    assert float(found["sample / refresh"]) > 0
+
+
 @pytest.fixture
 def script(monkeypatch):
     """A benchmark's module, by its name."""

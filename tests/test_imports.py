@@ -20,6 +20,7 @@ ROOMS = [
     {"engines"},
     {"optimizers"},
     {"control"},
+    {"condition"},
     {"checkpoint"},
     {"training", "integrations"},
     {"doctor"},

@@ -90,6 +90,14 @@ class Host(Protocol):
         """The tuned weights as this engine stores them, exact enough for ``dtype``. Collective."""
         ...
 
+    def gradient_sources(self, weights: Sequence[Weight]) -> list[ShardSource]:
+        """The gradients of weights as this engine stores them, for one exchange. Collective.
+
+        As for :meth:`shares` all gradients of the update are there, averaged. A weight without a gradient has
+        zeros.
+        """
+        ...
+
 
 def host_for(
     model: nn.Module,

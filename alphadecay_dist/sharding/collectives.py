@@ -34,7 +34,7 @@ class Collectives:
     """The ranks of a process group, as they tell each other plain data; its methods are collective.
 
     All ranks must call the same methods in the same order, whatever they find. All else is made of
-    :meth:`gather`, :meth:`broadcast` and :meth:`sum_on_device`.
+    :meth:`gather`, :meth:`broadcast`, :meth:`sum_on_device` and :meth:`add_up`.
 
     Args:
         group: the ranks; None is this process alone.
@@ -111,6 +111,14 @@ class Collectives:
             with translate_rank_loss("sums over all ranks"):
                 dist.all_reduce(mine, group=self.group)
         return mine
+
+    def add_up(self, mine: torch.Tensor) -> torch.Tensor:
+        """A tensor of numbers summed over all ranks, element by element; of its shape, where it lies."""
+        total = mine.to(self._device or collective_device(self.group), copy=True)
+        if self.group is not None:
+            with translate_rank_loss("sums over all ranks"):
+                dist.all_reduce(total, group=self.group)
+        return total.to(mine.device)
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -9,11 +9,13 @@ one call, because the overhead of many calls would outweigh the work. The result
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +25,8 @@ from alphadecay_dist.spectral.esd import full_precision_matmul
 from alphadecay_dist.spectral.estimator import PUBLISHED, Estimator
 from alphadecay_dist.spectral.report import Analysis
 from alphadecay_dist.spectral.sharded import is_sharded
+
+R = TypeVar("R")
 
 # Measured on 2 cores, 16 matrices in one call: 64 x 64 is 4 times faster, 344 x 128 1.6 times, 256 x 256 not.
 STACK_MAX_NUMEL = 2**16
@@ -48,8 +52,25 @@ def analyze_each(
         An analysis by name, in the order given.
     """
     workers = Workers(torch.get_num_threads())
-    with full_precision_matmul(), _one_blas_thread():
+    with full_precision_matmul(), one_blas_thread():
         return workers.analyze_each(weights, estimator, room)
+
+
+def measure_each(
+    matrices: Iterable[tuple[str, Tensor]], measure: Callable[[str, Tensor], R], room: int | None = None
+) -> dict[str, R]:
+    """What ``measure`` finds in each named matrix, as :func:`analyze_each` does it: a matrix per host thread.
+
+    Args:
+        matrices: see there.
+        measure: a function of name and matrix, called in several threads.
+        room: see there.
+    """
+    workers = Workers(torch.get_num_threads())
+    alone = (([name], [matrix]) for name, matrix in matrices)
+    work, most_bytes = functools.partial(_measure_all, measure), math.inf if room is None else room
+    with full_precision_matmul(), one_blas_thread():
+        return workers.run(alone, work, most_bytes)
 
 
 class Workers:
@@ -81,11 +102,30 @@ class Workers:
 
         It may be called in another thread than the one that constructed them.
         """
-        found: dict[str, Analysis] = {}
-        pending: deque[tuple[list[str], Future[list[Analysis]], int]] = deque()
         # Small matrices that do not fill a stack yet wait as well.
         small = math.inf if room is None else room // STACK_MAX_COUNT
         most_bytes = math.inf if room is None else room - small
+
+        def work(names: list[str], stack: list[Tensor]) -> list[Analysis]:
+            return _analyze_all(stack, estimator)
+
+        return self.run(_stacks(weights, small), work, most_bytes)
+
+    def run(
+        self,
+        stacks: Iterable[tuple[list[str], list[Tensor]]],
+        work: Callable[[list[str], list[Tensor]], list[R]],
+        most_bytes: float,
+    ) -> dict[str, R]:
+        """What ``work`` finds of the matrices of each stack, by name; ends the threads.
+
+        Args:
+            stacks: names and matrices; the work empties each list of matrices.
+            work: called in the threads, or in this one for what lies on a GPU.
+            most_bytes: of matrices that wait for it.
+        """
+        found: dict[str, R] = {}
+        pending: deque[tuple[list[str], Future[list[R]], int]] = deque()
 
         def finish(most: int) -> None:
             """Wait until at most ``most`` are pending, and these fit into the room."""
@@ -94,12 +134,12 @@ class Workers:
                 found.update(zip(names, future.result(), strict=True))
 
         with self._pool:
-            for names, stack in _stacks(weights, small):
+            for names, stack in stacks:
                 if stack[0].device.type != "cpu":
-                    found.update(zip(names, _analyze_all(stack, estimator), strict=True))
+                    found.update(zip(names, work(names, stack), strict=True))
                     continue  # the device has its own queue: host threads would not help
                 nbytes = sum(weight.nbytes for weight in stack)
-                pending.append((names, self._pool.submit(_analyze_all, stack, estimator), nbytes))
+                pending.append((names, self._pool.submit(work, names, stack), nbytes))
                 finish(self.count - 1)
             finish(0)
         return found
@@ -139,6 +179,14 @@ def _alike(first: Tensor, second: Tensor) -> bool:
     return same_type and first.shape == second.shape and first.device == second.device
 
 
+def _measure_all(measure: Callable[[str, Tensor], R], names: list[str], stack: list[Tensor]) -> list[R]:
+    """Measure the matrices of a list and empty it."""
+    try:
+        return [measure(name, matrix) for name, matrix in zip(names, stack, strict=True)]
+    finally:
+        stack.clear()
+
+
 def _analyze_all(stack: list[Tensor], estimator: Estimator) -> list[Analysis]:
     """Analyse the weights of a list and empty it, so that their memory is free with the result."""
     try:
@@ -151,7 +199,8 @@ def _analyze_all(stack: list[Tensor], estimator: Estimator) -> list[Analysis]:
 
 
 @contextlib.contextmanager
-def _one_blas_thread() -> Iterator[None]:
+def one_blas_thread() -> Iterator[None]:
+    """LAPACK and products in one thread each: for many small ones."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

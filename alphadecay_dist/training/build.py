@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alphadecay_dist.condition.spectral_condition import SpectralCondition
+from alphadecay_dist.control.controller import AlphaDecay
 from alphadecay_dist.control.protocol import DecayController, controller_for
 from alphadecay_dist.engines.training import TrainEngine
 from alphadecay_dist.training.optimizer import build_optimizer, pick_apply
 from alphadecay_dist.training.options import Options
 from alphadecay_dist.training.preflight import ResolvedRun
 from alphadecay_dist.training.process.ranks import Ranks
-from alphadecay_dist.training.recipe import DecayConfig
+from alphadecay_dist.training.recipe import DecayConfig, TelemetryConfig
 from alphadecay_dist.training.tasks.companion import Companion
 from alphadecay_dist.training.tasks.initial import seed_of
 from alphadecay_dist.training.utilization import Utilization, peak_flops
@@ -33,6 +35,7 @@ class Built:
         model: with its initial weights, as the engine holds them.
         optimizer: over its weights.
         decay: the controller of the policy.
+        condition: telemetry of the spectral condition; None where none is asked for.
         companion: what the task keeps beside the weights.
         utilization: what an update costs, and what the ranks' devices could do.
     """
@@ -40,6 +43,7 @@ class Built:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     decay: DecayController
+    condition: SpectralCondition | None
     companion: Companion
     utilization: Utilization
 
@@ -65,10 +69,12 @@ def build(checked: ResolvedRun, options: Options, engine: TrainEngine, ranks: Ra
     )
     wrapped = engine.initialize(model, optimizer)
     torch.manual_seed(seed_of(f"dropout on rank {ranks.rank}", config.train.seed))
+    controller = _controller(model, optimizer, wrapped, decay, dtype)
     return Built(
         model,
         optimizer,
-        _controller(model, optimizer, wrapped, decay, dtype),
+        controller,
+        _condition(model, wrapped, config.telemetry, controller, decay.weight_decay, dtype),
         checked.model.companion(engine, model),
         utilization_of(checked, engine, ranks),
     )
@@ -96,6 +102,30 @@ def _controller(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"optimizer: found Adam\b")  # the published recipes name it
         return controller_for(model, optimizer, decay, engine=wrapped, dtype=dtype)
+
+
+def _condition(
+    model: nn.Module,
+    wrapped: Any,
+    telemetry: TelemetryConfig,
+    controller: DecayController,
+    base: float,
+    dtype: torch.dtype,
+) -> SpectralCondition | None:
+    """The telemetry that a recipe asks for; ``base`` is every decay without a policy. Collective."""
+    if not telemetry.spectral_condition:
+        return None
+    return SpectralCondition(
+        model,
+        engine=wrapped,
+        every=telemetry.spectral_condition,
+        which=telemetry.which,
+        heads=telemetry.heads,
+        tokens=telemetry.tokens,
+        memory_budget=telemetry.memory_budget,
+        decay=controller if isinstance(controller, AlphaDecay) else base,
+        dtype=dtype,
+    )
 
 
 def utilization_of(checked: ResolvedRun, engine: TrainEngine, ranks: Ranks) -> Utilization:

@@ -177,6 +177,7 @@ def check(config: Config) -> None:
             raise UserError(f"{key}: found {shown(values[key])}, expected {least} or more")
     _check_apply(config)
     check_optimizer(config)
+    _check_telemetry(config)
     if config.checkpoint.deadline is not None:
         seconds_of(config.checkpoint.deadline, "checkpoint.deadline")
     if config.train.global_batch % config.data.lanes:
@@ -208,6 +209,23 @@ def _check_apply(config: Config) -> None:
         raise UserError(
             f"decay.apply: found {PREMULTIPLY!r} with decay.follow {list(config.decay.follow)}, expected "
             f"{GROUPS!r}: in one group for all matrices nothing follows a single one"
+        )
+
+
+def _check_telemetry(config: Config) -> None:
+    """Refuse a pattern that is none, and hooks that would not be called."""
+    telemetry = config.telemetry
+    if telemetry.which is not None:
+        try:
+            re.compile(telemetry.which)
+        except re.error as error:
+            raise UserError(
+                f"telemetry.which: found {shown(telemetry.which)}, which is no regular expression: {error}"
+            ) from None
+    if telemetry.spectral_condition and config.train.compile:
+        raise UserError(
+            f"telemetry.spectral_condition: found {telemetry.spectral_condition} with train.compile, "
+            "expected 0: the inputs of compiled blocks cannot be seen"
         )
 
 

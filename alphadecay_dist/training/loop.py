@@ -18,11 +18,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from alphadecay_dist.checkpoint import restore
 from alphadecay_dist.checkpoint.reader import newest
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS
-from alphadecay_dist.control.refresh import Refresh
 from alphadecay_dist.engines.training import Loss, TrainEngine
 from alphadecay_dist.errors import RunError, UserError
 from alphadecay_dist.notices import LOGGER
 from alphadecay_dist.training.bad_updates import ROLLBACK, BadUpdates
+from alphadecay_dist.training.before_step import BeforeStep
 from alphadecay_dist.training.build import Built
 from alphadecay_dist.training.config import as_dict
 from alphadecay_dist.training.data.prefetch import Prefetched
@@ -74,7 +74,7 @@ class Trainer:
         inputs: what the run is made of, to be kept in checkpoints.
         ranks: this rank among the others.
         engine: the engine, holding model and optimizer.
-        built: controller, and what the task keeps beside the weights.
+        built: controller and telemetry, and what the task keeps beside the weights.
         data: this rank's training data.
         evaluation: this rank's validation data.
         log: what is written of the run.
@@ -104,7 +104,7 @@ class Trainer:
         self._checkpoints = checked.folder / CHECKPOINTS
         self._ranks = ranks
         self._engine = engine
-        self._decay = built.decay
+        self._before_step = BeforeStep(built.decay, built.condition)
         self._companion = built.companion
         self._utilization = built.utilization
         self._data = data
@@ -117,7 +117,6 @@ class Trainer:
         self._saver = Saver(config.checkpoint, self._checkpoints, engine.name, built.companion.state, ranks)
         self.progress = Progress()
         self.shown: list[float] = []
-        self._last_refresh: Refresh | None = None
 
     def resume(self, saved: SavedRun) -> None:
         """Take up a checkpoint: weights, optimizer, decays; the data are where they go on. Collective."""
@@ -128,10 +127,7 @@ class Trainer:
     def _restore(self, saved: SavedRun) -> None:
         """Take up what a rollback takes up too: weights, optimizer, decays and progress."""
         restore.load(saved.checkpoint, self._companion.state(), self._ranks)
-        if saved.state.decay:
-            self._decay.load_state_dict(saved.state.decay)
-        else:
-            self._decay.begin_at(saved.checkpoint.manifest.step)
+        self._before_step.restore(saved.state.decay, saved.checkpoint.manifest.step)
         self.progress = Progress(saved.checkpoint.manifest.step, saved.state.tokens)
         self._saver.saved_at = self.progress.step
 
@@ -173,7 +169,7 @@ class Trainer:
         batches, targets = self._read_batches(step)
         summed = self._gradients(batches, targets, rate)
         agreed = self._agree(summed, targets)
-        applied = self._engine.step(self._step_decay)
+        applied = self._engine.step(self._before_step)
         seconds = time.perf_counter() - begin
         if agreed.stopping:
             self._poll_stop()
@@ -194,7 +190,7 @@ class Trainer:
             f"{self._task.targets}_per_second": speed,
             "step_seconds": seconds,
             "mfu": self._utilization.of(seconds),
-            **self._decay.log(),
+            **self._before_step.numbers(),
             **({} if applied else {"skipped": True}),
         }
         self._record(record, batches)
@@ -243,15 +239,13 @@ class Trainer:
         return _Agreed(loss, number, stopping > 0, written == self._ranks.world_size)
 
     def _record(self, record: Mapping[str, Any], batches: Sequence[Batch]) -> None:
-        """An update's line in metrics.jsonl; if asked, in sequences.jsonl; and of a refresh."""
+        """An update's line in metrics.jsonl; if asked, in sequences.jsonl; and what was found before it."""
         self._log.line(METRICS, record, tracked=_due(record["step"], self._config.logging.every))
         if self._config.logging.sequences:
             mine = [digest for batch in batches for digest in batch.digests()]
             consumed = [digest for each in self._ranks.gather(mine) for digest in each]
             self._log.line(SEQUENCES, {"step": record["step"], "sequences": consumed}, tracked=False)
-        refresh, self._last_refresh = self._last_refresh, None
-        if refresh is not None:
-            self._log.refresh(refresh)
+        self._before_step.write(self._log)
 
     def _not_applied(self, what: str, bar: Any) -> bool:
         """Count an update that is not finite; returns whether the run went back to a checkpoint for it."""
@@ -270,13 +264,8 @@ class Trainer:
         checkpoint = newest(self._checkpoints, self._ranks)
         if checkpoint is None:
             raise RunError(f"{what}; there is no checkpoint yet to go back to: see --checkpoint.every")
-        self._last_refresh = None
         self._restore(saved_run(checkpoint))
         self._log.go_back(self.progress.step)
-
-    def _step_decay(self) -> None:
-        """Before each engine step: refresh the decays where that is due."""
-        self._last_refresh = self._decay.step() or self._last_refresh
 
     def _evaluate_if_owed(self, bar: Any) -> None:
         """Evaluate, if that is due and nobody wants to stop; else it is left to the next start."""
@@ -359,7 +348,7 @@ class Trainer:
             "lanes": lanes,
             "evaluation_owed": self._evaluation_owed,
             "bad_updates": self._bad.state(),
-            "decay": self._decay.state_dict() or None,
+            "decay": self._before_step.state(),
             "inputs": self._inputs,
         }
 

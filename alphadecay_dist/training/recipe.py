@@ -246,6 +246,28 @@ class LoggingConfig:
 
 
 @dataclass(frozen=True)
+class TelemetryConfig:
+    """What is measured beside training, which stays bit for bit what it is.
+
+    Attributes:
+        spectral_condition: updates between samples of the nuclear rank of gradients against the stable rank
+            of activations, see docs/spectral_condition.md; 0 is off, at no cost.
+        which: regular expression that finds something in the names of the matrices; null takes the tuned
+            ones, the head and the embeddings.
+        heads: number of heads, for the nuclear rank of each head's gradient too; 0 is off.
+        tokens: most tokens over all ranks whose activations are taken; null takes a micro-batch of each rank.
+        memory_budget: bytes that activations may take on a rank during a sampled update, and the gathering of
+            gradients after it; null is 1 GiB for the first, and as decay.memory_budget for the second.
+    """
+
+    spectral_condition: int = 0
+    which: str | None = None
+    heads: int = 0
+    tokens: int | None = None
+    memory_budget: int | None = None
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole recipe, resolved.
 
@@ -264,6 +286,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     task: Any = field(default_factory=NoOptions)
 
 
@@ -287,7 +310,7 @@ SEVERAL: dict[str, Collection[str]] = {
     "logging.to": ("wandb", "tensorboard", "csv"),
 }
 PATTERNS = ("optimizer.muon_modules",)  # names or glob patterns, several
-SIZES = ("decay.memory_budget",)  # bytes, which may be written with a unit
+SIZES = ("decay.memory_budget", "telemetry.memory_budget")  # bytes, which may be written with a unit
 AT_MOST = {"train.global_batch": 2**32, "train.seq_len": 2**32}  # others: what 63 bits hold
 AT_LEAST = {
     "data.holdout": 2,
@@ -313,4 +336,8 @@ AT_LEAST = {
     "eval.every": 0,
     "eval.tokens": 1,
     "logging.every": 1,
+    "telemetry.spectral_condition": 0,
+    "telemetry.heads": 0,
+    "telemetry.tokens": 1,
+    "telemetry.memory_budget": 1,
 }

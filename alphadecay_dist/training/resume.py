@@ -13,6 +13,7 @@ from typing import Any
 from alphadecay_dist.checkpoint.manifest import MANIFEST
 from alphadecay_dist.checkpoint.reader import Checkpoint, first_whole, read, search
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS
+from alphadecay_dist.condition.sample import CONDITION
 from alphadecay_dist.decay.choices import GROUPS
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.config import flat
@@ -113,7 +114,8 @@ def clear(folder: Path, files: Iterable[str]) -> None:
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     for events in (folder / tensorboard_run.FOLDER).glob(tensorboard_run.EVENTS):
         events.unlink()
-    own = ("config.yaml", METRICS, EVAL, DECAY, SEQUENCES, *csv_run.NAMES, *files, INPUTS, "wandb_id")
+    lines = (METRICS, EVAL, DECAY, CONDITION, SEQUENCES)
+    own = ("config.yaml", *lines, *csv_run.NAMES, *files, INPUTS, "wandb_id")
     for name in (*own, STATUS):
         with suppress(NotADirectoryError):
             (folder / name).unlink(missing_ok=True)

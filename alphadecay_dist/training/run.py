@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 from alphadecay_dist.checkpoint import restore
 from alphadecay_dist.checkpoint.writer import CHECKPOINTS, name_latest
+from alphadecay_dist.condition.sample import CONDITION
+from alphadecay_dist.condition.summary import summary
 from alphadecay_dist.control.refresh import DECAY
 from alphadecay_dist.engines.training import TrainEngine, training_for
 from alphadecay_dist.errors import RunError, UserError, warn
@@ -22,7 +24,7 @@ from alphadecay_dist.training.inputs import INPUTS, Inputs
 from alphadecay_dist.training.kept import keep, settled
 from alphadecay_dist.training.loop import Trainer
 from alphadecay_dist.training.options import Options, require_same_options
-from alphadecay_dist.training.outputs.run_files import EVAL, METRICS, RunFiles
+from alphadecay_dist.training.outputs.run_files import EVAL, METRICS, RunFiles, read_lines
 from alphadecay_dist.training.outputs.run_log import RunLog
 from alphadecay_dist.training.outputs.trackers import Trackers, start_trackers
 from alphadecay_dist.training.preflight import ResolvedRun, resolve
@@ -201,6 +203,8 @@ def _train(
         state = "finished" if finished else "preempted"
         ranks.from_main(lambda: log.ended(state, trainer.progress.step, 0, stop))
     ranks.say(_closing_line(checked, trainer, finished))
+    if finished:
+        ranks.from_main(lambda: _say_condition(checked, ranks))
 
 
 def _trained(trainer: Trainer) -> bool:
@@ -236,8 +240,16 @@ def _closing_line(checked: ResolvedRun, trainer: Trainer, finished: bool) -> str
     shown = " -> ".join(f"{number:.2f}" for number in trainer.shown)
     change = f", validation {checked.task.shown} {shown}" if shown else ""
     state = "finished" if finished else "stopped, to be continued by the same command"
-    records = [name for name in (METRICS, EVAL, DECAY) if (checked.folder / name).is_file()]
+    records = [name for name in (METRICS, EVAL, DECAY, CONDITION) if (checked.folder / name).is_file()]
     return (
         f"{state}: {trainer.progress.step} updates{change}; {', '.join(records)}, config.yaml and "
         f"checkpoints/ are in {checked.folder}"
     )
+
+
+def _say_condition(checked: ResolvedRun, ranks: Ranks) -> None:
+    """What the samples of the spectral condition say, where there are some."""
+    path = checked.folder / CONDITION
+    lines = read_lines(path) if path.is_file() else []
+    if lines:
+        ranks.say(f"{summary(lines)}\nmore, and a suggestion for Muon: alphadecay condition {checked.folder}")

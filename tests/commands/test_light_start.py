@@ -80,6 +80,7 @@ MISTAKES = {
     "report": "the following arguments are required: run; see alphadecay report --help",
     "report x --ot=y.png": "'--ot=y.png': unknown option; did you mean --out? see alphadecay report --help",
     "report . --out=y.docx": "--out y.docx: found '.docx', expected one of .png",
+    "condition no/such": "no/such: no such file or directory; give the output directory of a run",
     "spectrum x --fit=hil": "argument --fit: invalid choice: 'hil' (choose from",
     "spectrum x --xmin_pos=two": "argument --xmin_pos: invalid float value: 'two'",
     "report no/such": "no/such: no such file or directory; give the output directory of a run",

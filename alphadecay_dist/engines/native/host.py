@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alphadecay_dist.engines.native.dtensor import DTensorSource
 from alphadecay_dist.engines.native.fsdp1 import FlatParameterSource, FlatPlace, flat_places, sharded_over
+from alphadecay_dist.engines.native.gradients import GradientSource
 from alphadecay_dist.engines.native.shares import plain_shares
 from alphadecay_dist.engines.replicated import ReplicatedSource
 from alphadecay_dist.engines.shares import Share
@@ -116,6 +117,11 @@ class PlainHost:
         with collectives.raise_on_all_ranks():
             copies = _copies(shards, everyone)
             return [self._source(w, parameters.get(w.name), places, copies, ranks) for w in weights]
+
+    def gradient_sources(self, weights: Sequence[Weight]) -> list[ShardSource]:
+        """Of the same parameters: gradients are cut as they are. Collective."""
+        sources, parameters = self.sources(weights, None), self._held(weights)
+        return [GradientSource(source, parameters[source.name]) for source in sources]
 
     def _held(self, weights: Sequence[Weight]) -> dict[str, nn.Parameter]:
         """The tensors that hold the weights: after a forward a module may hold another than the optimizer."""

@@ -25,6 +25,7 @@ from deepspeed.utils import safe_get_local_fp32_param
 from torch import Tensor, nn
 
 from alphadecay_dist.compat import manages_accumulation, super_offload
+from alphadecay_dist.engines.native.gradients import GradientSource
 from alphadecay_dist.engines.native.shares import plain_shares
 from alphadecay_dist.engines.replicated import replicated_sources
 from alphadecay_dist.engines.shares import Share
@@ -32,6 +33,7 @@ from alphadecay_dist.engines.state import scalar_tensor
 from alphadecay_dist.engines.updated import dtypes_of, parameters_of
 from alphadecay_dist.engines.versions import require
 from alphadecay_dist.engines.zero import config as zero_config
+from alphadecay_dist.engines.zero.gradients import flat_gradients
 from alphadecay_dist.engines.zero.marks import is_deepspeeds_muon
 from alphadecay_dist.engines.zero.shares import gradient_scale, zero_shares
 from alphadecay_dist.engines.zero.updated import fragments_of, partitions_of
@@ -185,6 +187,14 @@ class ZeroHost:
         if self._engine.zero_optimization_stage():
             return zero_shares(self._engine, weights)
         return plain_shares(self._inner.param_groups, self._engine.module, self.group)
+
+    def gradient_sources(self, weights: Sequence[Weight]) -> list[ShardSource]:
+        """Pieces of the flat gradients; at stage 0 whole ones on every rank. Collective."""
+        if self._engine.zero_optimization_stage():
+            return flat_gradients(self._engine, weights, Collectives(self.group))
+        parameters = {weight.name: weight.parameter for weight in weights}
+        sources = replicated_sources(weights, self.group)
+        return [GradientSource(source, parameters[source.name]) for source in sources]
 
     def gradients_refusal(self) -> str | None:
         """Half precision at stage 0, and bf16 with fp32 accumulation at stage 1: not before the step.

@@ -18,6 +18,7 @@ from alphadecay_dist.engines.shares import Share
 from alphadecay_dist.engines.zero.state import ZeroState
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.params.inventory import Weight
+from alphadecay_dist.sharding.layout import Flat
 
 
 def zero_shares(engine: Any, weights: Sequence[Weight]) -> Iterator[Share]:
@@ -37,6 +38,30 @@ def zero_shares(engine: Any, weights: Sequence[Weight]) -> Iterator[Share]:
             weight = flats[place.flat].detach().narrow(0, place.at, place.index.numel)
             gradient = gradients.of(place.flat, flats[place.flat])
             yield Share(names.get(place.parameter), weight, gradient.narrow(0, place.at, place.index.numel))
+
+
+def gradient_pieces(engine: Any, weights: Sequence[Weight]) -> dict[str, tuple[Flat, Tensor | None]]:
+    """This rank's piece of each weight's gradient at stages 1 to 3, by the weight's name.
+
+    Args:
+        engine: after the backward at an accumulation boundary.
+        weights: whose gradients are wanted.
+
+    Returns:
+        Which elements of the flattened gradient it has, (n,), and these; None where it has none.
+
+    Raises:
+        UserError: the gradients are not there.
+    """
+    state, names = ZeroState(engine), {weight.parameter: weight.name for weight in weights}
+    flats, gradients = state.flats(), _FlatGradients(engine.optimizer)
+    found: dict[str, tuple[Flat, Tensor | None]] = {name: (Flat(0, 0), None) for name in names.values()}
+    for place in state.places():
+        if place.parameter in names and place.index.numel:
+            whole = gradients.of(place.flat, flats[place.flat])
+            piece = whole.narrow(0, place.at, place.index.numel).detach()
+            found[names[place.parameter]] = place.index, piece
+    return found
 
 
 class _FlatGradients:

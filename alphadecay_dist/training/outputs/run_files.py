@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from alphadecay_dist.condition.sample import CONDITION
 from alphadecay_dist.control.refresh import DECAY
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.files import write_atomically
@@ -35,7 +36,7 @@ class RunFiles:
         """Drop the lines written after a checkpoint: those updates are done again.
 
         Args:
-            step: of the checkpoint; a refresh written at it comes after the checkpoint.
+            step: of the checkpoint; a refresh or a sample at it comes after the checkpoint.
             evaluated: step of the last evaluation before the checkpoint; ``step`` unless given.
         """
         for name, last in (
@@ -43,6 +44,7 @@ class RunFiles:
             (EVAL, step if evaluated is None else evaluated),
             (SEQUENCES, step),
             (DECAY, step - 1),
+            (CONDITION, step - 1),
         ):
             path = self.folder / name
             if path.is_file():

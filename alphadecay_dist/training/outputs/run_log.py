@@ -11,6 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from alphadecay_dist.condition.numbers import medians_by_type
+from alphadecay_dist.condition.sample import CONDITION, ConditionSample
 from alphadecay_dist.control.module_types import means_by_type
 from alphadecay_dist.control.refresh import DECAY, Refresh
 from alphadecay_dist.errors import RunError
@@ -58,6 +60,14 @@ class RunLog:
             self.say(refresh_line(refresh))
             self._shown_at = now
         self._refreshes += 1
+
+    def condition(self, sample: ConditionSample) -> None:
+        """A sample's line, and its medians for the trackers; a short line on stderr."""
+        record = sample.as_dict()
+        self._write(CONDITION, lambda files: files.append(CONDITION, record))
+        if self._trackers:
+            self._trackers.log("condition", sample.step, medians_by_type(record))
+        self.say(condition_line(record))
 
     def go_back(self, step: int) -> None:
         """Drop the lines of updates after a checkpoint."""
@@ -116,6 +126,17 @@ def refresh_line(refresh: Refresh) -> str:
     return (
         f"refresh at update {refresh.step}{lagged}: {len(modules)} matrices, "
         f"{', '.join(filter(None, shown))}, {refresh.seconds:.2g} s{kept}"
+    )
+
+
+def condition_line(record: Mapping[str, Any]) -> str:
+    """A sample of the spectral condition in a line for the terminal."""
+    ratios = [own["ratio"] for own in record["matrices"].values() if own["ratio"] is not None]
+    passing = sum(ratio >= 1 for ratio in ratios)
+    span = _span("nr / st", ".2f", ratios, middle=True) or "undefined"
+    return (
+        f"spectral condition at update {record['step']}: {span}; {passing} of {len(ratios)} matrices pass, "
+        f"{record['n_tokens']} tokens, {record['seconds']:.2g} s"
     )
 
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from alphadecay_dist.condition.numbers import medians_by_type
+from alphadecay_dist.condition.sample import CONDITION
 from alphadecay_dist.control.module_types import means_in_line
 from alphadecay_dist.control.refresh import DECAY
 from alphadecay_dist.training.outputs.run_files import EVAL, METRICS, read_lines
 
 Record = Mapping[str, Any]  # numbers by name; None, or a number that is not finite, is undefined
-KINDS = {"metrics": METRICS, "eval": EVAL, "decay": DECAY}  # of records, and the files that hold them first
+# Kinds of records, and the files that hold them first.
+KINDS = {"metrics": METRICS, "eval": EVAL, "decay": DECAY, "condition": CONDITION}
+# What they get of those that are long.
+SHORT: dict[str, Callable[[Record], dict[str, float]]] = {
+    "decay": means_in_line,
+    "condition": medians_by_type,
+}
 
 
 class Tracker(Protocol):
@@ -21,7 +29,8 @@ class Tracker(Protocol):
         """Take a record, which the run's own file already holds.
 
         Args:
-            kind: ``metrics`` (of an update), ``eval``, or ``decay``: a refresh's means by module type.
+            kind: ``metrics`` (of an update), ``eval``, ``decay``: a refresh's means by module type, or
+                ``condition``: a sample's medians.
             step: counts updates.
             record: without ``step``.
         """
@@ -51,4 +60,4 @@ def history(folder: Path, every: int, first: int = 0) -> Iterator[tuple[str, int
         for line in read_lines(folder / name) if (folder / name).is_file() else []:
             step = line.pop("step")
             if step >= first and (kind != "metrics" or step % every == 0):
-                yield kind, step, means_in_line(line) if kind == "decay" else line
+                yield kind, step, SHORT[kind](line) if kind in SHORT else line
