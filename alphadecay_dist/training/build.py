@@ -61,7 +61,7 @@ def build(checked: ResolvedRun, options: Options, engine: TrainEngine, ranks: Ra
     return Built(
         model,
         optimizer,
-        _controller(model, optimizer, wrapped, decay, dtype),
+        _controller(model, optimizer, wrapped, decay, dtype, config.logging.spectra > 0),
         checked.model.companion(engine, model),
         utilization_of(checked, engine, ranks),
     )
@@ -83,12 +83,17 @@ def fill(model: nn.Module, value_of: Callable[[str], Tensor], dtype: torch.dtype
 
 
 def _controller(
-    model: nn.Module, optimizer: torch.optim.Optimizer, wrapped: Any, decay: DecayConfig, dtype: torch.dtype
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    wrapped: Any,
+    decay: DecayConfig,
+    dtype: torch.dtype,
+    histograms: bool,
 ) -> DecayController:
     """The controller of the policy; ``wrapped`` is what the engine's :meth:`.TrainEngine.initialize` gave."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"optimizer: found Adam\b")  # the published recipes name it
-        return controller_for(model, optimizer, decay, engine=wrapped, dtype=dtype)
+        return controller_for(model, optimizer, decay, engine=wrapped, dtype=dtype, histograms=histograms)
 
 
 def utilization_of(checked: ResolvedRun, engine: TrainEngine, ranks: Ranks) -> Utilization:

@@ -219,12 +219,14 @@ class LoggingConfig:
         wandb: its mode: ``auto`` (online when logged in, else offline), ``online``, ``offline`` or ``off``.
         every: updates between the metrics that trackers get.
         sequences: write a digest of each sequence that an update consumed to sequences.jsonl.
+        spectra: keep histograms of the spectra of every so many refreshes in spectra.jsonl; 0 keeps none.
     """
 
     to: tuple[str, ...] = ("wandb",)
     wandb: str = "auto"
     every: int = 1
     sequences: bool = False
+    spectra: int = 0
 
 
 @dataclass(frozen=True)
@@ -290,4 +292,5 @@ AT_LEAST = {
     "eval.every": 0,
     "eval.tokens": 1,
     "logging.every": 1,
+    "logging.spectra": 0,
 }

@@ -17,7 +17,7 @@ from tests.checkpoint.test_damaged import flip
 from tests.training.test_state import CONFIG, STATE
 
 
-@pytest.mark.parametrize("removals", range(9))
+@pytest.mark.parametrize("removals", range(11))
 def test_what_a_killed_start_left_of_a_run_to_be_cleared_is_cleared_by_the_next(
     tmp_path, monkeypatch, removals
 ):
@@ -25,7 +25,7 @@ def test_what_a_killed_start_left_of_a_run_to_be_cleared_is_cleared_by_the_next(
     files = RunFiles(tmp_path)
     for name in ("config.yaml", "tokenizer.model", "inputs.json", "wandb_id"):
         files.text(name, "")
-    for name in ("metrics.jsonl", EVAL, "decay.jsonl", "sequences.jsonl"):
+    for name in ("metrics.jsonl", EVAL, "decay.jsonl", "spectra.jsonl", "sequences.jsonl", "events.jsonl"):
         files.append(name, {"step": 0})
     files.status("running", 0)
     (tmp_path / "checkpoints" / "step-00000004").mkdir(parents=True)
