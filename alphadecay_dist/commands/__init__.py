@@ -24,7 +24,7 @@ class Command:
 
 
 COMMANDS = {
-    "report": Command(f"{__name__}.report", "draw a run's alphas, decays and loss"),
+    "report": Command(f"{__name__}.report", "a page of runs: curves, alphas, decays, spectra; or a picture"),
     "spectrum": Command(f"{__name__}.spectrum", "alpha, norms and decay of every matrix on disk"),
     "plan": Command(f"{__name__}.plan", "owners, traffic and cost of a refresh, before a job is queued"),
     "data": Command(f"{__name__}.data", "tokenize a corpus once, for data.prepared"),
