@@ -50,7 +50,7 @@ class Detail:
         spectra: refreshes whose spectra are there.
     """
 
-    points: int = 2000
+    points: int = 1000
     refreshes: int = 200
     spectra: int = 24
 
