@@ -21,7 +21,6 @@ from alphadecay_dist.training.outputs.run_files import (
     read_lines,
     read_status,
 )
-from alphadecay_dist.training.tasks.registry import TASKS, task_named
 
 FILES = (METRICS, EVAL, DECAY, SPECTRA, EVENTS, CONDITION, STATUS)  # that a page is made of
 SPEED = "_per_second"  # the end of a metric's name, after what it counts
@@ -80,14 +79,12 @@ def _run(folder: Path, name: str, detail: Detail) -> dict[str, Any]:
             f"{folder}: found no line in {DECAY}, {METRICS} or {EVAL}, expected the output directory of a "
             f"run, or a directory with a {DECAY} of your own"
         )
-    facts = _facts(folder)
-    named = facts.pop("task", None)
-    shown = task_named(named if named in TASKS else "language").shown
+    shown = _shown(lines[EVAL])
     try:
         return {
             "name": name,
             "status": read_status(folder),
-            "facts": facts,
+            "facts": _facts(folder),
             "shown": shown,
             "events": lines[EVENTS],
             "metrics": _metrics(lines[METRICS], detail.points),
@@ -119,6 +116,12 @@ def _metrics(lines: Sequence[Mapping[str, Any]], points: int) -> dict[str, Any]:
     }
 
 
+def _shown(evaluations: Sequence[Mapping[str, Any]]) -> str:
+    """The number of an evaluation that comes after its loss: to ask the task would load its packages."""
+    names = evaluations[-1] if evaluations else {}
+    return next((name for name in names if name not in ("step", "loss")), "perplexity")
+
+
 def _any(column: Sequence[Any]) -> bool:
     return any(value is not None for value in column)
 
@@ -128,7 +131,7 @@ def _facts(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     try:
         tree = read_yaml(str(path.absolute())) if path.is_file() else {}
-        found = {name: _field(tree, key) for name, key in {**FACTS, "task": "model.task"}.items()}
+        found = {name: _field(tree, key) for name, key in FACTS.items()}
     except UserError:
         return {}
     return {name: value for name, value in found.items() if value is not None}
