@@ -142,8 +142,11 @@ async function loadPlotly() {
   }
   const packed = await fetch(`data:application/gzip;base64,${document.getElementById("plotly").textContent}`);
   const unpacked = packed.body.pipeThrough(new DecompressionStream("gzip"));
-  const script = element("script", { textContent: await new Response(unpacked).text() });
-  document.head.append(script);
+  const source = URL.createObjectURL(await new Response(unpacked).blob());  // compiled beside the page's thread
+  await new Promise((resolve, reject) => {
+    document.head.append(element("script", { src: source, onload: resolve, onerror: () => reject(new Error("plotly does not load")) }));
+  });
+  URL.revokeObjectURL(source);
   document.getElementById("plotly").remove();
 }
 
