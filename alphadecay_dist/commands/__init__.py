@@ -26,7 +26,7 @@ class Command:
 
 COMMANDS = {
     "train": Command(f"{__name__}.train", "train what a recipe says", on_every_rank=True),
-    "report": Command(f"{__name__}.report", "draw a run's alphas, decays and loss"),
+    "report": Command(f"{__name__}.report", "a page of runs: curves, alphas, decays, spectra; or a picture"),
     "condition": Command(f"{__name__}.condition", "where a run's gradients favour spectral updates (Muon)"),
     "spectrum": Command(f"{__name__}.spectrum", "alpha, norms and decay of every matrix on disk"),
     "plan": Command(f"{__name__}.plan", "owners, traffic and cost of a refresh, before a job is queued"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from alphadecay_dist.errors import UserError
 
+PAGES = (".html", ".htm")
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alphadecay_dist.commands.cells import HOURS, SEED, Cell
+from alphadecay_dist.commands.paired import paired
 from alphadecay_dist.commands.published import Published, Table
 from alphadecay_dist.commands.published_facts import facts
 from alphadecay_dist.errors import UserError
@@ -115,13 +116,16 @@ def _deviation(cell: Cell, path: Path) -> str:
 
 def render(table: Table, form: str) -> str:
     """The table in one of ``FORMATS``."""
-    rows = rows_of(table)
-    notes = [*deviations(table.cells.values()), *table.notes]
     if form == "json":
-        return json.dumps(_tree(table, rows, notes), indent=2)
+        return json.dumps(tree_of(table), indent=2)
+    rows = rows_of(table)
     if form == "csv":
         return _csv(rows)
-    return _markdown(table.title, rows, notes)
+    return _markdown(table.title, rows, _notes(table))
+
+
+def _notes(table: Table) -> list[str]:
+    return [*deviations(table.cells.values()), *table.notes]
 
 
 def _row(place: Mapping[str, str], cells: Sequence[Cell]) -> Row:
@@ -152,7 +156,7 @@ def _missing(cell: Cell, result: Mapping[str, Any]) -> str:
     return f"{seed}{result['state']}{where}{reason}"
 
 
-def _names(rows: Sequence[Row]) -> list[str]:
+def names_of(rows: Sequence[Row]) -> list[str]:
     """The numbers that the rows have, ours or published, in the order of columns."""
     there = {name for row in rows for name in (*row.numbers, *row.published)}
     known = facts()["columns"]
@@ -161,7 +165,7 @@ def _names(rows: Sequence[Row]) -> list[str]:
 
 
 def _markdown(title: str, rows: Sequence[Row], notes: Sequence[str]) -> str:
-    names = _names(rows)
+    names = names_of(rows)
     titles = {**facts()["columns"], HOURS: "hours here"}
     compared = {name for row in rows for name in row.published}
     head = [axis.rpartition(".")[2] for axis in rows[0].place]
@@ -182,7 +186,7 @@ def _markdown(title: str, rows: Sequence[Row], notes: Sequence[str]) -> str:
 
 
 def _csv(rows: Sequence[Row]) -> str:
-    names = _names(rows)
+    names = names_of(rows)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     head = [axis.rpartition(".")[2] for axis in rows[0].place]
@@ -198,15 +202,20 @@ def _csv(rows: Sequence[Row]) -> str:
     return out.getvalue().rstrip("\n")
 
 
-def _tree(table: Table, rows: Sequence[Row], notes: Sequence[str]) -> dict[str, Any]:
+def tree_of(table: Table) -> dict[str, Any]:
+    """The results as plain data: rows, differences between methods by seed, cells, notes."""
+    results = {number: cell.result() for number, cell in table.cells.items()}
     cells = [
-        {"number": number, "place": dict(cell.place), "folder": str(cell.folder), **cell.result()}
+        {"number": number, "place": dict(cell.place), "folder": str(cell.folder), **results[number]}
         for number, cell in table.cells.items()
     ]
+    differences = [asdict(own) for own in paired(list(table.cells.values()), list(results.values()))]
     shown = [
-        {**asdict(row), "difference": {name: row.difference(name) for name in row.published}} for row in rows
+        {**asdict(row), "difference": {name: row.difference(name) for name in row.published}}
+        for row in rows_of(table)
     ]
-    return {"title": table.title, "rows": shown, "cells": cells, "notes": list(notes)}
+    tree = {"title": table.title, "rows": shown, "paired": differences, "cells": cells}
+    return {**tree, "notes": _notes(table)}
 
 
 def _shown(number: Statistic | Published | None) -> str:

@@ -37,7 +37,9 @@ class Row:
         """The row as plain values by column name."""
         rows, columns, *kernel = self.shape
         sizes = {"name": self.name, "rows": rows, "columns": columns, "kernel": "x".join(map(str, kernel))}
-        return {**sizes, **asdict(self.analysis), "weight_decay": self.weight_decay}
+        found = asdict(self.analysis)
+        del found["histogram"]
+        return {**sizes, **found, "weight_decay": self.weight_decay}
 
 
 def rows_of(weights: StoredWeights, settings: Settings) -> list[Row]:

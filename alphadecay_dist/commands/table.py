@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from alphadecay_dist.commands.cells import changed, read_table, show
-from alphadecay_dist.commands.paths import require_there
+from alphadecay_dist.commands.paths import PAGES, require_place, require_there
 from alphadecay_dist.commands.published import (
     WAYS,
     Choice,
@@ -23,6 +24,7 @@ from alphadecay_dist.commands.published import (
 from alphadecay_dist.commands.published_facts import facts
 from alphadecay_dist.commands.results import FORMATS, render
 from alphadecay_dist.errors import UserError, shown
+from alphadecay_dist.files import write_atomically
 from alphadecay_dist.training.arguments import Parser
 
 OF_PRESETS = ("size", "way", "seeds", "methods", "decays", "output", "deepspeed")
@@ -54,6 +56,7 @@ def add_arguments(parser: Parser) -> None:
     what.add_argument("--cell", type=int, metavar="N", help="print a cell's options for the trainer, as JSON")
     parser.add_argument("--ranks", type=int, metavar="N", help="with --run, of a cell (one a GPU; 1 without)")
     parser.add_argument("--format", choices=FORMATS, help="of the results (markdown)")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the results as an HTML page")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.run:
         return _run(table, args)
     else:
-        print(_results(table, args.format))
+        _show_results(table, args)
     return 0
 
 
@@ -82,11 +85,13 @@ def _refuse_idle(args: argparse.Namespace) -> None:
     """Refuse what the given action would pass over."""
     if args.ranks is not None and not args.run:
         raise UserError(f"--ranks {args.ranks}: belongs to --run; give both, or leave it out")
-    for action in ("cell", "array", "dry_run"):
-        if args.format is not None and getattr(args, action) not in (None, False):
+    for option, action in itertools.product(("format", "page"), ("cell", "array", "dry_run")):
+        given = getattr(args, option)
+        if given is not None and getattr(args, action) not in (None, False):
             raise UserError(
-                f"--format {args.format}: is of results, which --{action} prints none of; leave it out"
+                f"--{option} {given}: is of results, which --{action} prints none of; leave it out"
             )
+    require_place("--page", args.page, PAGES)
 
 
 def ranges(numbers: Iterable[int]) -> str:
@@ -110,7 +115,7 @@ def _run(table: Table, args: argparse.Namespace) -> int:
         read_json(path)  # a mistake of all cells is said once, before any begins
     ranks = _gpus() if args.ranks is None else args.ranks
     code = run_cells(table.cells, ranks)
-    print(_results(table, args.format))
+    _show_results(table, args)
     return code
 
 
@@ -121,11 +126,17 @@ def _gpus() -> int:
     return max(1, torch.cuda.device_count())
 
 
-def _results(table: Table, form: str | None) -> str:
-    """Of a table of one's own a line a cell, unless a format is asked for."""
-    if table.size is None and form is None:
-        return show(list(table.cells.values()))
-    return render(table, form or FORMATS[0])
+def _show_results(table: Table, args: argparse.Namespace) -> None:
+    """Print them, of a table of one's own a line a cell unless a format is asked for; or write their page."""
+    if args.page is not None:
+        from alphadecay_dist.commands.page.table import table_page
+
+        write_atomically(args.page, table_page(table))
+        print(args.page)
+    if args.format is None and table.size is None and args.page is None:
+        print(show(list(table.cells.values())))
+    elif args.format is not None or args.page is None:
+        print(render(table, args.format or FORMATS[0]))
 
 
 def _table(args: argparse.Namespace) -> Table:

@@ -63,6 +63,7 @@ class AlphaDecay:
         parts: sizes of fused weights by glob pattern, where names do not tell: ``{"*.qkv": (64, 64, 64)}``.
         dtype: the type that weights travel and are analysed in, or its name. By default their own;
             torch.bfloat16 halves the traffic of fp32 ones, torch.float32 takes DeepSpeed's fp32 masters.
+        histograms: whether a :class:`Refresh` has the histograms of the spectra, which ``log_refresh`` keeps.
         **given: any attribute of ``Settings``, in place of that object's or of its defaults:
             ``weight_decay`` (needed without ``settings``), ``interval``, ``min_ratio``, ``max_ratio``,
             ``assign``, ``normalize``, ``metric``, ``fit``, ``xmin_pos``, ``heads``, ``preset``,
@@ -86,6 +87,7 @@ class AlphaDecay:
         process_group: dist.ProcessGroup | None = None,
         parts: Mapping[str, Sequence[int]] | None = None,
         dtype: torch.dtype | str | None = None,
+        histograms: bool = False,
         **given: Any,
     ) -> None:
         watches = only_watches(settings, given)
@@ -100,7 +102,7 @@ class AlphaDecay:
             named = self._named(trained.model, parts or {})
             weights = analysed(named, trained.model, self.settings, parts)
             require_factors(self.settings, weights)
-        self._measure = measure_for(Measured(self._host, weights, self.settings, read_as))
+        self._measure = measure_for(Measured(self._host, weights, self.settings, read_as, histograms))
         self._table = ModuleTable(weights, self.settings)
         self._updates = 0
         self._refreshed_at: int | None = None
@@ -239,7 +241,8 @@ class AlphaDecay:
         assigned = self._assign(shared)
         self._advice.refreshed()
         modules = self._table.reports(shared, assigned)
-        return Refresh(step, self._updates, time.perf_counter() - begin, received, modules)
+        kept = {part: found.histogram for part, found in shared.items() if found.histogram is not None}
+        return Refresh(step, self._updates, time.perf_counter() - begin, received, modules, kept)
 
     def _assign(self, shared: Mapping[str, Measurement]) -> dict[str, Assignment]:
         """Map what was found, keep it, and hand it to what applies it."""

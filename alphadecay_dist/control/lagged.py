@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -53,6 +53,7 @@ class LaggedRefresher:
         exchange: brings the matrices.
         weights: by unit.
         settings: of the rule.
+        estimator: how to read spectra.
         device: where spectra are computed; None is where the matrices arrive.
 
     Raises:
@@ -64,11 +65,13 @@ class LaggedRefresher:
         exchange: Exchange,
         weights: Mapping[str, Weight],
         settings: Settings,
+        estimator: Estimator,
         device: torch.device | None,
     ) -> None:
         self._exchange = exchange
         self._weights = weights
-        self._settings = settings
+        self._lag = settings.lag
+        self._estimator = estimator
         self._device = device
         trained_on = {exchange.device.type, *(w.parameter.device.type for w in weights.values())}
         self._computed_on = {device.type} if device else trained_on
@@ -89,9 +92,9 @@ class LaggedRefresher:
         received = self._exchange.received_by_rank()
         # Where training has the host's cores, more than one of them would be missed there.
         workers = 1 if self._on_host else torch.get_num_threads()
-        running = BackgroundAnalysis(taken, self._weights, self._settings.estimator(), workers)
+        running = BackgroundAnalysis(taken, self._weights, self._estimator, workers)
         seconds = time.perf_counter() - begin
-        return PendingRefresh(updates, updates + self._settings.lag, received, seconds, running)
+        return PendingRefresh(updates, updates + self._lag, received, seconds, running)
 
     def _snapshot(self) -> dict[str, Tensor]:
         """The units that this rank owns as they are now, whatever training does to its weights."""
@@ -228,8 +231,12 @@ class PendingRefresh:
             "step": self.step,
             "write_at": self.write_at,
             "bytes_received": list(self.bytes_received),
-            "found": {
-                part: [f.alpha, f.value, f.status, f.owner, *([dict(f.metrics)] if f.metrics else [])]
-                for part, f in self.found.items()
-            },
+            "found": {part: _as_list(found) for part, found in self.found.items()},
         }
+
+
+def _as_list(found: Measurement) -> list[Any]:
+    """What was found of a part, without what it has not."""
+    metrics = [dict(found.metrics)] if found.metrics or found.histogram else []
+    histogram = [asdict(found.histogram)] if found.histogram else []
+    return [found.alpha, found.value, found.status, found.owner, *metrics, *histogram]

@@ -24,12 +24,14 @@ class Measured:
         weights: those that the policy takes.
         settings: of the policy.
         dtype: the type that weights travel and are analysed in; None is their own.
+        histograms: whether histograms of spectra are wanted too; other measures have none.
     """
 
     host: Host
     weights: Sequence[Weight]
     settings: Settings
     dtype: torch.dtype | None
+    histograms: bool = False
 
 
 class Measure(ABC):

@@ -74,8 +74,9 @@ def controller_for(
     *,
     engine: Any | None,
     dtype: torch.dtype,
+    histograms: bool = False,
 ) -> DecayController:
     """The controller of the settings' policy; the arguments are those of :class:`AlphaDecay`. Collective."""
     if settings.policy == UNIFORM and not settings.cautious:
         return FixedDecay()
-    return AlphaDecay(model, optimizer, settings, engine=engine, dtype=dtype)
+    return AlphaDecay(model, optimizer, settings, engine=engine, dtype=dtype, histograms=histograms)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from alphadecay_dist.decay import Assignment
 from alphadecay_dist.decay.assign import MEASURED
 from alphadecay_dist.decay.policies import MATRIX_RATE
 from alphadecay_dist.decay.settings import Settings
-from alphadecay_dist.spectral import METRICS, STATUSES, Analysis
+from alphadecay_dist.spectral import METRICS, STATUSES, Analysis, Histogram
 from alphadecay_dist.spectral.report import OK
 
 DECAY = "decay.jsonl"  # a line a refresh
+SPECTRA = "spectra.jsonl"  # a line a refresh whose histograms are kept
 ASSIGNED = "assigned"  # the status of what got the decay of its own alpha
 WRITTEN = (ASSIGNED, "all_equal", MEASURED)  # statuses of modules whose values were found
 NOT_REFRESHED = "not_refreshed"  # the status before the first refresh
@@ -65,6 +66,7 @@ class Refresh:
             snapshot, of the wait for what was not ready, and of the write.
         bytes_received: bytes of weights that each rank received from others.
         modules: results by module name.
+        histograms: of the spectra by part, those that there are; see ``AlphaDecay(..., histograms=True)``.
     """
 
     step: int
@@ -72,6 +74,7 @@ class Refresh:
     seconds: float
     bytes_received: tuple[int, ...]
     modules: dict[str, ModuleRefresh]
+    histograms: dict[str, Histogram] = field(default_factory=dict)
 
     @property
     def undefined(self) -> int:
@@ -83,10 +86,16 @@ class Refresh:
 
     def as_dict(self) -> dict[str, Any]:
         """The record of a line in decay.jsonl, as docs/engines.md describes it."""
-        record = asdict(self)
+        record = asdict(replace(self, histograms={}))
+        del record["histograms"]
         record["undefined"] = self.undefined
         record["modules"] = {name: _present(module) for name, module in record["modules"].items()}
         return record
+
+    def histograms_as_dict(self) -> dict[str, Any]:
+        """The record of a line in spectra.jsonl, as docs/report.md describes it."""
+        modules = {name: asdict(own) for name, own in self.histograms.items()}
+        return {"step": self.step, "written_at": self.written_at, "modules": modules}
 
 
 def _present(module: dict[str, Any]) -> dict[str, Any]:
@@ -99,16 +108,20 @@ def _present(module: dict[str, Any]) -> dict[str, Any]:
 def log_refresh(folder: str | Path, refresh: Refresh | None) -> None:
     """Add a refresh to ``decay.jsonl`` in a directory, which ``alphadecay report`` draws; on rank 0 alone.
 
+    Its histograms, where it has them, go to ``spectra.jsonl``.
+
     Args:
         folder: made where it is not there.
         refresh: what ``step()`` or ``refresh()`` returned; None adds nothing.
     """
     if refresh is None or (dist.is_initialized() and dist.get_rank() != 0):
         return
-    path = Path(folder) / DECAY
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(refresh.as_dict(), allow_nan=False) + "\n")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    records = {DECAY: refresh.as_dict(), SPECTRA: refresh.histograms and refresh.histograms_as_dict()}
+    for name, record in records.items():
+        if record:
+            with (Path(folder) / name).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, allow_nan=False) + "\n")
 
 
 @dataclass(frozen=True)
@@ -144,6 +157,7 @@ class Measurement:
     status: str
     owner: int
     metrics: Mapping[str, float | None] = field(default_factory=dict)
+    histogram: Histogram | None = None
 
     @classmethod
     def decode(cls, numbers: Sequence[float], owner: int) -> Measurement:

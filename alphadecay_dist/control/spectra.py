@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -11,7 +12,8 @@ from alphadecay_dist.control.measure import LaggedMeasure, Measured
 from alphadecay_dist.control.refresh import Measurement, encode, encoded_length
 from alphadecay_dist.sharding.collectives import Collectives, drain_on_error
 from alphadecay_dist.sharding.planning import plan_exchange
-from alphadecay_dist.spectral import FAILED, Analysis, analyze_each
+from alphadecay_dist.spectral import FAILED, Analysis, Histogram, analyze_each
+from alphadecay_dist.spectral.report import ENCODED, NO_HISTOGRAM
 
 
 class SpectrumMeasure(LaggedMeasure):
@@ -30,6 +32,7 @@ class SpectrumMeasure(LaggedMeasure):
     def __init__(self, measured: Measured) -> None:
         host, settings = measured.host, measured.settings
         self._settings = settings
+        self._estimator = replace(settings.estimator(), keeps_histogram=measured.histograms)
         self._ranks = Collectives(host.group)
         with self._ranks.raise_on_all_ranks():
             self._device = device_of(settings.device)
@@ -45,7 +48,9 @@ class SpectrumMeasure(LaggedMeasure):
         )
         self._owners = self._exchange.schedule.plan.owners
         with self._ranks.raise_on_all_ranks():
-            self._lagged = LaggedRefresher(self._exchange, self._weights, settings, self._device)
+            self._lagged = LaggedRefresher(
+                self._exchange, self._weights, settings, self._estimator, self._device
+            )
 
     def measure(self) -> dict[str, Measurement]:
         """See :class:`Measure`."""
@@ -71,7 +76,7 @@ class SpectrumMeasure(LaggedMeasure):
         """Analyses of this rank's parts, but for those that failed."""
         analyses: dict[str, Analysis] = {}
         with drain_on_error(self._exchange.matrices()) as matrices:
-            analyses = analyze_each(self._cut(matrices), self._settings.estimator(), self._exchange.room)
+            analyses = analyze_each(self._cut(matrices), self._estimator, self._exchange.room)
         return analyses
 
     def _cut(self, matrices: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -84,14 +89,27 @@ class SpectrumMeasure(LaggedMeasure):
         """What all owners found, by part; what an owner has not analysed has failed there."""
         lost = Analysis(status=FAILED)
         mine = {
-            unit: [n for part in names for n in encode(analyses.get(part, lost), self._settings)]
+            unit: [n for part in names for n in self._encode(analyses.get(part, lost))]
             for unit, names in self._parts.items()
             if self._owners[unit] == self._ranks.rank
         }
-        count = encoded_length(self._settings)
+        count = encoded_length(self._settings) + (ENCODED if self._estimator.keeps_histogram else 0)
         shared = self._exchange.share(mine, {unit: count * len(names) for unit, names in self._parts.items()})
         return {
-            part: Measurement.decode(shared[unit][count * place : count * (place + 1)], self._owners[unit])
+            part: self._decode(shared[unit][count * place : count * (place + 1)], self._owners[unit])
             for unit, names in self._parts.items()
             for place, part in enumerate(names)
         }
+
+    def _encode(self, analysis: Analysis) -> list[float]:
+        """The numbers of a part that travel; its histogram's last, where these are kept."""
+        numbers = encode(analysis, self._settings)
+        if self._estimator.keeps_histogram:
+            numbers += analysis.histogram.encode() if analysis.histogram else NO_HISTOGRAM
+        return numbers
+
+    def _decode(self, numbers: tuple[float, ...], owner: int) -> Measurement:
+        """From these numbers."""
+        own = encoded_length(self._settings)
+        found = Measurement.decode(numbers[:own], owner)
+        return replace(found, histogram=Histogram.decode(numbers[own:])) if numbers[own:] else found

@@ -11,6 +11,7 @@ from alphadecay_dist.control.lagged import PendingRefresh
 from alphadecay_dist.control.refresh import ASSIGNED, NOT_REFRESHED, UNKNOWN, Measurement
 from alphadecay_dist.decay.policies import POLICIES
 from alphadecay_dist.json_fields import count, counted, finite, get, items
+from alphadecay_dist.spectral.report import BINS, Histogram
 
 
 @dataclass(frozen=True)
@@ -135,11 +136,12 @@ def _pending(data: Mapping[str, Any]) -> PendingRefresh:
 
 
 def _found(numbers: list[Any], name: str) -> Measurement:
-    if len(numbers) not in (4, 5) or not isinstance(numbers[2], str):
-        raise ValueError(f"has {len(numbers)} values as what was found of {name}, expected 4 or 5")
+    if len(numbers) not in (4, 5, 6) or not isinstance(numbers[2], str):
+        raise ValueError(f"has {len(numbers)} values as what was found of {name}, expected 4 to 6")
     alpha, value, status, owner, *more = numbers
-    if more and not isinstance(more[0], dict):
-        raise ValueError(f"has {more[0]!r} as metrics of {name}, expected an object")
+    for own, kind in zip(more, ("metrics", "histogram"), strict=False):
+        if not isinstance(own, dict):
+            raise ValueError(f"has {own!r} as {kind} of {name}, expected an object")
     metrics = dict(more[0]) if more else {}
     return Measurement(
         _optional(alpha, f"alpha of {name}", finite),
@@ -147,4 +149,20 @@ def _found(numbers: list[Any], name: str) -> Measurement:
         status,
         counted(owner, f"owner of {name}"),
         {metric: _optional(number, f"{metric} of {name}", finite) for metric, number in metrics.items()},
+        _histogram(more[1], name) if len(more) > 1 else None,
+    )
+
+
+def _histogram(data: Mapping[str, Any], name: str) -> Histogram:
+    counts = tuple(counted(number, f"counts of {name}") for number in get(data, "counts", list))
+    if len(counts) != BINS:
+        raise ValueError(f"has {len(counts)} counts of {name}, expected {BINS}")
+    return Histogram(
+        count(data, "eigenvalues"),
+        finite(data.get("low"), f"low of {name}"),
+        finite(data.get("high"), f"high of {name}"),
+        _optional(data.get("alpha"), f"alpha of {name}", finite),
+        _optional(data.get("xmin"), f"xmin of {name}", finite),
+        count(data, "tail"),
+        counts,
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from alphadecay_dist.lazy import lazy_names
 from alphadecay_dist.spectral.estimator import FIT_NAMES, PUBLISHED, Estimator, Windows
-from alphadecay_dist.spectral.report import FAILED, METRICS, MIN_EIGENVALUES, STATUSES, Analysis
+from alphadecay_dist.spectral.report import FAILED, METRICS, MIN_EIGENVALUES, STATUSES, Analysis, Histogram
 
 if TYPE_CHECKING:
     from alphadecay_dist.spectral.analysis import analyze, analyze_stack
@@ -45,6 +45,7 @@ __all__ = [
     "Analysis",
     "Estimator",
     "Fit",
+    "Histogram",
     "Rates",
     "Windows",
     "Workers",

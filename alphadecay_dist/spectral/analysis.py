@@ -12,6 +12,7 @@ from alphadecay_dist.errors import warn
 from alphadecay_dist.spectral.esd import ESD, conv_esd, esd
 from alphadecay_dist.spectral.estimator import PUBLISHED, Estimator
 from alphadecay_dist.spectral.farms import pooled_windows
+from alphadecay_dist.spectral.histogram import histograms
 from alphadecay_dist.spectral.metrics import (
     alpha_hat,
     frobenius_norm,
@@ -159,7 +160,11 @@ def _reports(densities: ESD, eps: float, estimator: Estimator) -> list[Analysis]
         "span": (1 - count * eps) * values[:, -1] - fit.xmin,
     }
     rows = torch.stack(list(columns.values()), dim=1).tolist()  # one copy to the host
-    return [_report(dict(zip(columns, row, strict=True))) for row in rows]
+    reports = [_report(dict(zip(columns, row, strict=True))) for row in rows]
+    if not estimator.keeps_histogram:
+        return reports
+    kept = histograms(known, fit)
+    return [replace(found, histogram=own) for found, own in zip(reports, kept, strict=True)]
 
 
 def _report(numbers: dict[str, float]) -> Analysis:

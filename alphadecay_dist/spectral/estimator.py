@@ -59,11 +59,13 @@ class Estimator:
         fit: one of ``FIT_NAMES``: ``hill`` (as published), ``goodness_of_fit`` or ``fix_finger``.
         xmin_pos: for ``hill``: the tail begins at eigenvalue floor(N / xmin_pos); 2 is the median.
         windows: with FARMS, the sub-matrices whose pooled eigenvalues take the matrix's place.
+        keeps_histogram: whether an analysis has the histogram of the eigenvalues.
     """
 
     fit: str = "hill"
     xmin_pos: float = 2.0
     windows: Windows | None = None
+    keeps_histogram: bool = False
 
     def __post_init__(self) -> None:
         if self.fit not in FIT_NAMES:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 MIN_EIGENVALUES = 50  # fewer than these carry no tail to fit (as in the released code)
@@ -15,6 +17,51 @@ RANK_DEFICIENT = "rank_deficient"  # the tail begins at an eigenvalue that is lo
 NO_TAIL = "no_tail"  # all eigenvalues of the tail are equal up to rounding
 FAILED = "failed"  # the eigensolver gave up, or memory was short
 STATUSES = (OK, TOO_SMALL, NON_FINITE, ZERO, RANK_DEFICIENT, NO_TAIL, FAILED, SHARDED)
+
+
+BINS = 40  # of a histogram
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """A spectrum in ``BINS`` equal bins of log10 lambda, with the tail that was fitted to it.
+
+    Attributes:
+        eigenvalues: how many there are; those that are lost in rounding are in no bin.
+        low: log10 of the smallest in a bin, where the first bin begins.
+        high: log10 of the largest, where the last bin ends.
+        alpha: exponent of the tail; None where it has none.
+        xmin: the eigenvalue that the tail begins with; None where alpha is.
+        tail: number of eigenvalues in the tail.
+        counts: (BINS,) eigenvalues in each bin.
+    """
+
+    eigenvalues: int
+    low: float
+    high: float
+    alpha: float | None
+    xmin: float | None
+    tail: int
+    counts: tuple[int, ...]
+
+    def encode(self) -> list[float]:
+        """As ``ENCODED`` numbers, which all are exact in fp64; NaN for None."""
+        fit = [math.nan if number is None else number for number in (self.alpha, self.xmin)]
+        return [self.eigenvalues, self.low, self.high, *fit, self.tail, *self.counts]
+
+    @classmethod
+    def decode(cls, numbers: Sequence[float]) -> Histogram | None:
+        """From the numbers that :meth:`encode` gave; None where they are ``NO_HISTOGRAM``."""
+        eigenvalues, low, high, alpha, xmin, tail, *counts = numbers
+        if not eigenvalues:
+            return None
+        if math.isnan(alpha):
+            return cls(int(eigenvalues), low, high, None, None, 0, tuple(map(int, counts)))
+        return cls(int(eigenvalues), low, high, alpha, xmin, int(tail), tuple(map(int, counts)))
+
+
+ENCODED = 6 + BINS
+NO_HISTOGRAM = (0.0,) * ENCODED
 
 
 @dataclass(frozen=True)
@@ -34,6 +81,7 @@ class Analysis:
         nuclear_to_frobenius: squared nuclear over squared Frobenius norm.
         alpha_hat: softplus(alpha log10 lambda_max); None where alpha is.
         status: one of ``STATUSES``.
+        histogram: of the eigenvalues, where the estimator keeps it.
     """
 
     alpha: float | None = None
@@ -46,6 +94,7 @@ class Analysis:
     nuclear_to_frobenius: float | None = None
     alpha_hat: float | None = None
     status: str = OK
+    histogram: Histogram | None = None
 
 
 METRICS = (

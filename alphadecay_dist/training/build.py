@@ -69,7 +69,7 @@ def build(checked: ResolvedRun, options: Options, engine: TrainEngine, ranks: Ra
     )
     wrapped = engine.initialize(model, optimizer)
     torch.manual_seed(seed_of(f"dropout on rank {ranks.rank}", config.train.seed))
-    controller = _controller(model, optimizer, wrapped, decay, dtype)
+    controller = _controller(model, optimizer, wrapped, decay, dtype, config.logging.spectra > 0)
     return Built(
         model,
         optimizer,
@@ -96,12 +96,17 @@ def fill(model: nn.Module, value_of: Callable[[str], Tensor], dtype: torch.dtype
 
 
 def _controller(
-    model: nn.Module, optimizer: torch.optim.Optimizer, wrapped: Any, decay: DecayConfig, dtype: torch.dtype
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    wrapped: Any,
+    decay: DecayConfig,
+    dtype: torch.dtype,
+    histograms: bool,
 ) -> DecayController:
     """The controller of the policy; ``wrapped`` is what the engine's :meth:`.TrainEngine.initialize` gave."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"optimizer: found Adam\b")  # the published recipes name it
-        return controller_for(model, optimizer, decay, engine=wrapped, dtype=dtype)
+        return controller_for(model, optimizer, decay, engine=wrapped, dtype=dtype, histograms=histograms)
 
 
 def _condition(

@@ -237,12 +237,14 @@ class LoggingConfig:
         wandb: its mode: ``auto`` (online when logged in, else offline), ``online``, ``offline`` or ``off``.
         every: updates between the metrics that trackers get.
         sequences: write a digest of each sequence that an update consumed to sequences.jsonl.
+        spectra: keep histograms of the spectra of every so many refreshes in spectra.jsonl; 0 keeps none.
     """
 
     to: tuple[str, ...] = ("wandb",)
     wandb: str = "auto"
     every: int = 1
     sequences: bool = False
+    spectra: int = 0
 
 
 @dataclass(frozen=True)
@@ -340,4 +342,5 @@ AT_LEAST = {
     "telemetry.heads": 0,
     "telemetry.tokens": 1,
     "telemetry.memory_budget": 1,
+    "logging.spectra": 0,
 }

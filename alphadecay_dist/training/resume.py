@@ -19,7 +19,16 @@ from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.config import flat
 from alphadecay_dist.training.inputs import INPUTS
 from alphadecay_dist.training.outputs import csv_run, tensorboard_run
-from alphadecay_dist.training.outputs.run_files import DECAY, EVAL, METRICS, SEQUENCES, STATUS, read_status
+from alphadecay_dist.training.outputs.run_files import (
+    DECAY,
+    EVAL,
+    EVENTS,
+    METRICS,
+    SEQUENCES,
+    SPECTRA,
+    STATUS,
+    read_status,
+)
 from alphadecay_dist.training.process.ranks import Ranks
 from alphadecay_dist.training.recipe import Config
 from alphadecay_dist.training.state import SavedRun, saved_run
@@ -114,7 +123,7 @@ def clear(folder: Path, files: Iterable[str]) -> None:
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     for events in (folder / tensorboard_run.FOLDER).glob(tensorboard_run.EVENTS):
         events.unlink()
-    lines = (METRICS, EVAL, DECAY, CONDITION, SEQUENCES)
+    lines = (METRICS, EVAL, DECAY, SPECTRA, CONDITION, SEQUENCES, EVENTS)
     own = ("config.yaml", *lines, *csv_run.NAMES, *files, INPUTS, "wandb_id")
     for name in (*own, STATUS):
         with suppress(NotADirectoryError):

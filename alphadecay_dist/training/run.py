@@ -172,6 +172,7 @@ def _prepare_folder(
     files.keep_until(start.step, start.evaluated)
     if start.checkpoint is not None and start.checkpoint.folder.parent == checked.folder / CHECKPOINTS:
         name_latest(start.checkpoint.folder)  # of several, the one that the run goes on from
+    files.event("resumed" if start.saved else "started", start.step)
     files.status("running", start.step)
 
 
@@ -182,7 +183,8 @@ def _log(checked: ResolvedRun, start: resume.RunStart, ranks: Ranks, requests: S
         if ranks.is_main:
             config = checked.config
             trackers = start_trackers(config.logging, checked.folder, as_dict(config), start.step)
-    return RunLog(RunFiles(checked.folder) if ranks.is_main else None, trackers, requests)
+    files = RunFiles(checked.folder) if ranks.is_main else None
+    return RunLog(files, trackers, requests, checked.config.logging.spectra)
 
 
 def _train(

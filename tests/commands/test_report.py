@@ -50,9 +50,9 @@ def write_run(folder):
 
 def test_report_draws_a_picture(tmp_path, capsys):
     write_run(tmp_path)
-    assert cli.main(["report", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "report.png")
-    picture = (tmp_path / "report.png").read_bytes()
+    assert cli.main(["report", str(tmp_path), "--out", str(tmp_path / "paper.png")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "paper.png")
+    picture = (tmp_path / "paper.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 10_000
 
@@ -62,7 +62,7 @@ def test_report_draws_what_there_is(tmp_path, kept):
     write_run(tmp_path)
     for name in {"decay.jsonl", "metrics.jsonl", "eval.jsonl"} - set(kept):
         (tmp_path / name).unlink()
-    assert cli.main(["report", str(tmp_path)]) == 0
+    assert cli.main(["report", str(tmp_path), "--out", str(tmp_path / "report.png")]) == 0
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -25,7 +25,7 @@ def test_what_is_not_offered_is_no_name():
 
 def test_choices_are_what_there_is():
     assert tuple(FITS) == FIT_NAMES
-    assert set(METRICS) == {field.name for field in fields(Analysis)} - {"status", "ks"}
+    assert set(METRICS) == {field.name for field in fields(Analysis)} - {"status", "ks", "histogram"}
 
 
 def test_choices_are_known_without_torch():

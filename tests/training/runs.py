@@ -136,7 +136,7 @@ def _json(stage: str) -> Path:
 
 def left_behind(output: Path) -> dict[str, Any]:
     """The JSON-lines files of a run by stem; one that was not begun has no lines."""
-    files = {name: output / f"{name}.jsonl" for name in ("metrics", "eval", "decay", "sequences")}
+    files = {name: output / f"{name}.jsonl" for name in ("metrics", "eval", "decay", "spectra", "sequences")}
     return {name: read_lines(path) if path.is_file() else [] for name, path in files.items()}
 
 

@@ -22,6 +22,7 @@ SETTINGS = {
     "alphadecay": {"decay__cautious": True},
 }
 SHORT = {"train__steps": STEPS, "decay__interval": 3, "decay__apply": "auto", "optimizer__warmup": 2}
+SHORT["logging__spectra"] = 1
 
 
 def train_each(runs):
@@ -72,6 +73,7 @@ def _check_what_is_logged(policy, found):
     else:
         every = [0] if policy in ("none", "static", "cautious") else [0, 3]
         assert [refresh["step"] for refresh in refreshes] == every
+    assert [line["step"] for line in found["spectra"]] == ([0, 3] if row.overlaps else [])
     for refresh in refreshes:
         for module in refresh["modules"].values():
             assert ("metrics" in module) == (policy == "monitor")

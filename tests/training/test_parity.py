@@ -32,7 +32,9 @@ SHARDED = ("3", "3_offload", "fsdp2")  # whose owners receive pieces
 
 
 def options_of(folder, **changes):
-    return tiny_options(folder, **{"train__steps": STEPS, "decay__interval": 5, **changes})
+    return tiny_options(
+        folder, **{"train__steps": STEPS, "decay__interval": 5, "logging__spectra": 2, **changes}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,23 @@ def test_every_engine_is_the_plain_loop(reference, data, stage, world_size):
             assert module["status"] == "assigned"
         assert {module["owner"] for module in line["modules"].values()} == set(range(world_size))
         assert (max(line["bytes_received"]) > 0) == (stage in SHARDED and world_size > 1)
+    _check_spectra(run, zero)
     assert distance(final_weights(folder / f"zero{stage}_{world_size}"), plain["weights"]) < CLOSE
+
+
+def _check_spectra(run, other):
+    """Of every second refresh, with the alphas of that refresh; on another engine the same up to rounding."""
+    assert [line["step"] for line in run["spectra"]] == [0, 10]
+    refreshes = {line["step"]: line["modules"] for line in run["decay"]}
+    for line, expected in zip(run["spectra"], other["spectra"], strict=True):
+        assert list(line["modules"]) == list(expected["modules"]) == list(refreshes[line["step"]])
+        for name, histogram in line["modules"].items():
+            reference = expected["modules"][name]
+            assert histogram["alpha"] == refreshes[line["step"]][name]["alpha"]
+            assert (histogram["eigenvalues"], histogram["tail"]) == (64, 32)
+            assert 62 <= sum(histogram["counts"]) <= 64  # the smallest may be lost in rounding
+            for key in ("high", "xmin"):
+                assert histogram[key] == pytest.approx(reference[key], rel=1e-3)
 
 
 def alpha_by_svd(weight):

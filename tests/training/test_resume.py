@@ -11,7 +11,7 @@ import pytest
 
 import train
 from alphadecay_dist.checkpoint import writer
-from alphadecay_dist.training.outputs.run_files import read_status
+from alphadecay_dist.training.outputs.run_files import EVENTS, read_lines, read_status
 from tests.multirank import run_ranks
 from tests.training.runs import (
     SIZES,
@@ -84,10 +84,14 @@ def test_a_run_in_three_parts_is_bit_for_bit_the_unbroken_one(
     assert without_times(resumed) == without_times(whole)
     assert same_weights(broken, output)
     assert read_status(broken) == {"state": "finished", "step": STEPS, "exit_code": 0, "reason": None}
+    events = [(line["event"], line["step"]) for line in read_lines(broken / EVENTS)]
+    stops = [("preempted", 5), ("resumed", 5), ("preempted", 8), ("resumed", 8)]
+    assert events == [("started", 0), *stops, ("finished", STEPS)]
 
 
 def test_a_run_broken_off_while_a_refresh_is_pending_is_the_unbroken_one(tmp_path, unbroken):
-    options, output, whole = unbroken("3", 2, decay__lag=3)
+    options, output, whole = unbroken("3", 2, decay__lag=3, logging__spectra=2)
+    assert [line["written_at"] for line in whole["spectra"]] == [3, 13]
     assert [(line["step"], line["written_at"]) for line in whole["decay"]] == [(0, 3), (5, 8), (10, 13)]
     broken = tmp_path / "broken"
     for stop in (7, 8):  # while one is pending, and where it is to be written next

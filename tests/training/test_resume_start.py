@@ -17,7 +17,7 @@ from tests.checkpoint.test_damaged import flip
 from tests.training.test_state import CONFIG, STATE
 
 
-@pytest.mark.parametrize("removals", range(10))
+@pytest.mark.parametrize("removals", range(12))
 def test_what_a_killed_start_left_of_a_run_to_be_cleared_is_cleared_by_the_next(
     tmp_path, monkeypatch, removals
 ):
@@ -25,7 +25,8 @@ def test_what_a_killed_start_left_of_a_run_to_be_cleared_is_cleared_by_the_next(
     files = RunFiles(tmp_path)
     for name in ("config.yaml", "tokenizer.model", "inputs.json", "wandb_id"):
         files.text(name, "")
-    for name in ("metrics.jsonl", EVAL, "decay.jsonl", "condition.jsonl", "sequences.jsonl"):
+    lines = ("metrics", "decay", "spectra", "condition", "sequences", "events")
+    for name in (EVAL, *(f"{line}.jsonl" for line in lines)):
         files.append(name, {"step": 0})
     files.status("running", 0)
     (tmp_path / "checkpoints" / "step-00000004").mkdir(parents=True)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import math
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from alphadecay_dist.condition.sample import CONDITION
-from alphadecay_dist.control.refresh import DECAY
+from alphadecay_dist.control.refresh import DECAY, SPECTRA
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.files import write_atomically
 from alphadecay_dist.json_fields import count, counted, get
 
 METRICS, EVAL, SEQUENCES = "metrics.jsonl", "eval.jsonl", "sequences.jsonl"
+EVENTS = "events.jsonl"  # starts, resumes, ends: of all that happened, whatever is done again
 STATUS = "status.json"
 
 
@@ -32,6 +34,16 @@ class RunFiles:
         with (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
 
+    def event(self, event: str, step: int, reason: str | None = None) -> None:
+        """Add what happened to the run, and when (seconds since 1970), to events.jsonl."""
+        record = {"step": step, "event": event, "time": round(time.time(), 3), "reason": reason}
+        self.append(EVENTS, record)
+
+    def count(self, name: str) -> int:
+        """How many lines a file has."""
+        path = self.folder / name
+        return path.read_bytes().count(b"\n") if path.is_file() else 0
+
     def keep_until(self, step: int, evaluated: int | None = None) -> None:
         """Drop the lines written after a checkpoint: those updates are done again.
 
@@ -45,6 +57,8 @@ class RunFiles:
             (SEQUENCES, step),
             (DECAY, step - 1),
             (CONDITION, step - 1),
+            (SPECTRA, step - 1),
+            (EVENTS, math.inf),  # a last line that was cut short alone
         ):
             path = self.folder / name
             if path.is_file():

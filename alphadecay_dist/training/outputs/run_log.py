@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from tqdm import tqdm
@@ -14,9 +15,9 @@ from tqdm import tqdm
 from alphadecay_dist.condition.numbers import medians_by_type
 from alphadecay_dist.condition.sample import CONDITION, ConditionSample
 from alphadecay_dist.control.module_types import means_by_type
-from alphadecay_dist.control.refresh import DECAY, Refresh
+from alphadecay_dist.control.refresh import DECAY, SPECTRA, Refresh
 from alphadecay_dist.errors import RunError
-from alphadecay_dist.training.outputs.run_files import METRICS, STATUS, RunFiles
+from alphadecay_dist.training.outputs.run_files import EVENTS, METRICS, STATUS, RunFiles
 from alphadecay_dist.training.outputs.trackers import Trackers
 from alphadecay_dist.training.process.preemption import StopRequests
 
@@ -34,12 +35,17 @@ class RunLog:
         files: of the output directory; None on other ranks.
         trackers: wandb and the like; None on other ranks.
         requests: of this rank, to stop.
+        spectra: keep the histograms of every so many refreshes; 0 keeps none.
     """
 
-    def __init__(self, files: RunFiles | None, trackers: Trackers | None, requests: StopRequests) -> None:
+    def __init__(
+        self, files: RunFiles | None, trackers: Trackers | None, requests: StopRequests, spectra: int = 0
+    ) -> None:
         self._files = files
         self._trackers = trackers
         self._requests = requests
+        self._spectra = spectra
+        self._written = files.count(DECAY) if files else 0  # refreshes, by this process and those before it
         self._refreshes = 0
         self._shown_at = -math.inf  # when the last refresh was shown
 
@@ -53,6 +59,9 @@ class RunLog:
     def refresh(self, refresh: Refresh) -> None:
         """A refresh's line, its means for the trackers, and a short line on stderr."""
         self._write(DECAY, lambda files: files.append(DECAY, refresh.as_dict()))
+        if refresh.histograms and self._spectra and self._written % self._spectra == 0:
+            self._write(SPECTRA, lambda files: files.append(SPECTRA, refresh.histograms_as_dict()))
+        self._written += 1
         if self._trackers:
             self._trackers.log("decay", refresh.step, means_by_type(refresh))
         now = time.monotonic()
@@ -72,6 +81,8 @@ class RunLog:
     def go_back(self, step: int) -> None:
         """Drop the lines of updates after a checkpoint."""
         self._write(METRICS, lambda files: files.keep_until(step))
+        self._write(EVENTS, lambda files: files.event("rolled_back", step))
+        self._written = self._files.count(DECAY) if self._files else 0
         if self._trackers:
             self._trackers.go_back(step)
 
@@ -81,7 +92,7 @@ class RunLog:
             tqdm.write(text, file=sys.stderr)
 
     def ended(self, state: str, step: int, exit_code: int, reason: str | None = None) -> None:
-        """How the run ended, in status.json.
+        """How the run ended, in status.json; and in events.jsonl, which a full disk may not keep from it.
 
         Raises:
             RunError: it cannot be written.
@@ -92,6 +103,8 @@ class RunLog:
             self._files.status(state, step, exit_code, reason)
         except OSError as error:
             raise RunError(f"{self._files.folder / STATUS} cannot be written: {error.strerror}") from None
+        with suppress(OSError):
+            self._files.event(state, step, reason)
 
     def close(self, exit_code: int) -> None:
         """End the trackers."""

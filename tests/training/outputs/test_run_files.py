@@ -12,7 +12,9 @@ from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.outputs.run_files import (
     DECAY,
     EVAL,
+    EVENTS,
     METRICS,
+    SPECTRA,
     RunFiles,
     read_lines,
     read_status,
@@ -54,6 +56,18 @@ def test_a_resume_drops_what_came_after_its_checkpoint(files):
         name: [line["step"] for line in read_lines(files.folder / name)] for name in (METRICS, EVAL, DECAY)
     }
     assert kept == {METRICS: list(range(21)), EVAL: list(range(21)), DECAY: list(range(20))}
+
+
+def test_a_resume_drops_spectra_as_refreshes_and_no_event(files):
+    for step in (0, 10, 20):
+        files.append(SPECTRA, {"step": step, "written_at": step + 3})
+        files.event("resumed", step)
+    with (files.folder / EVENTS).open("a") as file:
+        file.write('{"step": 20, "eve')  # a killed run's last words
+    files.keep_until(13)
+    files.event("resumed", 13)
+    assert [line["step"] for line in read_lines(files.folder / SPECTRA)] == [0]
+    assert [line["step"] for line in read_lines(files.folder / EVENTS)] == [0, 10, 20, 13]
 
 
 def test_a_lagged_refresh_is_kept_by_when_it_was_written(files):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from alphadecay_dist.control.refresh import ModuleRefresh, Refresh
+from alphadecay_dist.spectral import Histogram
+from alphadecay_dist.spectral.report import BINS
 from alphadecay_dist.training.outputs import run_log
 from alphadecay_dist.training.outputs.run_files import RunFiles, read_lines
 from alphadecay_dist.training.outputs.run_log import RunLog, refresh_line
@@ -39,6 +43,23 @@ def test_many_refreshes_are_lines_of_the_file_and_few_of_the_terminal(tmp_path, 
     shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("refresh at update")]
     assert len(shown) == (40 if seconds > 10 else 10 + 3)
     assert len(read_lines(tmp_path / "decay.jsonl")) == 40
+
+
+@pytest.mark.parametrize("every", [0, 1, 3])
+def test_histograms_are_kept_of_every_so_many_refreshes_whatever_stops_between(tmp_path, every):
+    histogram = Histogram(64, -2.0, 1.0, 2.5, 0.5, 32, (2,) * BINS)
+    for start, end in ((0, 5), (5, 6), (6, 10)):
+        log = RunLog(RunFiles(tmp_path), None, StopRequests(), every)
+        for number in range(start, end):
+            log.refresh(replace(a_refresh(10 * number, [2.0]), histograms={"layers.0.up": histogram}))
+        log.refresh(replace(a_refresh(999, [2.0]), histograms={"layers.0.up": histogram}))
+        log.go_back(10 * end)
+    path = tmp_path / "spectra.jsonl"
+    found = read_lines(path) if path.is_file() else []
+    assert [line["step"] for line in found] == ([10 * n for n in range(0, 10, every)] if every else [])
+    assert all(line["modules"]["layers.0.up"]["counts"] == [2] * BINS for line in found)
+    assert "histograms" not in read_lines(tmp_path / "decay.jsonl")[0]
+    assert [line["event"] for line in read_lines(tmp_path / "events.jsonl")] == ["rolled_back"] * 3
 
 
 def test_other_ranks_show_nothing(capsys):
