@@ -1,13 +1,15 @@
 """The inputs of matrices during one forward, kept until they are looked at, within a budget of memory.
 
 Hooks are there only from the call that asks for a forward to the end of that forward: other updates run
-without. They read, and change nothing of what is computed. Of an input, (n, d), either its fp64 Gram matrix
-is kept, (d, d), or its rows: whichever takes less. Where not all fits into the budget fewer tokens are taken,
-the same number of every input, evenly spaced. Nothing moves between ranks here.
+without. They read, and change nothing of what is computed. Of an input, (n, d), its rows are kept: looking at
+them later costs less than their Gram matrix. Where the budget has no room for all rows, of each input its
+fp64 Gram matrix, (d, d), is kept if that takes less. Where that does not fit either fewer tokens are taken,
+at most the same number of every input, evenly spaced. Nothing moves between ranks here.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -52,9 +54,9 @@ class Kept:
         """Memory that is taken."""
         return sum(own.nbytes for own in [*self._rows, *([] if self._gram is None else [self._gram])])
 
-    def add(self, rows: Tensor) -> None:
-        """Take up (n, d) rows."""
-        if not self.count and _gram_is_less(self.width, len(rows), rows.itemsize):
+    def add(self, rows: Tensor, *, gram: bool = False) -> None:
+        """Take up (n, d) rows, the first ones into a Gram matrix where that is wanted."""
+        if not self.count and gram:
             self._gram = torch.zeros(self.width, self.width, dtype=torch.float64, device=rows.device)
         self.count += len(rows)
         for chunk in rows.split(AT_ONCE):
@@ -205,7 +207,7 @@ class Recorder:
             self._last = values, own
             rows = self._thinned(self._unpadded(values.detach()))
             if own.width == rows.shape[1] and self._has_room(own, rows):
-                own.add(rows)
+                own.add(rows, gram=self._wants_gram(own.width, rows))
 
         return keep
 
@@ -222,18 +224,25 @@ class Recorder:
     def _thinned(self, rows: Tensor) -> Tensor:
         """As many rows as are wanted and fit, evenly spaced."""
         if self._limit is None:
-            fit = _most_rows(self._widths, len(rows), rows.itemsize, self._budget)
+            fit = _most_rows(self._widths, rows.itemsize, self._budget)
             self._limit = fit if self._most is None else min(fit, self._most)
         count = min(self._limit, len(rows))
         if count == len(rows):
             return rows
         return rows[torch.arange(count, device=rows.device) * len(rows) // max(count, 1)]
 
+    def _wants_gram(self, width: int, rows: Tensor) -> bool:
+        """Whether its Gram matrix takes less than these rows, where so many of all inputs do not fit."""
+        all_fit = sum(self._widths) * len(rows) * rows.itemsize <= self._budget
+        return not all_fit and _gram_is_less(width, len(rows), rows.itemsize)
+
     def _has_room(self, own: Kept, rows: Tensor) -> bool:
         """Whether these rows fit too: a module may be called more often than once."""
+        if own.method == "gram":
+            return True
         held = sum(kept.nbytes for kept in {id(kept): kept for kept in self.kept.values()}.values())
-        fresh = 0 if own.method == "gram" else _needed([own.width], len(rows), rows.itemsize)
-        return held + fresh <= self._budget
+        gram = not own.count and self._wants_gram(own.width, rows)
+        return held + (own.width**2 * DOUBLE if gram else rows.nbytes) <= self._budget
 
 
 def _first(args: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
@@ -261,9 +270,11 @@ def _needed(widths: Sequence[int], rows: int, itemsize: int) -> int:
     return sum(width * min(width * DOUBLE, rows * itemsize) for width in widths)
 
 
-def _most_rows(widths: Sequence[int], rows: int, itemsize: int, budget: int) -> int:
-    """The most rows, up to all, of which all inputs fit into the budget."""
-    least, most = 1, max(rows, 1)
+def _most_rows(widths: Sequence[int], itemsize: int, budget: int) -> int:
+    """The most rows of which all inputs fit into the budget."""
+    least, most = 1, max(widths, default=0) * DOUBLE // itemsize + 1  # of more there are Gram matrices alone
+    if _needed(widths, most, itemsize) <= budget:
+        return sys.maxsize
     while least < most:
         middle = (least + most + 1) // 2
         if _needed(widths, middle, itemsize) <= budget:

@@ -12,7 +12,7 @@ from torch import nn
 from alphadecay_dist.control.module_types import modules_by_type
 from alphadecay_dist.errors import UserError, shown
 from alphadecay_dist.params.entries import entries
-from alphadecay_dist.params.heads import OUT, QKV_IN_ONE, K, Q, V, attention_of, role_of
+from alphadecay_dist.params.heads import OUT, QKV_IN_ONE, K, Q, V, attention_of, attentions, role_of
 from alphadecay_dist.params.inventory import Weight, all_weights, tuned_weights
 from alphadecay_dist.params.tuned_rule import CONV1D, CONV2D, EMBEDDING, HEAD, reason_by_name
 from alphadecay_dist.params.wrappers import named_modules
@@ -67,7 +67,7 @@ class Matrices:
     def __init__(
         self, model: nn.Module, which: str | None, parts: Mapping[str, Sequence[int]] | None = None
     ) -> None:
-        self._modules = named_modules(model)
+        self._model, self._modules = model, named_modules(model)
         found = list(entries(model, self._modules))
         self._kinds = {entry.name: entry.kind for entry in found}
         tables = [
@@ -119,6 +119,32 @@ class Matrices:
         place = attention_of(part.weight)
         own = (weight.name for weight in self.weights if attention_of(weight.name) == place)
         return next((name for name in own if role_of(name) in NORMALISED), None)
+
+    def blocks(self, heads: int) -> dict[str, tuple[int, int]]:
+        """Into how many heads along which axis the parts of attentions are divided, by name.
+
+        Args:
+            heads: of the queries, and of the output's columns. Keys and values may have fewer, as the config
+                or the width of a head tells.
+        """
+        known = attentions(self._model)
+        widths = {
+            attention_of(part.weight): part.shape[part.axis] // heads
+            for part in self.parts.values()
+            if heads and part.role == Q and part.axis is not None and part.shape[part.axis] % heads == 0
+        }
+        found = {}
+        for name, part in self.parts.items():
+            if not heads or part.axis is None:
+                continue
+            count, length = heads, part.shape[part.axis]
+            if part.role in (K, V):
+                told, width = known(part.weight), widths.get(attention_of(part.weight), 0)
+                count = told.keys if told is not None and told.queries == heads else 0
+                count = count or (length // width if width and length % width == 0 else heads)
+            if length % count == 0:
+                found[name] = count, part.axis
+        return found
 
     def _parts(self) -> Iterable[Part]:
         names = [

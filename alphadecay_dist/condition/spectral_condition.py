@@ -3,7 +3,7 @@
 1. At the update before, hooks are set: the next forward in training leaves the inputs of the matrices, or
    their Gram matrices, in memory (:mod:`~alphadecay_dist.condition.activations`).
 2. When the update's gradients are there, their shards go to the owners of the matrices, which compute
-   spectra; of the weights' spectra they do the same.
+   spectra; of the weights' spectra they do the same, but for those that the policy found at this update.
 3. Sums over the ranks give the inputs' stable ranks; one all-gather each shares what owners found.
 
 Nothing of it changes what is trained: the hooks read, no random number is drawn, no gradient is written.
@@ -22,13 +22,12 @@ from torch import nn
 
 from alphadecay_dist.condition.activations import Recorder
 from alphadecay_dist.condition.gradients import GradientSpectra
-from alphadecay_dist.condition.matrices import Matrices, Part
+from alphadecay_dist.condition.matrices import Matrices
 from alphadecay_dist.condition.sample import ConditionSample, WeightNumbers, matrix_condition
 from alphadecay_dist.condition.stable_ranks import StableRank, stable_ranks, token_ranks
+from alphadecay_dist.condition.weights import WeightSpectra
 from alphadecay_dist.control.controller import AlphaDecay
-from alphadecay_dist.control.measure import Measured
 from alphadecay_dist.control.options import dtype_of, require_parts
-from alphadecay_dist.control.spectra import SpectrumMeasure
 from alphadecay_dist.decay.settings import Settings
 from alphadecay_dist.engines.given import unwrapped
 from alphadecay_dist.engines.host import Host, host_for
@@ -51,8 +50,9 @@ class SpectralCondition:
         every: updates between samples; the first is before the first update.
         which: regular expression that finds something in the names of the matrices; by default all tuned
             ones, the head and the embeddings.
-        heads: number of heads: q, k and v are looked at in so many blocks of rows too, and o in so many of
-            columns, where these can be divided; 0 for none.
+        heads: number of heads: q, k and v are looked at in so many blocks of outputs too (k and v in those
+            of their own heads where they have fewer), and o in so many of inputs, where these can be divided;
+            0 for none.
         tokens: most tokens over all ranks whose activations are taken; None takes one micro-batch.
         memory_budget: bytes that the activations may take on a rank (1 GiB by default), and then the exchange
             of gradients.
@@ -92,7 +92,7 @@ class SpectralCondition:
             if refusal is not None:
                 raise UserError(f"spectral condition: reads gradients: {refusal}")
             self._matrices = Matrices(trained.model, which, parts)
-            blocks = _blocks(self._matrices.parts.values(), heads)
+            blocks = self._matrices.blocks(heads)
             self._recorder = self._recorder_of(trained.model, tokens, memory_budget)
         weights = self._matrices.weights
         chosen = [f"every {every}, which {which}, heads {heads}, tokens {tokens}, budget {memory_budget}"]
@@ -103,7 +103,8 @@ class SpectralCondition:
             kind=UserError,
         )
         settings = Settings(policy="monitor", memory_budget=memory_budget)
-        self._spectra = SpectrumMeasure(Measured(self._host, weights, settings, read_as))
+        policy = self._decay if isinstance(self._decay, AlphaDecay) else None
+        self._spectra = WeightSpectra(self._host, weights, settings, read_as, policy)
         self._gradients = GradientSpectra(self._host, weights, blocks, settings)
         self._every, self._updates = every, 0
         self._arm()
@@ -173,7 +174,7 @@ class SpectralCondition:
         tables = token_ranks(counts, sizes, self._ranks)
         inputs |= tables
         gradients = self._gradients.measure()
-        found = self._spectra.measure()
+        found = self._spectra.measure(self._updates)
         decays = self._decays()
         matrices = {}
         for name, part in self._matrices.parts.items():
@@ -203,12 +204,6 @@ class SpectralCondition:
         if isinstance(self._decay, AlphaDecay):
             return {name: module.weight_decay for name, module in self._decay.modules.items()}
         return dict.fromkeys((weight.name for weight in self._matrices.weights), self._decay)
-
-
-def _blocks(parts: Any, heads: int) -> dict[str, tuple[int, int]]:
-    """Into how many blocks along which axis the gradient of a part is divided, by its name."""
-    able: list[Part] = [part for part in parts if heads and part.axis is not None]
-    return {part.name: (heads, part.axis or 0) for part in able if part.shape[part.axis or 0] % heads == 0}
 
 
 def _require_whole(**given: tuple[Any, int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor
 
 from alphadecay_dist.condition.activations import DOUBLE, Kept
+from alphadecay_dist.errors import warn
 from alphadecay_dist.sharding.collectives import Collectives
 from alphadecay_dist.spectral.batch import one_blas_thread
 from alphadecay_dist.spectral.condition import BLOCK, STEPS, largest_eigenvalues
-from alphadecay_dist.spectral.report import NON_FINITE, OK, ZERO
+from alphadecay_dist.spectral.report import FAILED, NON_FINITE, OK, ZERO
 
 UNSEEN = "no_input"  # the status where no rank has seen an input
 COUNTS, GRAM, ROWS = "counts", "gram", "rows"  # what a stable rank is computed from
@@ -27,7 +29,7 @@ class StableRank:
         value: None unless ``status`` is "ok".
         tokens: rows that it is of, on all ranks together.
         method: ``gram`` or ``rows``, both exact; ``counts`` of an embedding.
-        status: "ok", "no_input", "zero" or "non_finite".
+        status: "ok", "no_input", "zero", "non_finite" or "failed".
     """
 
     value: float | None = None
@@ -122,23 +124,34 @@ def _batches(places: Sequence[int], inputs: Sequence[_Input]) -> Iterator[list[i
 
 
 def _largest(local: Sequence[Kept], ranks: Collectives) -> list[float]:
-    """The largest eigenvalue of each sum over all ranks. Collective."""
+    """The largest eigenvalue of each sum over all ranks; NaN where a rank failed. Collective."""
 
-    def products(blocks: Sequence[Tensor]) -> list[Tensor]:
-        mine = [own.times(block) for own, block in zip(local, blocks, strict=True)]
+    def products(blocks: Mapping[int, Tensor]) -> list[Tensor]:
+        mine = [_times(local[place], block) for place, block in blocks.items()]
         total = ranks.add_up(torch.cat([own.flatten() for own in mine]))
         pieces = total.split([own.numel() for own in mine])
         return [piece.view(own.shape) for piece, own in zip(pieces, mine, strict=True)]
 
     with one_blas_thread():
-        return largest_eigenvalues([own.width for own in local], products)
+        return largest_eigenvalues([own.width for own in local], products, ranks.broadcast)
+
+
+def _times(kept: Kept, block: Tensor) -> Tensor:
+    """This rank's product; NaN where it fails, for the other ranks wait for its part of the sum."""
+    try:
+        return kept.times(block)
+    except Exception as error:  # such as no memory on the device
+        warn(
+            f"the stable rank of an input of width {kept.width} failed: {str(error) or type(error).__name__}"
+        )
+        return torch.full_like(block, math.nan)
 
 
 def _rank(squares: float, count: float, gram: bool, largest: float | None) -> StableRank:
     method = GRAM if gram else ROWS
     if not count:
         return StableRank()
-    if not largest:
-        status = ZERO if squares == 0 else NON_FINITE
+    if not largest or not math.isfinite(largest):
+        status = ZERO if squares == 0 else FAILED if 0 < squares < math.inf else NON_FINITE
         return StableRank(None, int(count), method, status)
     return StableRank(max(1.0, squares / largest), int(count), method, OK)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from alphadecay_dist.condition.matrices import EMBED, OUTPUT
+from alphadecay_dist.condition.stable_ranks import COUNTS
 from alphadecay_dist.params.coverage import pattern_of
 from alphadecay_dist.params.heads import OUT, K, Q, V, role_of
 
@@ -20,12 +22,12 @@ it knows no momentum and no Adam, and its authors chose no matrices by it. In th
 of the blocks passed, by 5x to 100x, so that it tells these apart hardly at all. A stable rank grows with the
 number of tokens where activations are gated (SwiGLU). Compare runs before you rely on it."""
 SPELLINGS = """\
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 
 MUON = {patterns}
 named = [(name.removesuffix(".weight"), own) for name, own in model.named_parameters() if own.requires_grad]
-muon = [own for name, own in named if any(fnmatch(name, pattern) for pattern in MUON)]
-rest = [own for name, own in named if not any(fnmatch(name, pattern) for pattern in MUON)]
+muon = [own for name, own in named if any(fnmatchcase(name, pattern) for pattern in MUON)]
+rest = [own for name, own in named if not any(fnmatchcase(name, pattern) for pattern in MUON)]
 
 # DeepSpeed: a flag on every parameter
 for own in muon: own.use_muon = True
@@ -60,7 +62,10 @@ def suggestion(lines: Sequence[Line]) -> str:
         return f"Suggestion: no matrix of the blocks passes; none for Muon.\n{WARNING}"
     patterns = ",\n".join(f'    "{name}"' for name in names)
     code = SPELLINGS.format(patterns=f"(\n{patterns},\n)")
-    return f"A suggestion, no more: nr / st is 1 or more at the median of their samples.\n{WARNING}\n\n{code}"
+    return (
+        f"A suggestion, no more: nr / st is 1 or more at the median of their samples.\n{WARNING}\n\n"
+        f"train.py: --optimizer.name=muon --optimizer.muon_modules='{','.join(names)}'\n\n{code}"
+    )
 
 
 def _table(lines: Sequence[Line]) -> list[str]:
@@ -88,7 +93,7 @@ def _order(lines: Sequence[Line]) -> str:
     found: dict[str, list[float]] = {}
     for line in lines:
         for name, own in line["matrices"].items():
-            if own["ratio"] is not None and own["type"] not in (EMBED, OUTPUT):
+            if own["ratio"] is not None and _is_of_a_block(own):
                 found.setdefault(_family(name), []).append(own["ratio"])
     order = [name for name in (*FAMILIES, MLP) if name in found]
     if len(order) < len(FAMILIES) + 1:
@@ -107,23 +112,30 @@ def _family(name: str) -> str:
     return next((family for family, roles in FAMILIES.items() if role in roles), MLP)
 
 
+def _is_of_a_block(own: Mapping[str, Any]) -> bool:
+    """Whether it is neither the head nor an embedding, of tokens or of positions."""
+    return own["type"] not in (EMBED, OUTPUT) and own.get("st_method") != COUNTS
+
+
 def _suggested(lines: Sequence[Line]) -> list[str]:
-    """Weights of the blocks all parts of which pass, as patterns where all layers do."""
+    """Weights of the blocks all parts of which pass, as patterns that match no other one, else by name."""
     ratios: dict[str, dict[str, list[float]]] = {}  # by weight and part
     for line in lines:
         for name, own in line["matrices"].items():
-            if own["type"] not in (EMBED, OUTPUT):
+            if _is_of_a_block(own):
                 numbers = ratios.setdefault(own["weight"], {}).setdefault(name, [])
                 numbers += [] if own["ratio"] is None else [own["ratio"]]
     passing = {
         weight: all(own and statistics.median(own) >= 1 for own in parts.values())
         for weight, parts in ratios.items()
     }
+    others = {own["weight"] for line in lines for own in line["matrices"].values()}
+    others -= {weight for weight, passes in passing.items() if passes}
     alike: dict[str, list[str]] = {}
     for weight in passing:
         alike.setdefault(pattern_of(weight), []).append(weight)
     names: list[str] = []
     for pattern, weights in alike.items():
         chosen = [weight for weight in weights if passing[weight]]
-        names += [pattern] if len(chosen) == len(weights) else chosen
+        names += chosen if any(fnmatchcase(name, pattern) for name in others) else [pattern]
     return names

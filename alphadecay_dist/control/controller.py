@@ -40,6 +40,7 @@ from alphadecay_dist.params.groups import followers_in, weights_in
 from alphadecay_dist.params.inventory import Weight, tuned_weights
 from alphadecay_dist.sharding.collectives import Collectives
 from alphadecay_dist.sharding.planning import analysed, require_factors
+from alphadecay_dist.spectral import Estimator
 
 STATE_KEY = "alphadecay"  # the one key of state_dict(): its value is a JSON string, safe in any checkpoint
 
@@ -97,17 +98,18 @@ class AlphaDecay:
         with self._ranks.raise_on_all_ranks():
             self.settings = settings_from(settings, given)
             _require_whole_updates(self.settings)
-            read_as = dtype_of(dtype)
+            self._read_as = dtype_of(dtype)
             require_parts(parts)
             named = self._named(trained.model, parts or {})
             weights = analysed(named, trained.model, self.settings, parts)
             require_factors(self.settings, weights)
-        self._measure = measure_for(Measured(self._host, weights, self.settings, read_as, histograms))
+        self._measure = measure_for(Measured(self._host, weights, self.settings, self._read_as, histograms))
         self._table = ModuleTable(weights, self.settings)
         self._updates = 0
         self._refreshed_at: int | None = None
         self._written_at: int | None = None
         self._pending: PendingRefresh | None = None
+        self._found: tuple[int, Mapping[str, Measurement]] | None = None  # by the last refresh, and when
         with self._ranks.raise_on_all_ranks():
             self._writer = writer_for(self.settings, self._host, named)
         groups = [] if watches else self._host.param_groups()
@@ -119,6 +121,24 @@ class AlphaDecay:
     def modules(self) -> dict[str, TunedModule]:
         """Every tuned module by name, with its alpha, decay and status as they are now."""
         return self._table.modules()
+
+    def spectra_at(
+        self, updates: int, estimator: Estimator, dtype: torch.dtype | None
+    ) -> Mapping[str, Measurement]:
+        """What the last refresh found, by part, for others who would measure the same.
+
+        Args:
+            updates: finished before the weights were taken.
+            estimator: how alpha is to be read.
+            dtype: the type in which weights are to be read.
+
+        Returns:
+            Nothing where that refresh was at another update, or measured something else.
+        """
+        alike = self.settings.reads_spectra and self.settings.estimator() == estimator
+        if self._found is None or self._found[0] != updates or not alike or self._read_as != dtype:
+            return {}
+        return self._found[1]
 
     def __repr__(self) -> str:
         """What is tuned, and how far it is."""
@@ -239,6 +259,7 @@ class AlphaDecay:
             begin: the time when the refresh began, less what training went on beside it.
         """
         assigned = self._assign(shared)
+        self._found = step, shared
         self._advice.refreshed()
         modules = self._table.reports(shared, assigned)
         kept = {part: found.histogram for part, found in shared.items() if found.histogram is not None}
@@ -329,6 +350,7 @@ class AlphaDecay:
         self._updates = loaded.step
         self._refreshed_at = loaded.refreshed_at if same else None
         self._written_at = loaded.written_at if same else None
+        self._found = None
         self._table.loaded(loaded)
         self._advice.loaded()
         self._host.loaded()
@@ -341,7 +363,7 @@ class AlphaDecay:
             updates: that the run has made.
         """
         self._cancel_pending()
-        self._updates, self._refreshed_at, self._written_at = updates, None, None
+        self._updates, self._refreshed_at, self._written_at, self._found = updates, None, None, None
 
     def _write(self, found: Mapping[str, Measurement] = MappingProxyType({})) -> None:
         """Hand each module's number to what applies it, in groups that have their names. Collective.

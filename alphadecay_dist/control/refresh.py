@@ -163,25 +163,18 @@ class Measurement:
     def decode(cls, numbers: Sequence[float], owner: int) -> Measurement:
         """From the numbers that travelled, see :func:`encode`."""
         alpha, value, status, *more = numbers
-        metrics = dict(zip(METRICS, map(_defined, more), strict=True)) if more else {}
+        metrics = dict(zip(METRICS, map(_defined, more), strict=True))
         return cls(_defined(alpha), _defined(value), STATUSES[int(status)], owner, metrics)
 
 
-def encoded_length(settings: Settings) -> int:
-    """How many numbers of a part travel."""
-    return 3 if settings.row.moves is not None else 3 + len(METRICS)
+ENCODED_LENGTH = 3 + len(METRICS)  # how many numbers of a part travel
 
 
 def encode(analysis: Analysis, settings: Settings) -> list[float]:
-    """Alpha and what is mapped and the status' number, as they travel; NaN where undefined.
-
-    Every metric too, where the policy only watches.
-    """
+    """Alpha, what is mapped, the status' number and every metric, as they travel; NaN where undefined."""
     status = float(STATUSES.index(analysis.status))
-    numbers = [_or_nan(analysis.alpha), _or_nan(settings.value_of(analysis)), status]
-    if settings.row.moves is None:
-        numbers += [_or_nan(getattr(analysis, metric)) for metric in METRICS]
-    return numbers
+    metrics = [_or_nan(getattr(analysis, metric)) for metric in METRICS]
+    return [_or_nan(analysis.alpha), _or_nan(settings.value_of(analysis)), status, *metrics]
 
 
 def _or_nan(value: float | None) -> float:
@@ -215,7 +208,8 @@ def report(
         decay, ratio = moved(settings, assignment.weight_decay)
         value = None if by_alpha else own.value
         status = status_of(own, assignment)
-        reports[part] = ModuleRefresh(own.alpha, decay, own.owner, status, value, ratio, dict(own.metrics))
+        metrics = dict(own.metrics) if settings.row.moves is None else {}
+        reports[part] = ModuleRefresh(own.alpha, decay, own.owner, status, value, ratio, metrics)
     if len(reports) == 1:
         return reports[parts[0]]
     decay, ratio = moved(settings, number)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alphadecay_dist.control.lagged import LaggedRefresher, PendingRefresh, device_of
 from alphadecay_dist.control.measure import LaggedMeasure, Measured
-from alphadecay_dist.control.refresh import Measurement, encode, encoded_length
+from alphadecay_dist.control.refresh import ENCODED_LENGTH, Measurement, encode
 from alphadecay_dist.sharding.collectives import Collectives, drain_on_error
 from alphadecay_dist.sharding.planning import plan_exchange
 from alphadecay_dist.spectral import FAILED, Analysis, Histogram, analyze_each
@@ -68,7 +68,10 @@ class SpectrumMeasure(LaggedMeasure):
         """See :class:`LaggedMeasure`."""
         if pending.found is None:
             assert pending.running is not None
-            pending.found = self._share(pending.running.analyses())
+            found = self._share(pending.running.analyses())
+            if self._settings.row.moves is not None:  # nobody reports metrics of weights that have gone on
+                found = {part: replace(own, metrics={}) for part, own in found.items()}
+            pending.found = found
             pending.running = None
         return pending.found
 
@@ -93,7 +96,7 @@ class SpectrumMeasure(LaggedMeasure):
             for unit, names in self._parts.items()
             if self._owners[unit] == self._ranks.rank
         }
-        count = encoded_length(self._settings) + (ENCODED if self._estimator.keeps_histogram else 0)
+        count = ENCODED_LENGTH + (ENCODED if self._estimator.keeps_histogram else 0)
         shared = self._exchange.share(mine, {unit: count * len(names) for unit, names in self._parts.items()})
         return {
             part: self._decode(shared[unit][count * place : count * (place + 1)], self._owners[unit])
@@ -110,6 +113,5 @@ class SpectrumMeasure(LaggedMeasure):
 
     def _decode(self, numbers: tuple[float, ...], owner: int) -> Measurement:
         """From these numbers."""
-        own = encoded_length(self._settings)
-        found = Measurement.decode(numbers[:own], owner)
-        return replace(found, histogram=Histogram.decode(numbers[own:])) if numbers[own:] else found
+        found, kept = Measurement.decode(numbers[:ENCODED_LENGTH], owner), numbers[ENCODED_LENGTH:]
+        return replace(found, histogram=Histogram.decode(kept)) if kept else found

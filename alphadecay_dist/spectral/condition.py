@@ -11,7 +11,7 @@ a stable rank the largest one is enough, which needs no Gram matrix: see :func:`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,9 @@ from alphadecay_dist.spectral.esd import esd
 from alphadecay_dist.spectral.metrics import nuclear_to_frobenius, stable_rank
 from alphadecay_dist.spectral.report import NON_FINITE, OK, ZERO
 
-BLOCK, STEPS = 4, 24  # directions that are multiplied at once, and how often
+BLOCK, STEPS = 4, 24  # directions that are multiplied at once, and how often at most
+ROUND = 3  # products between two looks at whether more are needed
+SETTLED = 1e-8  # an error that is no more than this of the eigenvalue
 EXTREME = 1e100  # entries up to this are squared as they are
 INVARIANT = 1e-10  # a product's part outside of the space that is no more than this of it is rounding
 _SEED = 0  # of the directions to begin with
@@ -99,28 +101,36 @@ def _nuclear_ranks(stack: Tensor) -> list[float | None]:
 
 
 def largest_eigenvalues(
-    widths: Sequence[int], products: Callable[[Sequence[Tensor]], Sequence[Tensor]]
+    widths: Sequence[int],
+    products: Callable[[Mapping[int, Tensor]], Sequence[Tensor]],
+    agreed: Callable[[list[int]], list[int]] = list,
 ) -> list[float]:
     """The largest eigenvalue of each of several positive semidefinite matrices, by their products alone.
 
-    Block Krylov iteration: what is found after ``STEPS`` products with ``BLOCK`` vectors is right to 1e-6 and
-    better, also where no eigenvalue stands out. It is always that many, so that ranks need not agree on an
-    end.
+    Block Krylov iteration: what is found is right to 1e-6 and better, also where no eigenvalue stands out.
+    Where one does, as in activations that have a mean, a few products are enough.
 
     Args:
         widths: the size d of each matrix.
-        products: from a block of vectors a matrix, (d, k) fp64 on the host, to the matrices' products with
-            them; k is ``BLOCK``, or less at the end of a small matrix.
+        products: from a block of vectors, (d, k) fp64 on the host, by the matrix's place to the products with
+            them in turn; k is ``BLOCK``, or less at the end of a small matrix.
+        agreed: where ranks take part, what all of them take for the places that need more products.
 
     Returns:
-        The eigenvalues, each at most the true one but for rounding.
+        The eigenvalues, each at most the true one but for rounding; NaN where a product was not finite.
     """
     generator = torch.Generator().manual_seed(_SEED)
     starts = [torch.randn(d, min(BLOCK, d), generator=generator, dtype=torch.float64) for d in widths]
     spaces = [_Krylov(start) for start in starts]
-    for _ in range(STEPS):
-        for space, product in zip(spaces, products([space.newest for space in spaces]), strict=True):
-            space.grow(product)
+    left = list(range(len(spaces)))
+    for step in range(1, STEPS + 1):
+        blocks = {place: spaces[place].newest for place in left}
+        for place, product in zip(left, products(blocks), strict=True):
+            spaces[place].grow(product)
+        if step % ROUND == 0 and step < STEPS:
+            left = agreed([place for place in left if not spaces[place].is_settled()])
+        if not left:
+            break
     return [space.largest() for space in spaces]
 
 
@@ -138,10 +148,13 @@ class _Krylov:
         self.newest = torch.linalg.qr(start).Q
         self._basis = self.newest
         self._within = start.new_zeros(0, 0)
+        self._left = start.new_zeros(0, 0)  # of the last products what is outside of the space, squared
+        self._finite = True
 
     def grow(self, product: Tensor) -> None:
         """Take up the matrix's product with the newest vectors, (d, k)."""
-        if not self.newest.shape[1]:
+        self._finite = self._finite and bool(product.isfinite().all())
+        if not self.newest.shape[1] or not self._finite:
             return
         own = self._basis.T @ product  # (b, k)
         within = own.new_zeros(len(own), len(own))
@@ -149,12 +162,30 @@ class _Krylov:
         within[:, -own.shape[1] :] = own
         within[-own.shape[1] :, :] = own.T
         self._within = within
+        outside = product - self._basis @ own
+        self._left = outside.T @ outside
         left = min(own.shape[1], len(self._basis) - len(own))  # of d dimensions
         self.newest = self._orthonormal(product[:, :left])
         self._basis = torch.cat([self._basis, self.newest], 1)
 
+    def is_settled(self) -> bool:
+        """Whether the largest eigenvalue within the space is that of the matrix, as far as the space tells.
+
+        Its error is at most its vector's residual r, and about r^2 over the gap to the next eigenvalue.
+        """
+        if not self._finite or not self.newest.shape[1]:
+            return True
+        values, vectors = torch.linalg.eigh(self._within)
+        last = vectors[-len(self._left) :, -1]
+        squared = max(0.0, float(last @ self._left @ last))
+        gap = float(values[-1] - values[-2]) if len(values) > 1 else 0.0
+        error = min(math.sqrt(squared), squared / gap if gap > 0 else math.inf)
+        return error <= SETTLED * float(values[-1])
+
     def largest(self) -> float:
         """The largest eigenvalue of the matrix within the space."""
+        if not self._finite:
+            return math.nan
         return max(0.0, float(torch.linalg.eigvalsh(self._within)[-1]))
 
     def _orthonormal(self, vectors: Tensor) -> Tensor:

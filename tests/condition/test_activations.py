@@ -101,8 +101,9 @@ def test_each_input_is_kept_once_without_padding_and_hooks_are_gone(model):
     assert (table.value, table.tokens) == (9 / 4, 9)  # one over the share of token 5
 
 
-def test_many_rows_are_kept_as_a_gram_matrix(model):
-    own = recorder(model)
+def test_rows_that_do_not_fit_are_kept_as_a_gram_matrix(model):
+    """240 rows of five inputs in fp32 take 307,200 bytes, five fp64 Gram matrices 163,840."""
+    own = recorder(model, budget=200_000)
     own.arm()
     tokens = torch.randint(1, 50, (20, 12), generator=torch.Generator().manual_seed(1))
     forward(model, tokens)
@@ -151,6 +152,34 @@ def test_a_module_that_is_called_twice_has_both_inputs():
     own.arm()
     model(second)
     assert own.take()[0]["shared"].count == 14  # nothing of before is left
+
+
+def test_a_first_input_of_few_rows_limits_no_other_one():
+    """Such as the embedding of a time, of which there is a row a sequence."""
+    few, many = nn.Linear(64, 64), nn.Linear(64, 64)
+    model = nn.ModuleList([few, many])
+    model.forward = lambda values: many(values + few(values[:2]).sum())
+    own = Recorder(model, {"few": few, "many": many}, [64, 64], {}, None, None, 2**20)
+    own.arm()
+    model(torch.randn(30, 64))
+    assert {name: kept.count for name, kept in own.take()[0].items()} == {"few": 2, "many": 30}
+
+
+class Lost(Kept):
+    """An input whose product fails, as where a device has no memory left."""
+
+    def times(self, vectors):
+        raise torch.OutOfMemoryError("out of memory")
+
+
+def test_a_product_that_fails_is_a_status_and_no_rank_waits_for_it():
+    lost, fine = Lost(5), Kept(5)
+    for own in (lost, fine):
+        own.add(torch.ones(3, 5))
+    with pytest.warns(UserWarning, match="an input of width 5 failed: out of memory"):
+        found = stable_ranks({"lost": lost, "fine": fine}, ALONE)
+    assert (found["lost"].value, found["lost"].status) == (None, "failed")
+    assert found["fine"].value == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("value", "status"), [(float("nan"), "non_finite"), (0.0, "zero")])

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
-from alphadecay_dist import SpectralCondition, UserError
+from alphadecay_dist import AlphaDecay, SpectralCondition, UserError, param_groups
+from alphadecay_dist.condition.matrices import Matrices
 from alphadecay_dist.condition.sample import log_condition
+from alphadecay_dist.spectral import Estimator
 from tests.models import small
 
 IDS = torch.randint(3, 96, (3, 12), generator=torch.Generator().manual_seed(1))
@@ -47,6 +51,20 @@ def test_a_llama_has_the_rows_of_the_published_table():
     assert 1 < q.stable_rank < 64 * q.spectral_norm
 
 
+def test_keys_have_fewer_heads_than_queries():
+    """Two of 32 rows, not eight of 8."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 256, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 96}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 2}
+    told = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads))
+    linear = {"q_proj": (256, 256), "k_proj": (256, 64), "v_proj": (256, 64), "o_proj": (256, 256)}
+    own = nn.ModuleDict({name: nn.Linear(*shape) for name, shape in linear.items()})
+    for model in (told, nn.ModuleDict({"attn": own})):  # by its config, by the width of a head
+        blocks = Matrices(model, "attn").blocks(8)
+        found = {name.rpartition(".")[2]: counted for name, counted in blocks.items()}
+        assert found == {"q_proj": (8, 0), "k_proj": (2, 0), "v_proj": (2, 0), "o_proj": (8, 1)}
+
+
 def test_fused_weights_have_a_row_a_part_and_tied_ones_no_ratio():
     own = sampled("gpt2", heads=2).matrices
     place = "transformer.h.0.attn"
@@ -58,6 +76,46 @@ def test_fused_weights_have_a_row_a_part_and_tied_ones_no_ratio():
     tied = own["transformer.wte"]
     assert (tied.type, tied.status, tied.ratio) == ("embed", "tied", None)
     assert tied.nr > 1
+
+
+def test_what_the_policy_has_just_found_is_not_measured_again():
+    model = small("llama")
+    optimizer = torch.optim.AdamW(param_groups(model, weight_decay=0.1))
+    decay = AlphaDecay(model, optimizer, weight_decay=0.1, interval=2)
+    beside, alone = (SpectralCondition(model, every=1, decay=own) for own in (decay, None))
+    weight = model.model.layers[0].mlp.up_proj.weight
+    for update in range(3):
+        optimizer.zero_grad()
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        decay.step()
+        its, before = alone.step(), weight.detach().clone()
+        torch.nn.init.zeros_(weight)  # of which a measurement would show
+        mine = beside.step().matrices
+        with torch.no_grad():
+            weight.copy_(before)
+        other = mine.pop("model.layers.0.mlp.up_proj")
+        expected = {
+            name: replace(own, decay=mine[name].decay) for name, own in its.matrices.items() if name in mine
+        }
+        assert mine == expected
+        measured = its.matrices["model.layers.0.mlp.up_proj"]
+        assert other.alpha == (None if update == 1 else measured.alpha)
+        assert (other.spectral_norm == measured.spectral_norm) is (update != 1)
+        optimizer.step()
+
+
+def test_another_measurement_stands_for_none():
+    model = small("llama")
+    optimizer = torch.optim.AdamW(param_groups(model, weight_decay=0.1))
+    decay = AlphaDecay(model, optimizer, weight_decay=0.1, interval=2)
+    decay.step()
+    mine = Estimator()
+    assert decay.spectra_at(0, mine, None).keys() == decay.modules.keys()
+    assert not decay.spectra_at(1, mine, None)  # of other weights
+    assert not decay.spectra_at(0, mine, torch.bfloat16)
+    assert not decay.spectra_at(0, replace(mine, xmin_pos=3.0), None)
+    decay.load_state_dict(decay.state_dict())
+    assert not decay.spectra_at(0, mine, None)
 
 
 def test_experts_have_gradients_and_no_input_that_is_known():

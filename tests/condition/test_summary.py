@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 import torch
 from torch import nn
 
 from alphadecay_dist.condition.numbers import medians_by_type
 from alphadecay_dist.condition.summary import suggestion, summary
+from alphadecay_dist.optimizers.division import chosen
+from alphadecay_dist.params.inventory import tuned_weights
+from alphadecay_dist.training.config import load_config
 
 
 def own(kind, weight, ratio):
@@ -66,9 +71,36 @@ def test_a_suggestion_names_layers_where_not_all_pass():
     assert "embed" not in code
 
 
-def a_layer():
-    attention = {"q_proj": nn.Linear(8, 8), "v_proj": nn.Linear(8, 8, bias=False)}
-    mlp = {"down_proj": nn.Linear(8, 8, bias=False)}
+def test_embeddings_of_positions_are_no_matrices_of_a_block():
+    """Nor does a pattern take more than what passes."""
+    wpe = own("wpe", "wpe", 50.0) | {"st_method": "counts"}
+    deep = own("q", "layers.0.cross.attn.q_proj", 0.5), own("q", "layers.0.attn.q_proj", 2.0)
+    matrices = {"wpe": wpe, **{row["weight"]: row for row in deep}}
+    text = suggestion([{"step": 0, "n_tokens": 9, "inv_p_max": None, "matrices": matrices}])
+    assert "wpe" not in text
+    assert '"layers.0.attn.q_proj"' in text
+    assert "layers.*.attn.q_proj" not in text
+    mlp = summary(
+        [line(0, q=(1.0, 1.0), v=(2.0, 2.0), down=(3.0, 3.0)), {**LINES[0], "matrices": {"wpe": wpe}}]
+    )
+    assert "MLP 3" in mlp
+
+
+def test_a_suggestion_is_an_option_of_the_trainer():
+    (option,) = [row for row in suggestion(LINES).splitlines() if row.startswith("train.py: ")]
+    given = [word.removeprefix("--") for word in shlex.split(option)[1:]]
+    modules = load_config("demo", given).optimizer.muon_modules
+    model = nn.ModuleDict({"layers": nn.ModuleList(a_layer(64) for _ in range(2))})
+    assert [weight.name for weight in chosen(tuned_weights(model), modules)] == [
+        "layers.0.mlp.down_proj",
+        "layers.1.self_attn.v_proj",
+        "layers.1.mlp.down_proj",
+    ]
+
+
+def a_layer(width=8):
+    attention = {"q_proj": nn.Linear(width, width), "v_proj": nn.Linear(width, width, bias=False)}
+    mlp = {"down_proj": nn.Linear(width, width, bias=False)}
     return nn.ModuleDict({"self_attn": nn.ModuleDict(attention), "mlp": nn.ModuleDict(mlp)})
 
 

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from alphadecay_dist.spectral.condition import (
+    STEPS,
     GradientSpectrum,
     activation_rank,
     gradient_spectrum,
@@ -116,7 +117,28 @@ def test_products_alone_give_the_largest_eigenvalue(rows):
     exact = [rows.double().T @ rows.double(), other.T @ other]
 
     def products(blocks):
-        return [matrix @ block for matrix, block in zip(exact, blocks, strict=True)]
+        return [exact[place] @ block for place, block in blocks.items()]
 
     found = largest_eigenvalues([len(matrix) for matrix in exact], products)
     assert found == pytest.approx([float(torch.linalg.eigvalsh(matrix)[-1]) for matrix in exact], rel=1e-6)
+
+
+@pytest.mark.parametrize(("rows", "most"), [(drawn(512, 200).relu(), 6), (drawn(700, 600), STEPS)])
+def test_products_end_where_the_eigenvalue_stands(rows, most):
+    exact, calls = rows.double().T @ rows.double(), []
+
+    def products(blocks):
+        calls.append(list(blocks))
+        return [exact @ block for block in blocks.values()]
+
+    largest_eigenvalues([len(exact)], products)
+    assert len(calls) == most
+
+
+def test_a_product_that_is_not_finite_ends_its_search_alone():
+    exact = [torch.eye(9).double() * math.nan, torch.diag(torch.arange(1.0, 10.0).double())]
+    found = largest_eigenvalues(
+        [9, 9], lambda blocks: [exact[place] @ block for place, block in blocks.items()]
+    )
+    assert math.isnan(found[0])
+    assert found[1] == pytest.approx(9, rel=1e-12)
