@@ -4,8 +4,9 @@
 
 A LLaMA is trained on random tokens in one process. A refresh is AlphaDecay's, of the tuned matrices; a sample
 looks at these, the head and the embedding, or at the tuned ones alone (--tuned). It costs the call of step(),
-and what the forward takes longer that keeps the inputs. Times are medians, ratios medians of those of each
-turn.
+and what the forward takes longer that keeps the inputs. Beside a refresh, at the same update, a sample
+takes the spectra of the tuned weights from it; alone it has its own. Times are medians, ratios medians of
+those of each turn. On a CPU they are CPU seconds of all threads, which other work hardly moves.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import alphadecay_dist.openmp  # noqa: F401  (before torch is loaded)
 
 import argparse
 import statistics
+import time
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from interval import BASE, Training
@@ -25,7 +28,8 @@ from refresh import machine, timed
 from alphadecay_dist import AlphaDecay, SpectralCondition, param_groups
 
 NEVER = 10**9  # updates, until which a condition records nothing
-PLAIN, RECORDED, STEP, REFRESH = "update, s", "update that is recorded, s", "step(), s", "refresh, s"
+PLAIN, RECORDED, REFRESH = "update, s", "update that is recorded, s", "refresh, s"
+BESIDE, ALONE = "step() beside a refresh, s", "step() alone, s"
 
 
 def main() -> None:
@@ -48,22 +52,38 @@ def main() -> None:
     condition.begin_at(1)
     training.update()  # warms up
     for _ in range(args.repeats):
-        timed(seconds[REFRESH], decay.refresh, device)
-        timed(seconds[PLAIN], training.update, device)
+        spent(seconds[REFRESH], decay.refresh, device)
+        spent(seconds[PLAIN], training.update, device)
         condition.begin_at(0)  # the next forward is recorded
-        timed(seconds[RECORDED], training.update, device)
-        timed(seconds[STEP], condition.step, device)
+        spent(seconds[RECORDED], training.update, device)
+        spent(seconds[BESIDE], condition.step, device)
+        decay.begin_at(0)  # the refresh is forgotten
+        condition.begin_at(0)
+        training.update()
+        spent(seconds[ALONE], condition.step, device)
     threads, tokens = torch.get_num_threads(), args.batch * args.seq
     print(f"{machine(device)}, {threads} threads, torch {torch.__version__}, {args.repeats} repeats\n")
-    print(f"| model | tokens | {' | '.join([REFRESH, STEP, PLAIN, RECORDED])} | sample / refresh |")
-    print("|---" * 7 + "|")
-    cells = [f"{statistics.median(seconds[name]):.3f}" for name in (REFRESH, STEP, PLAIN, RECORDED)]
-    print(f"| {args.shape} | {tokens:,} | {' | '.join(cells)} | {_ratio(seconds):.2f} |")
+    columns = (REFRESH, BESIDE, ALONE, PLAIN, RECORDED)
+    print(f"| model | tokens | {' | '.join(columns)} | sample / refresh, beside it | alone |")
+    print("|---" * 9 + "|")
+    cells = [f"{statistics.median(seconds[name]):.3f}" for name in columns]
+    ratios = [f"{_ratio(seconds, step):.2f}" for step in (BESIDE, ALONE)]
+    print(f"| {' | '.join([args.shape, f'{tokens:,}', *cells, *ratios])} |")
 
 
-def _ratio(seconds: dict[str, list[float]]) -> float:
+def spent(seconds: list[float], work: Callable[[], object], device: torch.device) -> None:
+    """Append what a piece of work took."""
+    if device.type != "cpu":
+        timed(seconds, work, device)
+        return
+    begin = time.process_time()
+    work()
+    seconds.append(time.process_time() - begin)
+
+
+def _ratio(seconds: dict[str, list[float]], step: str) -> float:
     """What a sample costs over a refresh: its step, and what recording added to an update."""
-    turns = zip(*(seconds[name] for name in (STEP, RECORDED, PLAIN, REFRESH)), strict=True)
+    turns = zip(*(seconds[name] for name in (step, RECORDED, PLAIN, REFRESH)), strict=True)
     return statistics.median((step + recorded - plain) / refresh for step, recorded, plain, refresh in turns)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -70,8 +71,8 @@ def test_a_sample_is_timed_against_a_refresh():
         cells, run("condition.py", "--shape", "tiny", "--batch", "1", "--seq", "16", "--tuned")[-3:]
     )
     found = dict(zip(header, row, strict=True))
-    assert all(float(found[name]) > 0 for name in ("refresh, s", "step(), s", "update, s"))
-    assert float(found["sample / refresh"]) > 0
+    assert all(float(found[name]) > 0 for name in ("refresh, s", "step() alone, s", "update, s"))
+    assert all(math.isfinite(float(found[name])) for name in ("sample / refresh, beside it", "alone"))
 
 
 @pytest.fixture

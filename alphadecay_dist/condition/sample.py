@@ -43,8 +43,8 @@ class MatrixCondition:
         alpha: tail exponent of the weight.
         decay: that the update applies to it.
         heads: nuclear rank of each head's gradient, where heads are asked for.
-        status: "ok"; "zero_gradient", "non_finite_gradient" or "failed_gradient"; "no_input", "zero_input" or
-            "non_finite_input"; "tied".
+        status: "ok"; "zero_gradient", "non_finite_gradient" or "failed_gradient"; "no_input", "zero_input",
+            "non_finite_input" or "failed_input"; "tied".
     """
 
     type: str

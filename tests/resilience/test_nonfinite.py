@@ -9,9 +9,10 @@ import torch
 
 from alphadecay_dist.checkpoint.reader import newest, read
 from alphadecay_dist.checkpoint.restore import stored_weights
+from alphadecay_dist.condition.sample import CONDITION
 from alphadecay_dist.errors import RunError
 from alphadecay_dist.training.bad_updates import BadUpdates
-from alphadecay_dist.training.outputs.run_files import read_status
+from alphadecay_dist.training.outputs.run_files import read_lines, read_status
 from tests.multirank import run_ranks
 from tests.resilience.poison import loss_plus_nan, poisoned
 from tests.training.runs import argv_of, left_behind, tiny_options
@@ -44,6 +45,12 @@ def steps_of(run):
     return [line["step"] for line in run["metrics"]]
 
 
+def samples(output):
+    """Updates and statuses of the spectral condition's samples."""
+    lines = read_lines(output / CONDITION)
+    return [(line["step"], {own["status"] for own in line["matrices"].values()}) for line in lines]
+
+
 def weights_at(output, step):
     checkpoint = read(output / "checkpoints" / f"step-{step:08d}")
     return {name: weight.read() for name, weight in stored_weights(checkpoint).items()}
@@ -63,7 +70,9 @@ def test_stop_fails_with_one_line_and_leaves_the_checkpoint(tmp_path, engine):
 @pytest.mark.kills
 @pytest.mark.parametrize("engine", ENGINES)
 def test_skip_changes_no_weight_and_rollback_repeats_no_data(tmp_path, engine):
-    codes, status, skipped = run_poisoned(tmp_path, engine, "skip", checkpoint__every=1)
+    sampled = {"telemetry__spectral_condition": BAD - 1}  # before the first update, and at the bad one
+    codes, status, skipped = run_poisoned(tmp_path, engine, "skip", checkpoint__every=1, **sampled)
+    assert samples(tmp_path / "skip") == [(0, {"ok"}), (BAD - 1, {"non_finite_gradient"})]
     assert (codes, status["state"]) == ([0, 0], "finished")
     assert steps_of(skipped) == list(range(1, 10))
     bad = skipped["metrics"][BAD - 1]
@@ -73,7 +82,8 @@ def test_skip_changes_no_weight_and_rollback_repeats_no_data(tmp_path, engine):
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not any(torch.equal(after[name], later[name]) for name in before)
 
-    codes, status, back = run_poisoned(tmp_path, engine, "rollback")
+    codes, status, back = run_poisoned(tmp_path, engine, "rollback", **sampled)
+    assert samples(tmp_path / "rollback") == [(0, {"ok"}), (BAD - 1, {"ok"})]
     assert (codes, status["state"]) == ([0, 0], "finished")
     assert steps_of(back) == list(range(1, 10))
     losses = [line["loss"] for line in back["metrics"]]
