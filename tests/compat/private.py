@@ -104,7 +104,7 @@ def _placements() -> Any:
 
 
 OWNERS = [
-    Owner("torch", "torch", ("_foreach_mul_",), lambda: torch),
+    Owner("torch", "torch", ("_foreach_add_", "_foreach_lerp_", "_foreach_mul_"), lambda: torch),
     Owner("torch", "torch.nn.modules.conv", ("_ConvNd",), lambda: nn.modules.conv),
     Owner("torch", "Module", ("_parameters", "_forward_hooks", "_forward_pre_hooks"), nn.Module),
     Owner("torch", "a scheduled optimizer's step", ("_wrapped_by_lr_sched",), _scheduled_step),
