@@ -223,7 +223,7 @@ def _together(numbers: Iterable[float]) -> dict[float, list[int]]:
     return found
 
 
-def _scale(weights: Sequence[Tensor], factors: Sequence[float | Tensor]) -> None:
+def _scale(weights: list[Tensor], factors: Sequence[float | Tensor]) -> None:
     """Multiply weights in place; where decays are tensors, so are factors, and nobody waits for them."""
     numbers = [factor for factor in factors if not isinstance(factor, Tensor)]
     if weights and len(numbers) == len(factors):
