@@ -85,7 +85,7 @@ def check_pieces(replicas, apart, options):
 @pytest.mark.parametrize(
     ("world_size", "replicas", "apart", "options"),
     [
-        (1, 1, False, {}),
+        pytest.param(1, 1, False, {}, marks=pytest.mark.long),
         (2, 1, True, {"nesterov": False}),
         (4, 1, False, {"adjust_lr_fn": "match_rms_adamw"}),
         (4, 2, True, {}),
