@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # What docs/benchmarks.md has of GPUs, part by part, each within 8 minutes:
 #   bash benchmarks/gpu.sh PART ... --out DIR [--wheels FILE.tar] [--device cpu]
-# Parts: check doctor spectra interval exchange groups train256 train2048 zero zero_train; all of them where none is named.
+# Parts: check doctor spectra interval exchange groups muon train256 train2048 zero zero_train; all of them where none is named.
 # DIR gets a file a part: the machine, then each command with what it printed. Needs torch with CUDA, transformers,
 # sentencepiece and no network; FILE.tar is what benchmarks/wheels.sh made: DeepSpeed, for a machine without it.
 # What is missing or fails is a line, and the rest goes on; the exit code is 1 where something failed.
 # --device cpu runs the same commands with small sizes, to try the script. It changes no setting of a GPU.
 set -u
 cd "$(dirname "$0")/.." || exit 2
-all=(check doctor spectra interval exchange groups train256 train2048 zero zero_train)
+all=(check doctor spectra interval exchange groups muon train256 train2048 zero zero_train)
 parts=() out='' wheels='' device=cuda
 while (($#)); do
   case $1 in
@@ -70,6 +70,7 @@ few=(--sizes 1b_layer 1b --repeats 2)
 solvers=(--sizes 512 1024 2048)
 matrices=(--width 1024 --rows 4096)
 gathered=(--sizes 60m 130m 350m)
+steps=(--sizes 130m 350m 1b)
 published=(--batch 128 --seq 256 --accumulate 4) # the tokens of a published update
 shapes=(60m 130m)
 # The published model, with room for sequences of 2048.
@@ -82,6 +83,7 @@ if [[ $device == cpu ]]; then
   solvers=(--sizes 64 --repeats 1)
   matrices=(--matrices 4 --width 64 --rows 8 --repeats 2)
   gathered=(--sizes 60m --repeats 1)
+  steps=(--sizes tiny --repeats 2)
   published=(--batch 1 --seq 16 --repeats 1)
   shapes=(tiny)
 fi
@@ -124,6 +126,7 @@ part() {
       fi
       ;;
     groups) run python3 benchmarks/groups.py --device "$device" --ranks "$ranks" --engine fsdp2 ddp "${matrices[@]}" ;;
+    muon) run python3 benchmarks/muon.py --device "$device" --ranks "$ranks" "${steps[@]}" ;;
     train256) train 256 64 ;;
     train2048) train 2048 8 ;;
     zero | zero_train)

@@ -22,6 +22,7 @@ PARTS = (
     "interval",
     "exchange",
     "groups",
+    "muon",
     "train256",
     "train2048",
     "zero",
@@ -63,6 +64,14 @@ def test_the_cost_of_an_interval_follows_from_an_update_and_a_refresh():
         assert (row["1"] == "-") == (row["1, as a loop"] == "-") == (name == "ours with a lag")
     assert all(float(found[name]["10, as a loop"]) > 0 for name in found)
     assert float(found["released"]["training stands still, s"]) > 0
+
+
+@pytest.mark.launcher
+def test_muon_on_owners_moves_less_and_ends_where_the_gathered_one_does():
+    header, _, row = map(cells, run("muon.py", "--sizes", "tiny", "--repeats", "1")[-3:])
+    found = dict(zip(header, row, strict=True))
+    assert all(float(found[name]) > 0 for name in ("gathered, s", "owners, s", "ratio"))
+    assert 0 < float(found["owners, MB"]) <= float(found["gathered, MB"])
 
 
 @pytest.mark.launcher

@@ -12,14 +12,14 @@ Each matrix has the numbers that ``torch.optim.Muon`` gives it where it is whole
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from alphadecay_dist.engines.native.dtensor import DTensorSource
 from alphadecay_dist.engines.native.shares import local_gradient
@@ -28,6 +28,7 @@ from alphadecay_dist.optimizers.newton_schulz import COEFFICIENTS, EPS, STEPS, r
 from alphadecay_dist.optimizers.places import TRAVEL, OnEachRank, OnOwners, Place, UpdateSource
 from alphadecay_dist.params.fused import Cut
 from alphadecay_dist.params.groups import names_in
+from alphadecay_dist.sharding.collectives import Collectives
 from alphadecay_dist.sharding.layout import Layout
 
 
@@ -65,6 +66,7 @@ class ShardedMuon(torch.optim.Muon):
     Raises:
         ValueError: a parameter that is no matrix, or a setting out of its range.
         UserError: at the first step, a placement or a mesh that cannot be served.
+        RunError: at a step, a rank had not the memory for its part; on every rank.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class ShardedMuon(torch.optim.Muon):
         self._budget = memory_budget
         self._places: list[tuple[Place, list[str]]] = []
         self._placed: list[nn.Parameter] = []
+        self._ranks = Collectives(None)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -101,13 +104,14 @@ class ShardedMuon(torch.optim.Muon):
                 loss = closure()
         matrices = list(self._matrices())
         rules = {own.name: self._rule(own) for own in matrices}
-        updates = {own.name: self._update_of(own) for own in matrices}  # flat, bf16
-        self._settle_places(matrices, rules, updates)
-        for place, names in self._places:
-            place.orthogonalize({name: updates[name] for name in names}, rules)
-        for own in matrices:
-            if own.parameter.grad is not None:
-                self._apply(own, updates.pop(own.name), rules[own.name])
+        self._settle_places(matrices, rules)
+        with self._ranks.raise_on_all_ranks():
+            updates = self._updates(matrices)
+            for place, names in self._places:
+                place.prepare({name: updates[name] for name in names})
+        for place, _ in self._places:
+            place.orthogonalize(rules)
+        self._apply([own for own in matrices if own.parameter.grad is not None], updates, rules)
         return loss
 
     def _matrices(self) -> Iterator[_Matrix]:
@@ -123,56 +127,118 @@ class ShardedMuon(torch.optim.Muon):
         cut = self._cuts.get(own.parameter)
         return Rule(cut, group["ns_steps"], tuple(group["ns_coefficients"]), group["eps"])
 
+    def _updates(self, matrices: Sequence[_Matrix]) -> dict[str, Tensor]:
+        """Move this rank's momentum; what it holds of the matrices to orthogonalise, flat and in bf16."""
+        moved = [own for own in matrices if own.parameter.grad is not None]
+        buffers = [_local(self._momentum(own.parameter)) for own in moved]
+        gradients = [_gradient(own.parameter) for own in moved]
+        for momentum, places in _together(own.group["momentum"] for own in moved).items():
+            torch._foreach_lerp_([buffers[n] for n in places], [gradients[n] for n in places], 1 - momentum)
+        return {own.name: self._update_of(own) for own in matrices}
+
     def _update_of(self, own: _Matrix) -> Tensor:
-        """Move this rank's momentum; what it holds of the matrix to orthogonalise, flat and in bf16."""
-        parameter, weight = own.parameter, _local(own.parameter)
+        parameter = own.parameter
         if parameter.grad is None:
+            weight = _local(parameter)
             return torch.zeros(weight.numel(), dtype=TRAVEL, device=weight.device)
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter.detach())
-        gradient = local_gradient(parameter) if isinstance(parameter, DTensor) else parameter.grad
-        buffer = _local(state["momentum_buffer"])
-        buffer.lerp_(gradient, 1 - own.group["momentum"])
-        update = gradient.lerp(buffer, own.group["momentum"]) if own.group["nesterov"] else buffer
+        update = buffer = _local(self._momentum(parameter))
+        if own.group["nesterov"]:
+            update = _gradient(parameter).lerp(buffer, own.group["momentum"])
         return update.to(TRAVEL, copy=True).reshape(-1)
 
-    def _apply(self, own: _Matrix, update: Tensor, rule: Rule) -> None:
-        """Decay this rank's piece, and subtract its update."""
-        weight, lr = _local(own.parameter), float(own.group["lr"])
-        ratio = rate_ratio(own.group["adjust_lr_fn"], rule.block_shape(tuple(own.parameter.shape)))
-        weight.mul_(1 - lr * float(own.group["weight_decay"]))
-        weight.add_(update.view(weight.shape), alpha=-lr * ratio)
+    def _momentum(self, parameter: nn.Parameter) -> Tensor:
+        """Its momentum; one that a load took from ``torch.optim.Muon``, whole, is cut as the weight is."""
+        state = self.state[parameter]
+        found: Tensor | None = state.get("momentum_buffer")
+        if found is None:
+            found = torch.zeros_like(parameter.detach())
+        elif isinstance(parameter, DTensor) and not isinstance(found, DTensor):
+            # Every rank has the whole one: nothing is sent.
+            mesh, placements = parameter.device_mesh, parameter.placements
+            found = distribute_tensor(found, mesh, placements, src_data_rank=None)
+        state["momentum_buffer"] = found
+        return found
 
-    def _settle_places(
-        self, matrices: list[_Matrix], rules: Mapping[str, Rule], updates: Mapping[str, Tensor]
+    def _apply(
+        self, matrices: Sequence[_Matrix], updates: Mapping[str, Tensor], rules: Mapping[str, Rule]
     ) -> None:
+        """Decay this rank's pieces, and subtract their updates."""
+        # By identity: a rate that is a tensor on a device is waited for once, not once for each matrix.
+        known = {id(lr): float(lr) for lr in (own.group["lr"] for own in matrices)}
+        rates = [known[id(own.group["lr"])] for own in matrices]
+        weights = [_local(own.parameter) for own in matrices]
+        decays = [own.group["weight_decay"] for own in matrices]
+        _scale(weights, [1 - rate * decay for rate, decay in zip(rates, decays, strict=True)])
+        ratios = [
+            rate_ratio(own.group["adjust_lr_fn"], rules[own.name].block_shape(tuple(own.parameter.shape)))
+            for own in matrices
+        ]
+        given = [updates[own.name].view(weight.shape) for own, weight in zip(matrices, weights, strict=True)]
+        moves = [rate * ratio for rate, ratio in zip(rates, ratios, strict=True)]
+        for move, places in _together(moves).items():
+            torch._foreach_add_([weights[n] for n in places], [given[n] for n in places], alpha=-move)
+
+    def _settle_places(self, matrices: list[_Matrix], rules: Mapping[str, Rule]) -> None:
         """Where each matrix is orthogonalised, worked out again where the groups have got other ones."""
         parameters = [own.parameter for own in matrices]
         if len(parameters) == len(self._placed) and all(
             one is other for one, other in zip(parameters, self._placed, strict=True)
         ):
             return
-        self._placed, self._places = parameters, []
+        self._placed, self._places = [], []
         sharded = [own for own in matrices if isinstance(own.parameter, DTensor)]
         whole = {own.name: tuple(own.parameter.shape) for own in matrices if own not in sharded}
+        group = (self._process_group or dist.group.WORLD) if sharded else None
+        self._ranks = Collectives(group)
         if sharded:
-            group = self._process_group or dist.group.WORLD
-            members = dist.get_process_group_ranks(group)
-            ranks = {rank: number for number, rank in enumerate(members)}
-            sources = [
-                UpdateSource(
-                    own.name,
-                    tuple(own.parameter.shape),
-                    _layout(own, ranks),
-                    updates[own.name],
-                )
-                for own in sharded
-            ]
+            with self._ranks.raise_on_all_ranks():
+                sources = _sources(sharded, group)
             owners = OnOwners(sources, rules, group, self._budget)
             self._places.append((owners, [own.name for own in sharded]))
         if whole:
             self._places.append((OnEachRank(whole, self._budget), list(whole)))
+        self._placed = parameters
+
+
+def _sources(sharded: Sequence[_Matrix], group: dist.ProcessGroup | None) -> list[UpdateSource]:
+    """Of updates that lie as their weights do; until the first of them these stand for their sizes."""
+    members = [] if group is None else dist.get_process_group_ranks(group)
+    ranks = {rank: number for number, rank in enumerate(members)}
+    return [
+        UpdateSource(
+            own.name,
+            tuple(own.parameter.shape),
+            _layout(own, ranks),
+            _local(own.parameter).detach().reshape(-1),
+        )
+        for own in sharded
+    ]
+
+
+def _together(numbers: Iterable[float]) -> dict[float, list[int]]:
+    """Places of equal numbers: one call serves what has the same."""
+    found: dict[float, list[int]] = {}
+    for place, number in enumerate(numbers):
+        found.setdefault(number, []).append(place)
+    return found
+
+
+def _scale(weights: list[Tensor], factors: Sequence[float | Tensor]) -> None:
+    """Multiply weights in place; where decays are tensors, so are factors, and nobody waits for them."""
+    numbers = [factor for factor in factors if not isinstance(factor, Tensor)]
+    if weights and len(numbers) == len(factors):
+        torch._foreach_mul_(weights, numbers)
+        return
+    for weight, factor in zip(weights, factors, strict=True):
+        weight.mul_(factor)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """What this rank holds of it."""
+    if isinstance(parameter, DTensor):
+        return local_gradient(parameter)
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def _layout(own: _Matrix, ranks: Mapping[int, int]) -> Layout:

@@ -35,7 +35,8 @@ def for_sharded_weights(
 def _sharded(model: nn.Module, division: Division, settings: MuonSettings) -> ShardedMuon:
     cuts = head_cuts(division.weights, model, settings.heads)
     by_parameter = {own.parameter: cuts[own.name] for own in division.weights if own.name in cuts}
-    return ShardedMuon(division.muon, **_options(settings), cuts=by_parameter)
+    options = _options(settings)
+    return ShardedMuon(division.muon, **options, cuts=by_parameter, memory_budget=settings.memory_budget)
 
 
 def _paired(muon: torch.optim.Muon, division: Division, settings: MuonSettings) -> MuonWithAdamW:

@@ -40,10 +40,11 @@ def orthogonalize(
     """
     a, b, c = coefficients
     tall = matrices[0].shape[0] > matrices[0].shape[1]
-    wide = [matrix.mT if tall else matrix for matrix in matrices]  # (m, n), m <= n
     # Norms one by one: a sum over a batch is made in another order, and rounds to another bf16 number.
-    norms = torch.stack([matrix.norm() for matrix in wide]).clamp(min=eps)  # (B,)
-    x = torch.stack(wide) / norms[:, None, None]  # (B, m, n)
+    norms = torch.stack([matrix.norm() for matrix in matrices]).clamp(min=eps)  # (B,)
+    x = torch.stack(tuple(matrices)) / norms[:, None, None]
+    # Tall ones are views that are transposed, as torch's: products of a copy now and then round otherwise.
+    x = x.mT if tall else x  # (B, m, n), m <= n
     for _ in range(steps):
         gram = torch.bmm(x, x.mT)  # (B, m, m)
         update = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)

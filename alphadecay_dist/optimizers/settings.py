@@ -26,6 +26,7 @@ class MuonSettings:
         betas: of AdamW.
         eps: of AdamW.
         fused: AdamW with torch's fused kernels (CUDA).
+        memory_budget: of :class:`alphadecay_dist.ShardedMuon`; None is the default.
     """
 
     lr: float
@@ -39,6 +40,7 @@ class MuonSettings:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     fused: bool = False
+    memory_budget: int | None = None
 
     @property
     def muon_rate(self) -> float:

@@ -111,18 +111,29 @@ class Exchange:
             RuntimeError: a rank does not hold what its layout says, at the call and on every rank; or a rank
                 died, while it runs.
         """
-        return itertools.chain.from_iterable(self.rounds())
+        with self._ranks.raise_on_all_ranks():
+            buffers = self.buffers()
+        return itertools.chain.from_iterable(self.rounds(buffers))
 
-    def rounds(self) -> Iterator[Iterator[tuple[str, Tensor]]]:
+    def buffers(self) -> Buffers:
+        """Memory for one run; what may fail on this rank alone is done here, and no collective is called.
+
+        Raises:
+            RuntimeError: this rank does not hold what its layout says.
+        """
+        self._check_held()
+        return Buffers(self.schedule, self._rank, self.dtype, self.device)
+
+    def rounds(self, buffers: Buffers) -> Iterator[Iterator[tuple[str, Tensor]]]:
         """The same blocks, those of one round after those of another; each is run to its end before the next.
 
         Every rank gets as many rounds, one of which may be empty, so that all may talk to each other between
         two of them.
+
+        Args:
+            buffers: of :meth:`buffers`, which all ranks have to have.
         """
         self.bytes_received = self.bytes_sent = self.peak_bytes = 0
-        with self._ranks.raise_on_all_ranks():
-            self._check_held()
-            buffers = Buffers(self.schedule, self._rank, self.dtype, self.device)
         return self._gather(buffers)
 
     def _gather(self, buffers: Buffers) -> Iterator[Iterator[tuple[str, Tensor]]]:

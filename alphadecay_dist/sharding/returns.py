@@ -51,6 +51,14 @@ class _Passage:
     moving: bool
 
 
+@dataclass(frozen=True)
+class Room:
+    """Memory for the way back of any round: what this rank sends, and what it receives, (elements,)."""
+
+    packed: Tensor
+    arriving: Tensor
+
+
 class Returns:
     """Takes what owners made of their blocks back to the holders of the tensors that these lie in.
 
@@ -81,19 +89,29 @@ class Returns:
         self._rounds = [self._passages(own.names) for own in schedule.rounds]
         self.bytes_received = 0
 
-    def send(self, number: int, made: Mapping[str, Tensor]) -> None:
+    def room(self) -> Room:
+        """Memory for all rounds, for the largest of them. May fail on this rank alone; not collective."""
+        moving = [passage for passages in self._rounds for passage in passages if passage.moving]
+        sent = max((sum(way.numel for way in passage.outgoing) for passage in moving), default=0)
+        received = max((sum(way.numel for way in passage.incoming) for passage in moving), default=0)
+        return Room(self._empty(sent), self._empty(received))
+
+    def send(self, number: int, made: Mapping[str, Tensor], room: Room) -> None:
         """Bring back what was made of one round's blocks. Collective.
 
         Args:
             number: of the round.
-            made: in the shapes of the blocks, for all that this rank owns of the round.
+            made: in the shapes of the blocks, contiguous, for what this rank owns of the round. Where one is
+                missing, its holders get what happens to lie in the buffer: the owner has to tell them.
+            room: of :meth:`room`.
         """
         for passage in self._rounds[number]:
-            self._pass(passage, made)
+            self._pass(passage, made, room)
 
-    def _pass(self, passage: _Passage, made: Mapping[str, Tensor]) -> None:
+    def _pass(self, passage: _Passage, made: Mapping[str, Tensor], room: Room) -> None:
         for way in passage.own:
-            self._put(way, self._cut(way, made))
+            if way.name in made:
+                self._put(way, self._cut(way, made))
         if not passage.moving:
             return
         sent, received = [0] * self._world_size, [0] * self._world_size  # elements, by rank
@@ -101,10 +119,11 @@ class Returns:
             sent[way.holder] += way.numel
         for way in passage.incoming:
             received[way.owner] += way.numel
-        packed, arriving = self._empty(sum(sent)), self._empty(sum(received))
+        packed, arriving = room.packed.narrow(0, 0, sum(sent)), room.arriving.narrow(0, 0, sum(received))
         start = 0
         for way in passage.outgoing:
-            packed[start : start + way.numel].copy_(self._cut(way, made))
+            if way.name in made:
+                packed[start : start + way.numel].copy_(self._cut(way, made))
             start += way.numel
         with translate_rank_loss("what owners made of their matrices"):
             dist.all_to_all_single(arriving, packed, received, sent, group=self._group)
@@ -117,7 +136,7 @@ class Returns:
     def _cut(self, way: _Return, made: Mapping[str, Tensor]) -> Tensor:
         """What a holder gets of a block, flat."""
         source = self._sources[self._schedule.routes.blocks[way.name].source]
-        rows = made[way.name].contiguous().view(-1, *source.shape[1:])  # as the tensor's, which a Grid cuts
+        rows = made[way.name].view(-1, *source.shape[1:])  # as the tensor's, which a Grid cuts
         return way.overlap.place.take(rows)
 
     def _put(self, way: _Return, values: Tensor) -> None:

@@ -17,7 +17,9 @@ from alphadecay_dist.training.recipe import Config, OptimizerConfig
 MUON = "muon"
 
 
-def muon_settings(config: OptimizerConfig, *, fused: bool) -> MuonSettings:
+def muon_settings(
+    config: OptimizerConfig, *, fused: bool = False, memory_budget: int | None = None
+) -> MuonSettings:
     """What a recipe says of Muon and of AdamW beside it."""
     return MuonSettings(
         lr=config.lr,
@@ -31,6 +33,7 @@ def muon_settings(config: OptimizerConfig, *, fused: bool) -> MuonSettings:
         betas=config.betas,
         eps=config.eps,
         fused=fused,
+        memory_budget=memory_budget,
     )
 
 
@@ -47,7 +50,7 @@ def require_muon(config: Config, shapes: nn.Module, options: Any) -> None:
     """
     if config.optimizer.name != MUON:
         return
-    settings = muon_settings(config.optimizer, fused=False)
+    settings = muon_settings(config.optimizer)
     try:
         head_cuts(chosen(tuned_weights(shapes), settings.modules), shapes, settings.heads)
     except UserError as error:

@@ -64,14 +64,15 @@ def build_optimizer(
     Args:
         model: the model whose trained parameters to optimise, as the engine holds it.
         config: the optimizer's settings.
-        decay: see :func:`groups_of`.
+        decay: see :func:`groups_of`; and the budget for gathering weights, which is Muon's too.
         fused: use torch's fused kernels of Adam (CUDA).
         engine: by name, which holds the model, for Muon; by default weights are whole.
         options: the engine's own settings: of DeepSpeed, the config.
     """
     groups = groups_of(model, decay)
     if config.name == MUON:
-        return muon_for(engine, options, model, groups, muon_settings(config, fused=fused))
+        settings = muon_settings(config, fused=fused, memory_budget=decay.memory_budget)
+        return muon_for(engine, options, model, groups, settings)
     return CLASSES[config.name](groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 

@@ -104,9 +104,15 @@ def _placements() -> Any:
 
 
 OWNERS = [
-    Owner("torch", "torch", ("_foreach_mul_",), lambda: torch),
+    Owner("torch", "torch", ("_foreach_add_", "_foreach_lerp_", "_foreach_mul_"), lambda: torch),
     Owner("torch", "torch.nn.modules.conv", ("_ConvNd",), lambda: nn.modules.conv),
-    Owner("torch", "Module", ("_parameters", "_forward_hooks", "_forward_pre_hooks"), nn.Module),
+    Owner(
+        "torch",
+        "Module",
+        ("_parameters", "_forward_hooks", "_forward_pre_hooks", "_compiled_call_impl"),
+        nn.Module,
+    ),
+    Owner("torch", "a compiled module", ("_orig_mod",), lambda: torch.compile(nn.Linear(1, 1))),
     Owner("torch", "a scheduled optimizer's step", ("_wrapped_by_lr_sched",), _scheduled_step),
     Owner("torch", "SequentialLR", ("_schedulers",), _schedule_of_two),
     Owner("torch", "GradScaler", ("_per_optimizer_states",), lambda: torch.amp.GradScaler("cpu")),

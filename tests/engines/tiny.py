@@ -79,6 +79,11 @@ def groups_of(model: nn.Module) -> list[dict[str, Any]]:
     return [{"params": [m.parameter], "weight_decay": 0.1, "module": m.name} for m in matrices_of(model)]
 
 
+def adamw(model: nn.Module, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The optimizer of most engines here."""
+    return torch.optim.AdamW(groups, lr=1e-2)
+
+
 def engine_of(
     stage: int,
     shapes: list[tuple[int, int]],
@@ -87,6 +92,7 @@ def engine_of(
     groups: Callable[[nn.Module], list[dict[str, Any]]] = groups_of,
     clip: float = 0.0,
     build: Callable[[list[tuple[int, int]]], nn.Module] = Uneven,
+    optimizer_for: Callable[[nn.Module, list[dict[str, Any]]], torch.optim.Optimizer] = adamw,
     **zero_options: Any,
 ) -> tuple[Any, nn.Module, torch.optim.Optimizer]:
     """Engine, model with known initial weights and client optimizer; inside a rank."""
@@ -106,7 +112,7 @@ def engine_of(
     model = training.construct(lambda: build(shapes))
     named = dict(zip((f"{m.name}.weight" for m in matrices_of(model)), shapes, strict=True))
     fill(model, lambda name: value_of(name, named[name], torch.float32), dtype, training.assign)
-    optimizer = torch.optim.AdamW(groups(model), lr=1e-2)
+    optimizer = optimizer_for(model, groups(model))
     return training.initialize(model, optimizer), model, optimizer
 
 

@@ -48,6 +48,13 @@ def check(code, stage):
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize(("code", "stage"), [(SHARDED, None), (ZERO, 1), (ZERO, 2)], ids=["fsdp2", "1", "2"])
+@pytest.mark.parametrize(
+    ("code", "stage"),
+    [
+        pytest.param(SHARDED, None, id="fsdp2"),
+        pytest.param(ZERO, 1, marks=pytest.mark.long, id="1"),
+        pytest.param(ZERO, 2, id="2"),
+    ],
+)
 def test_a_loop_of_the_page_runs_as_it_is_printed(code, stage):
     run_ranks(check, 2, code, stage)

@@ -6,14 +6,17 @@ import json
 import re
 
 import pytest
+import torch
 
 import train
 from alphadecay_dist import UserError
-from alphadecay_dist.checkpoint.reader import newest
+from alphadecay_dist.checkpoint.reader import newest, read
 from alphadecay_dist.checkpoint.restore import stored_tensors
 from alphadecay_dist.commands.formats import export_universal, trained
 from alphadecay_dist.training.preflight import resolve
 from tests.multirank import run_ranks
+from tests.resilience.poison import poisoned
+from tests.resilience.test_nonfinite import gradient_nan
 from tests.training.errors import error_of_ranks, main_and_output
 from tests.training.runs import (
     ROOT,
@@ -65,7 +68,11 @@ def losses(run):
 
 
 # DeepSpeed rounds its products elsewhere than torch's Muon does.
-ENGINES = [("ddp", 2, 2e-4), ("fsdp2", 3, 2e-4), ("hsdp", 2, 2e-4), ("2", 3, 1e-3)]
+ENGINES = [
+    ("fsdp2", 3, 2e-4),
+    ("2", 3, 1e-3),
+    *(pytest.param(name, 2, 2e-4, marks=pytest.mark.long) for name in ("ddp", "hsdp")),
+]
 
 
 @pytest.mark.parametrize(("engine", "world_size", "close"), ENGINES)
@@ -124,7 +131,11 @@ SOME = {
 
 @pytest.mark.parametrize(
     ("engine", "policies"),
-    [("fsdp2", ("alphadecay",)), ("2", ("llr", "cautious")), ("3", ("alphadecay",))],
+    [
+        ("fsdp2", ("alphadecay",)),
+        ("2", ("llr", "cautious")),
+        pytest.param("3", ("alphadecay",), marks=pytest.mark.long),
+    ],
 )
 def test_a_resumed_run_is_bit_for_bit_the_unbroken_one(tmp_path, engine, policies):
     """With heads, and AdamW for some tuned matrices."""
@@ -145,6 +156,27 @@ def test_a_resumed_run_is_bit_for_bit_the_unbroken_one(tmp_path, engine, policie
         kinds = stored_tensors(newest(whole / "checkpoints"))
         assert "momentum_buffer" in kinds["model.layers.0.self_attn.q_proj.weight"]
         assert "exp_avg" in kinds["model.layers.0.self_attn.o_proj.weight"]
+
+
+@pytest.mark.parametrize("engine", ["3", pytest.param("2", marks=pytest.mark.long)])
+def test_a_bad_update_is_skipped_and_leaves_the_momentum(tmp_path, engine):
+    """DeepSpeed moves momentum before it knows the norm; other engines do not step at all."""
+    options = options_of(
+        tmp_path, train__on_nonfinite="skip", train__steps=3, checkpoint__every=1, checkpoint__keep=0
+    )
+    output = tmp_path / "run"
+    argv = argv_of(engine_of(tmp_path, engine), output, options)
+    assert run_ranks(poisoned, 2, argv, gradient_nan, (2,)) == [0, 0]
+    assert [line["step"] for line in left_behind(output)["metrics"] if "skipped" in line] == [2]
+    checkpoints = [read(output / "checkpoints" / f"step-{step:08d}") for step in (1, 2, 3)]
+    before, after, later = (
+        {kind: own.read() for kind, own in stored_tensors(each)["model.layers.0.mlp.up_proj.weight"].items()}
+        for each in checkpoints
+    )
+    for kind in ("weight", "momentum_buffer"):
+        assert torch.equal(before[kind], after[kind])
+        assert later[kind].isfinite().all()
+        assert not torch.equal(after[kind], later[kind])
 
 
 @pytest.mark.parametrize(

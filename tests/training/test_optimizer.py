@@ -8,8 +8,9 @@ import math
 import pytest
 
 from alphadecay_dist.training.config import load_config
-from alphadecay_dist.training.optimizer import learning_rate
-from alphadecay_dist.training.recipe import OptimizerConfig
+from alphadecay_dist.training.optimizer import build_optimizer, learning_rate
+from alphadecay_dist.training.recipe import DecayConfig, OptimizerConfig
+from tests.models import Blocks
 from tests.training.runs import distance, final_weights, plain_torch, tiny_options, train_on
 
 
@@ -106,3 +107,9 @@ def test_an_update_with_the_rate_0_changes_no_weight_on_any_engine(tmp_path, eng
     plain = plain_torch(options, tmp_path / "run" / "tokenizer.model")
     assert distance(final_weights(tmp_path / "run"), plain["weights"]) < 2e-5
     assert [line["loss"] for line in run["metrics"]] == pytest.approx(plain["losses"], abs=1e-5)
+
+
+def test_a_recipes_memory_budget_is_muons_too():
+    config, decay = OptimizerConfig(name="muon"), DecayConfig(memory_budget=12345)
+    optimizer = build_optimizer(Blocks(), config, decay, fused=False, engine="fsdp2")
+    assert optimizer._muon._budget == 12345

@@ -37,7 +37,7 @@ from alphadecay_dist.engines.zero.gradients import flat_gradients
 from alphadecay_dist.engines.zero.marks import is_deepspeeds_muon
 from alphadecay_dist.engines.zero.shares import gradient_scale, zero_shares
 from alphadecay_dist.engines.zero.updated import fragments_of, partitions_of
-from alphadecay_dist.errors import UserError
+from alphadecay_dist.errors import UserError, warn
 from alphadecay_dist.params.groups import names_in
 from alphadecay_dist.params.inventory import Weight
 from alphadecay_dist.sharding.collectives import Collectives
@@ -123,6 +123,17 @@ class ZeroHost:
             )
         if not watches:
             refuse_unservable(engine)
+            self._warn_of_clipping()
+
+    def _warn_of_clipping(self) -> None:
+        """Of a norm that clips what Muon has orthogonalised, as DeepSpeed's default does."""
+        clip = self._engine.gradient_clipping()
+        partitions = self._engine.zero_optimization_stage() and is_deepspeeds_muon(self._inner)
+        if partitions and clip > 0 and dist.get_rank(self.group) == 0:
+            warn(
+                f"DeepSpeed config: gradient_clipping is {clip}, which with DeepSpeed's Muon clips the "
+                "orthogonalised updates, whose norm is far above it; set it to 0 (its default is 1.0)"
+            )
 
     @property
     def group(self) -> dist.ProcessGroup | None:
