@@ -14,7 +14,7 @@ function runTable(runs) {
   const facts = [...new Set(runs.flatMap((run) => Object.keys(run.facts)))];
   const numbers = [...new Set(runs.map((run) => run.shown))];
   const timed = runs.some((run) => run.metrics.seconds);
-  const head = ["run", "state", "update", ...numbers, "loss", ...(timed ? ["time"] : []), ...facts];
+  const head = ["run", "state", "update", ...numbers, "training loss", ...(timed ? ["time"] : []), ...facts];
   return table(head, runs.map((run, place) => {
     const swatch = element("i", { className: "swatch" });
     swatch.style.background = seriesColour(place);
@@ -32,12 +32,12 @@ function runTable(runs) {
 }
 
 function curvesOf(run, name, colour) {
-  const { metrics } = run, about = { name: run.name, hovertemplate: "%{y:.5~g}" };
+  const { metrics } = run, about = { name: plain(run.name), hovertemplate: "%{y:.5~g}" };
   const dots = { mode: "lines+markers", marker: { size: 5 }, ...about };
   if (name === "loss") {
     return [
-      metrics.loss && line(metrics.step, metrics.loss, colour, { ...about, opacity: 0.45, name: `${run.name} training` }),
-      run.eval.step.length && line(run.eval.step, run.eval.loss, colour, { ...dots, name: `${run.name} validation` }),
+      metrics.loss && line(metrics.step, metrics.loss, colour, { ...about, opacity: 0.45, name: `${about.name} training` }),
+      run.eval.step.length && line(run.eval.step, run.eval.loss, colour, { ...dots, name: `${about.name} validation` }),
     ].filter(Boolean);
   }
   if (name === "shown") return run.eval.step.length ? [line(run.eval.step, run.eval[run.shown], colour, dots)] : [];
@@ -97,10 +97,10 @@ const runsSection = {
     this.keys.replaceChildren(keys(runs.map((run, place) => [run.name, seriesColour(place)])));
     for (const [name, title, unit] of CURVES) {
       const traces = runs.flatMap((run, place) => curvesOf(run, name, seriesColour(place)));
-      const own = { shown: [...new Set(runs.map((run) => run.shown))].join(", "), speed: `${runs[0].metrics.targets} per second` };
+      const own = { shown: [...new Set(runs.map((run) => run.shown))].join(", "), speed: `${[...new Set(runs.map((run) => run.metrics.targets))].join(", ")} per second` };
       if (!traces.length) { hide(`curve-${name}`); continue; }
       draw(this.grid, `curve-${name}`, own[name] || title, traces, {
-        shapes, xaxis: { title: "update", rangemode: "tozero" }, yaxis: wideRange(traces) ? { type: "log", dtick: "D2" } : {},
+        shapes, xaxis: { title: "update", rangemode: "tozero" }, yaxis: wideRange(traces) ? { type: "log", dtick: "D2", tickformat: ",.4~g" } : {},
       }, { loss: "nats; pale: training, dots: validation", shown: "of the evaluations" }[name] || unit);
     }
     const every = Math.max(...runs.map((run) => run.metrics.every));
