@@ -274,3 +274,32 @@ def test_figures_are_drawn_as_the_reader_comes_near_and_all_on_paper(browser, ad
     tab.page.locator("#received").scroll_into_view_if_needed()
     tab.until(f"{ink} === '#1c2027'")
     assert tab.complaints == []
+
+
+def test_a_run_of_another_kind_is_shown_as_what_it_is(browser, tmp_path):
+    """Learning rates instead of decays, top-1 instead of perplexity, a skipped update, no spectra."""
+    files = RunFiles(tmp_path / "rates")
+    for step in (1, 2, 3):
+        speed = {"images_per_second": 5.0, "step_seconds": 1.0}
+        files.append("metrics.jsonl", {"step": step, "loss": 2.0, "skipped": step == 2, **speed})
+    files.append("eval.jsonl", {"step": 3, "loss": 2.0, "top1": 61.5, "top5": 90.0})
+    for step in (0, 2):
+        module = {"alpha": 3.0, "weight_decay": 0.1, "lr_ratio": 1.0 + step, "owner": 0, "status": "assigned"}
+        files.append("decay.jsonl", {"step": step, "seconds": 1, "modules": {"blocks.0.mlp.fc1": module}})
+    write_run(tmp_path / "decayed")
+    page = tmp_path / "report.html"
+    assert cli.main(["report", str(tmp_path / "rates"), str(tmp_path / "decayed"), f"--out={page}"]) == 0
+    tab = Tab(browser, 1440, "light").open(page.as_uri())
+    rates = dict(zip(*tab.rows("#runs")[:2], strict=True))
+    assert (rates["top1"], rates["perplexity"]) == ("61.5", "–")
+    assert "rates: update 2 was skipped" in tab.page.locator("#marks p").all_inner_texts()
+    titles = [tab.page.locator(f".panel:has(#curve-{key}) h3").inner_text() for key in ("shown", "speed")]
+    assert titles == ["top1, perplexity of the evaluations", "images, tokens per second"]
+    assert [own["name"] for own in tab.traces("history")] == ["alpha", "learning rate, in base rates"]
+    assert tab.traces("history")[1]["y"] == [1, 3]
+    assert tab.facts()["learning rate, in base rates"] == "3"
+    tab.page.locator("#run").select_option("decayed")
+    tab.drawn()
+    places = "[...document.querySelectorAll('#spectrum .figure')].map(own => own.id)"
+    assert tab.page.evaluate(places) == ["density", "history"]
+    assert tab.complaints == []

@@ -80,7 +80,7 @@ const depthSection = {
     draw(this.maps, `map-${key}`, title, [{
       type: "heatmap", z, x: depths.map((_, at) => at), y: types.map(plain), zmin: low, zmax: high === low ? low + 1e-9 : high,
       colorscale: SCALES[theme()], xgap: 1.5, ygap: 1.5, text: told, hovertemplate: "%{text}<extra></extra>",
-      texttemplate: roomy ? "%{z:.3g}" : "", textfont: { size: 11 }, hoverongaps: true,
+      texttemplate: roomy ? "%{z:.3g}" : "", textfont: { size: 11 }, hoverongaps: true, showscale: high > low,
       colorbar: { thickness: 8, outlinewidth: 0, len: 1, tickfont: { size: 11 }, nticks: 5 },
     }], {
       height: 60 + 28 * Math.max(types.length, 4), hovermode: "closest",

@@ -22,7 +22,7 @@ function draw(parent, id, title, traces, layout = {}, note = "", onClick = null)
   }
   const panel = place.parentElement;
   panel.hidden = false;
-  panel.firstChild.replaceChildren(title, element("small", { textContent: note }));
+  panel.firstChild.replaceChildren(`${title} `, element("small", { textContent: note }));
   place.ariaLabel = `${title} ${note}`.trim();
   if (layout.height) place.style.height = `${layout.height}px`;
   waiting.set(id, { place, traces, layout: { ...basicLayout(), ...layout, ...axes(layout) }, onClick });

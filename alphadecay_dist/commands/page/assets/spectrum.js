@@ -61,6 +61,8 @@ const spectrumSection = {
     const current = spectra ? nearest(spectra.step, step) : 0;
     if (all && all.some(Boolean)) this.drawSpectra(spectra.step, all, current);
     else hide("density");
+    const density = document.getElementById("density")?.parentElement;  // first, though another run had none
+    if (density && this.grid.firstChild !== density) this.grid.prepend(density);
     this.drawHistory(refreshes, view.module, step);
     this.grid.append(this.numbers);
     this.numbers.replaceChildren(element("h3", {}, "the chosen refresh"), facts([
