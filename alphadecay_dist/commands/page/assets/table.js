@@ -129,7 +129,7 @@ start(() => {
   const results = section("results", "Results");
   parts.number = element("select", { id: "number", onchange: () => { view.number = Object.keys(data.numbers)[parts.number.selectedIndex]; render(); } });
   parts.base = element("select", { id: "base", onchange: () => { view.base = methods[parts.base.selectedIndex]; render(); } });
-  results.tools.append(element("label", {}, "number", parts.number), element("label", {}, "against", parts.base));
+  results.tools.append(element("label", {}, "number", parts.number), element("label", { hidden: methods.length < 2 }, "against", parts.base));
   for (const name of ["keys", "rows", "paired", "cells"]) parts[name] = element("div", { id: name });
   parts.figures = element("div", { className: "grid wide" });
   results.own.append(parts.keys, parts.figures, parts.rows);
