@@ -206,7 +206,7 @@ def tree_of(table: Table) -> dict[str, Any]:
     """The results as plain data: rows, differences between methods by seed, cells, notes."""
     results = {number: cell.result() for number, cell in table.cells.items()}
     cells = [
-        {"number": number, "place": dict(cell.place), "folder": str(cell.folder), **results[number]}
+        {"cell": number, "place": dict(cell.place), "folder": str(cell.folder), **results[number]}
         for number, cell in table.cells.items()
     ]
     differences = [asdict(own) for own in paired(list(table.cells.values()), list(results.values()))]

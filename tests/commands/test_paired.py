@@ -93,6 +93,7 @@ def test_json_has_them_and_the_page_is_written_beside(table, tmp_path, capsys):
     assert len(tree["paired"]) == 12
     carried = json.loads(page.read_text().split('type="application/json">')[1].split("</script>")[0])
     assert {key: carried[key] for key in tree} == tree
+    assert [cell["cell"] for cell in tree["cells"]] == list(range(18))
     assert cli.main(["table", str(table), "--array", f"--page={page}"]) == 2
     assert "is of results, which --array prints none of" in capsys.readouterr().err
 
@@ -110,7 +111,10 @@ def test_the_page_shows_every_cell_mean_and_difference(browser, table, tmp_path)
     for (method, decay), text in rows.items():
         values = [value for value in perplexities(table, method, decay).values() if value is not None]
         assert text == f"{sum(values) / len(values):.3f} ± {stats.tstd(values):.3f}"
-    assert len(tab.rows("#cells")[1:]) == 18
+    head, *cells = tab.rows("#cells")
+    assert [row[head.index("cell")] for row in cells] == [str(number) for number in range(18)]
+    kept = perplexities(table, "uniform", "0.1").values()
+    assert [float(row[-1]) for row in cells[:3]] == pytest.approx(list(kept), abs=6e-4)
     assert sum("failed: update 4: loss nan" in row for row in tab.rows("#cells")) == 1
     for base in ("uniform", "mean"):
         tab.page.locator("#base").select_option(base)

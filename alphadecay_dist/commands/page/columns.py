@@ -12,7 +12,7 @@ Column = list[Any]
 
 def rounded(value: Any) -> Any:
     """A number to draw; None where it is none, or not finite."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not _is_finite(value):
         return None
     return value if isinstance(value, int) else float(f"{value:.{DIGITS}g}")
 
@@ -44,5 +44,9 @@ def spread(count: int, most: int) -> list[int]:
 
 
 def _mean(values: Iterable[Any]) -> Any:
-    defined = [value for value in map(rounded, values) if value is not None]
+    defined = [value for value in values if _is_finite(value)]
     return rounded(math.fsum(defined) / len(defined)) if defined else None
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from alphadecay_dist.commands.page.columns import rounded, spread
 from alphadecay_dist.control.module_types import modules_by_type
 from alphadecay_dist.control.refresh import WRITTEN
 
+MOST_UNDEFINED = 50  # that are named
 QUANTITIES = ("alpha", "value", "weight_decay", "lr_ratio")  # of a module, that are drawn where there are any
 Line = Mapping[str, Any]
 
@@ -24,10 +26,12 @@ def refresh_data(lines: Sequence[Line], most: int) -> dict[str, Any] | None:
         None without a refresh. Else a number a refresh (``step``, ``written_at``, ``seconds``); ``bytes``, a
         list by rank each; ``modules``, their name, type and depth; and by quantity ``numbers``, a row a
         refresh with a number a module. ``status`` and ``owner`` are like these, a status by its place in
-        ``statuses``.
+        ``statuses``. Of all lines, kept or not: ``of``, how many; ``seconds_in_all``; ``undefined_ones``, see
+        :func:`_undefined_ones`, and ``undefined_pairs``, how many there are of these.
     """
     if not lines:
         return None
+    ones = _undefined_ones(lines)
     kept = [lines[place] for place in spread(len(lines), most)]
     names = list(lines[-1]["modules"])
     modules = [[line["modules"].get(name, {}) for name in names] for line in kept]
@@ -45,6 +49,9 @@ def refresh_data(lines: Sequence[Line], most: int) -> dict[str, Any] | None:
         "seconds": [rounded(line.get("seconds")) for line in kept],
         "bytes": [line.get("bytes_received", []) for line in kept],
         "of": len(lines),
+        "seconds_in_all": rounded(math.fsum(line.get("seconds") or 0 for line in lines)),
+        "undefined_ones": ones[:MOST_UNDEFINED],
+        "undefined_pairs": len(ones),
         "modules": _modules(names),
         "numbers": {key: rows for key, rows in numbers.items() if _any(rows)},
         "statuses": statuses,
@@ -62,6 +69,7 @@ def spectra_data(lines: Sequence[Line], most: int) -> dict[str, Any] | None:
     names = list(dict.fromkeys(name for line in kept for name in line["modules"]))
     return {
         "step": [line["step"] for line in kept],
+        "of": len(lines),
         "modules": {name: [_rounded(line["modules"].get(name)) for line in kept] for name in names},
     }
 
@@ -69,6 +77,18 @@ def spectra_data(lines: Sequence[Line], most: int) -> dict[str, Any] | None:
 def _modules(names: Sequence[str]) -> list[dict[str, Any]]:
     types = {name: kind for kind, own in modules_by_type(dict.fromkeys(names)).items() for name in own}
     return [{"name": name, "type": types[name], "depth": _depth(name)} for name in names]
+
+
+def _undefined_ones(lines: Sequence[Line]) -> list[tuple[str, str, int, int, int]]:
+    """Module, status, at how many refreshes, first and last step; the most frequent first."""
+    steps: dict[tuple[str, str], list[int]] = {}
+    for line in lines:
+        for name, module in line["modules"].items():
+            status = module.get("status", "unknown")
+            if status not in WRITTEN:
+                steps.setdefault((name, status), []).append(line["step"])
+    found = [(*key, len(own), own[0], own[-1]) for key, own in steps.items()]
+    return sorted(found, key=lambda one: -one[2])
 
 
 def _depth(name: str) -> int:

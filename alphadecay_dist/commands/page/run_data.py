@@ -144,7 +144,10 @@ def _field(tree: Mapping[str, Any], key: str) -> Any:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return read_lines(path) if path.is_file() else []
+    try:
+        return read_lines(path)
+    except (FileNotFoundError, IsADirectoryError):  # never there, or taken away meanwhile
+        return []
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

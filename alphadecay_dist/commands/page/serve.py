@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from alphadecay_dist.commands.page.html import as_json
@@ -42,6 +44,11 @@ class PageServer(ThreadingHTTPServer):
             raise UserError(f"--port {port}: {reason}; choose another, or 0 for any that is free") from None
         self.url = f"http://{HOST}:{self.server_address[1]}/"
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a browser that went away before it had its answer."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
     def token(self) -> str:
         """Stands for the files as they are now."""
         stamps = [_stamp(folder / name) for folder in self.folders for name in FILES]
@@ -61,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         address = urlsplit(self.path)
-        if self.headers.get("Host", "").rpartition(":")[0] not in (HOST, "localhost"):
+        if self.headers.get("Host", "").partition(":")[0] not in (HOST, "localhost"):
             self.send_error(HTTPStatus.FORBIDDEN)  # a name that leads here by a trick of a page elsewhere
         elif address.path == "/":
             self._page()
@@ -74,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
         token = self.server.token()  # before the files are read: what comes between is told by the next
         try:
             self._answer("text/html", report_page(self.server.folders, token), token)
-        except UserError as error:  # such as a run without a line yet
+        except (UserError, OSError) as error:  # such as a run without a line yet
             self._answer("text/plain", f"{error}\n", token, refresh=True)
 
     def _data(self, after: str) -> None:
@@ -85,12 +92,14 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             self._answer("application/json", as_json(report_data(self.server.folders)), token)
-        except UserError as error:
-            self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, explain=str(error))
+        except (UserError, OSError) as error:
+            self._answer("text/plain", str(error), token, HTTPStatus.SERVICE_UNAVAILABLE)
 
-    def _answer(self, kind: str, text: str, token: str, refresh: bool = False) -> None:
+    def _answer(
+        self, kind: str, text: str, token: str, status: HTTPStatus = HTTPStatus.OK, refresh: bool = False
+    ) -> None:
         content = text.encode()
-        self.send_response(HTTPStatus.OK)
+        self.send_response(status)
         self.send_header("Content-Type", f"{kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Cache-Control", "no-store")

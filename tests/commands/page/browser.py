@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,15 +23,15 @@ def why_not() -> str | None:
 
 
 class Tab:
-    """A page that is open.
+    """A page that is open, on a screen that has room for all its figures unless it is less high.
 
     Attributes:
         page: playwright's.
         complaints: errors and warnings of the console, and whatever was asked of a network.
     """
 
-    def __init__(self, browser: Any, width: int, scheme: str) -> None:
-        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    def __init__(self, browser: Any, width: int, scheme: str, height: int = 6000) -> None:
+        self.page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
         self.page.set_default_timeout(WAIT_MS)
         self.complaints: list[str] = []
         self.page.on("console", self._heard)
@@ -38,13 +39,20 @@ class Tab:
         self.page.on("request", self._asked)
 
     def open(self, url: str) -> Tab:
-        """Open a page, and wait until all its figures are drawn."""
+        """Open a page, and wait until the figures on the screen are drawn."""
         self.page.goto(url)
         return self.drawn()
 
     def drawn(self) -> Tab:
         self.page.wait_for_selector("html[data-drawn=true]")
         return self
+
+    def until(self, expression: str) -> None:
+        """Wait until it is true; playwright's own wait needs an eval in the page, which the page forbids."""
+        end = time.monotonic() + WAIT_MS / 1000
+        while not self.page.evaluate(expression):
+            assert time.monotonic() < end, f"never true: {expression}"
+            time.sleep(0.05)
 
     def facts(self) -> dict[str, str]:
         """The numbers of the chosen module, as they are read."""

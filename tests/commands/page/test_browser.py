@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import threading
 
 import pytest
@@ -113,7 +114,7 @@ def _parts():
 
 def _check_spectrum(traces, step, histogram):
     """The points are the histogram as a density; the line is the fitted law from xmin on."""
-    named = f"update {step},"
+    named = f"{step}: "
     points, law = next(
         pair for pair in itertools.pairwise(traces) if pair[0].get("name", "").startswith(named)
     )
@@ -143,9 +144,7 @@ def test_a_cell_of_the_map_chooses_its_module(browser, address):
     cells.hover(position=place)
     tab.page.wait_for_selector("#map-alpha .hovertext")  # what is clicked is what is hovered over
     cells.click(position=place)
-    tab.page.wait_for_function(
-        "document.querySelector('#numbers dd').textContent !== 'model.layers.0.self_attn.q_proj'"
-    )
+    tab.until("document.querySelector('#numbers dd').textContent !== 'model.layers.0.self_attn.q_proj'")
     assert tab.facts()["module"] == "model.layers.2.mlp.down_proj"
 
 
@@ -188,16 +187,119 @@ def test_a_served_page_follows_a_run_and_keeps_what_is_chosen(browser, tmp_path)
             tab = Tab(browser, 1440, "light").open(server.url)
             tab.page.evaluate("window.same = document.getElementById('map-alpha')")
             write_refresh(run, 30)
-            tab.page.wait_for_function("document.getElementById('refresh-told').textContent.includes('of 4')")
+            tab.until("document.getElementById('refresh-told').textContent.includes('of 4')")
             assert (
                 tab.page.locator("#refresh-told").inner_text() == "at update 30 (4 of 4)"
             )  # it was at the end
             move(tab, 1)
             write_update(run, 31)
-            tab.page.wait_for_function("document.getElementById('curve-loss').data[0].x.at(-1) === 31")
+            tab.until("document.getElementById('curve-loss').data[0].x.at(-1) === 31")
             assert tab.page.locator("#refresh-told").inner_text() == "at update 10 (2 of 4)"
             assert tab.page.evaluate("window.same === document.getElementById('map-alpha')")  # not drawn anew
             assert tab.page.locator("#live").inner_text() == "following"
             assert tab.complaints == []
         finally:
             server.shutdown()
+
+
+def test_a_run_that_is_removed_is_lost_and_found_again_with_other_modules(browser, tmp_path):
+    run = write_run(tmp_path / "run")
+    with PageServer([run], 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            tab = Tab(browser, 1440, "light").open(server.url)
+            tab.page.locator("#module").select_option(NAMES[-1])
+            shutil.rmtree(run)
+            live = tab.page.locator("#live[data-state=lost]")
+            live.wait_for()
+            assert "found no line in" in live.get_attribute("title")
+            module = {"alpha": 3.0, "weight_decay": 0.1, "owner": None, "status": "assigned"}
+            RunFiles(run).append("decay.jsonl", {"step": 0, "seconds": 1, "modules": {"layers.0.up": module}})
+            tab.page.locator("#live[data-state=following]").wait_for()
+            assert (tab.facts()["module"], tab.facts()["owner"]) == ("layers.0.up", "–")
+            assert all("503" in text for text in tab.complaints)  # of the browser itself
+        finally:
+            server.shutdown()
+
+
+def test_names_are_texts_whatever_they_hold(browser, tmp_path):
+    name = "layers.0.</script><script>document.title='broken'</script>.<b>up</b>"
+    run = tmp_path / "<i>run & 'other'"
+    module = {"alpha": 3.0, "weight_decay": 0.1, "owner": 0, "status": "<u>assigned"}
+    RunFiles(run).append("decay.jsonl", {"step": 0, "seconds": 1, "modules": {name: module}})
+    write_update(run, 1)
+    page = tmp_path / "report.html"
+    assert cli.main(["report", str(run), f"--out={page}"]) == 0
+    tab = Tab(browser, 1440, "light").open(page.as_uri())
+    assert tab.page.title() == "AlphaDecay: <i>run & 'other'"
+    assert tab.facts()["module"] == name
+    assert tab.rows("#runs")[1][0] == "<i>run & 'other'"
+    kind = tab.page.locator("#map-alpha .ytick text").text_content()
+    assert kind == "<b>up</b>"
+    assert tab.page.locator("#map-alpha b").count() == 0
+    assert tab.complaints == []
+
+
+def test_a_page_runs_no_script_but_its_own(browser, address):
+    tab = Tab(browser, 1440, "light").open(address)
+    tab.page.evaluate(
+        "document.body.append(Object.assign(document.createElement('script'), {text: 'window.other = 1'}))"
+    )
+    assert tab.page.evaluate("window.other") is None
+    (complaint,) = tab.complaints
+    assert "Content Security Policy" in complaint
+
+
+def test_a_gap_of_the_map_is_marked_and_tells_its_status(browser, address):
+    tab = Tab(browser, 1440, "light").open(address)
+    assert tab.page.locator("#map-alpha .annotation-text").all_text_contents() == ["×"]
+    box = tab.page.locator("#map-alpha .nsewdrag").bounding_box()
+    tab.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] * 5 / 6)
+    told = tab.page.locator("#map-alpha .hovertext")
+    told.wait_for()
+    assert told.text_content() == f"{UNDEFINED}: – (zero)"
+
+
+def test_figures_are_drawn_as_the_reader_comes_near_and_all_on_paper(browser, address):
+    tab = Tab(browser, 1440, "dark", height=900).open(address)
+    drawn = "document.querySelectorAll('.figure .main-svg').length / 3"
+    first = tab.page.evaluate(drawn)
+    assert 6 <= first < 12
+    tab.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert tab.page.evaluate(drawn) == 19
+    ink = "document.getElementById('received').layout.hoverlabel.bgcolor"
+    assert tab.page.evaluate(ink) == "#f6f7f9"  # a light one's
+    tab.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert tab.page.evaluate("document.documentElement.dataset.theme") == "dark"
+    tab.page.locator("#received").scroll_into_view_if_needed()
+    tab.until(f"{ink} === '#1c2027'")
+    assert tab.complaints == []
+
+
+def test_a_run_of_another_kind_is_shown_as_what_it_is(browser, tmp_path):
+    """Learning rates instead of decays, top-1 instead of perplexity, a skipped update, no spectra."""
+    files = RunFiles(tmp_path / "rates")
+    for step in (1, 2, 3):
+        speed = {"images_per_second": 5.0, "step_seconds": 1.0}
+        files.append("metrics.jsonl", {"step": step, "loss": 2.0, "skipped": step == 2, **speed})
+    files.append("eval.jsonl", {"step": 3, "loss": 2.0, "top1": 61.5, "top5": 90.0})
+    for step in (0, 2):
+        module = {"alpha": 3.0, "weight_decay": 0.1, "lr_ratio": 1.0 + step, "owner": 0, "status": "assigned"}
+        files.append("decay.jsonl", {"step": step, "seconds": 1, "modules": {"blocks.0.mlp.fc1": module}})
+    write_run(tmp_path / "decayed")
+    page = tmp_path / "report.html"
+    assert cli.main(["report", str(tmp_path / "rates"), str(tmp_path / "decayed"), f"--out={page}"]) == 0
+    tab = Tab(browser, 1440, "light").open(page.as_uri())
+    rates = dict(zip(*tab.rows("#runs")[:2], strict=True))
+    assert (rates["top1"], rates["perplexity"]) == ("61.5", "–")
+    assert "rates: update 2 was skipped" in tab.page.locator("#marks p").all_inner_texts()
+    titles = [tab.page.locator(f".panel:has(#curve-{key}) h3").inner_text() for key in ("shown", "speed")]
+    assert titles == ["top1, perplexity of the evaluations", "images, tokens per second"]
+    assert [own["name"] for own in tab.traces("history")] == ["alpha", "learning rate, in base rates"]
+    assert tab.traces("history")[1]["y"] == [1, 3]
+    assert tab.facts()["learning rate, in base rates"] == "3"
+    tab.page.locator("#run").select_option("decayed")
+    tab.drawn()
+    places = "[...document.querySelectorAll('#spectrum .figure')].map(own => own.id)"
+    assert tab.page.evaluate(places) == ["density", "history"]
+    assert tab.complaints == []

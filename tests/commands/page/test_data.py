@@ -10,6 +10,8 @@ import pytest
 from alphadecay_dist import cli
 from alphadecay_dist.commands.page.columns import spread, thinned
 from alphadecay_dist.commands.page.html import MOST_BYTES
+from alphadecay_dist.commands.page.plotly_js import packed_plotly, unwrapped, with_used_kinds
+from alphadecay_dist.commands.page.refresh_data import refresh_data
 from alphadecay_dist.commands.page.report import report_data, report_page
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.outputs.run_files import RunFiles, read_lines
@@ -67,6 +69,30 @@ def test_many_refreshes_are_spread_with_the_first_and_the_last():
     assert spread(101, 5) == [0, 25, 50, 75, 100]
 
 
+def test_totals_count_refreshes_that_are_not_kept_too(tmp_path):
+    lines = read_lines(write_run(tmp_path) / "decay.jsonl")
+    many = [{**lines[number % 2], "step": number, "seconds": 0.5} for number in range(100)]
+    many[50] = {**lines[2], "step": 50, "seconds": None}
+    found = refresh_data(many, 10)
+    assert len(found["step"]) == 10
+    assert (found["of"], found["seconds_in_all"]) == (100, 49.5)
+    assert (found["undefined_ones"], found["undefined_pairs"]) == ([(UNDEFINED, "zero", 1, 50, 50)], 1)
+    assert found["statuses"] == ["assigned"]  # at those that are kept
+
+
+def test_plotly_starts_the_kinds_of_figure_that_pages_have_and_is_read_once():
+    from plotly.offline import get_plotlyjs
+
+    script = get_plotlyjs()
+    cut = with_used_kinds(script)
+    assert 47 * 5 / 2 < len(script) - len(cut) < 47 * 12  # calls of some letters, and nothing else
+    bare = unwrapped(cut)
+    assert bare.startswith("/**\n* plotly.js v")  # its licence
+    assert bare.rstrip().endswith("window.Plotly = Plotly;")
+    other = "window.Plotly = {}"
+    assert unwrapped(with_used_kinds(other)) == other
+
+
 def test_runs_are_told_apart_by_as_much_of_their_paths_as_that_takes(tmp_path):
     runs = [write_run(tmp_path / part) for part in ("a/one", "a/two")]
     assert [run["name"] for run in report_data(runs)["runs"]] == ["one", "two"]
@@ -117,9 +143,7 @@ def test_options_that_do_not_fit_are_one_line(tmp_path, monkeypatch, capsys, opt
 
 
 def test_without_plotly_one_line_says_which_extra_it_is_in(tmp_path, monkeypatch, capsys):
-    from alphadecay_dist.commands.page import html
-
-    html._packed_plotly.cache_clear()
+    packed_plotly.cache_clear()
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     assert cli.main(["report", str(write_run(tmp_path))]) == 2
     assert capsys.readouterr().err == (

@@ -6,6 +6,8 @@ import http.client
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -50,7 +52,8 @@ def test_data_are_sent_where_they_are_new_alone(served):
 def test_a_run_without_a_line_yet_is_waited_for(served):
     status, _, text = asked(served, "/")
     assert (status, text.startswith(str(served.folders[0]))) == (200, True)
-    assert asked(served, "/data")[0] == 503
+    status, _, why = asked(served, "/data")
+    assert (status, why.startswith(f"{served.folders[0]}: found no line in")) == (503, True)
     write_run(served.folders[0])
     assert asked(served, "/")[2].startswith("<!doctype html>")
 
@@ -61,6 +64,18 @@ def test_no_other_name_and_no_other_path_is_answered(served):
     assert asked(served, "/", host="elsewhere.example:80")[0] == 403
     assert asked(served, "/../run/config.yaml")[0] == 404
     assert asked(served, "/", host="localhost:1")[0] == 200
+    assert asked(served, "/", host="127.0.0.1")[0] == 200  # what a browser says of port 80
+
+
+def test_a_browser_that_goes_away_is_passed_over_in_silence(served, capfd):
+    write_run(served.folders[0])
+    for _ in range(3):
+        with socket.create_connection(served.server_address) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.sendall(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            connection.recv(1)  # the page is on its way
+    assert asked(served, "/data")[0] == 200
+    assert capfd.readouterr().err == ""
 
 
 def test_a_port_that_is_taken_is_one_line(served, capsys):

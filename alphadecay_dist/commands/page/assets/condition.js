@@ -23,7 +23,7 @@ const conditionSection = {
     this.keys.replaceChildren(keys(types.map((type, place) => [type, seriesColour(place)])));
     for (const [key, [title, note]] of Object.entries(CONDITION_NUMBERS)) {
       if (!condition.numbers.includes(key)) { hide(`condition-${key}`); continue; }
-      const traces = types.map((type, place) => line(condition.types[type].step, condition.types[type][key], seriesColour(place), { name: type, hovertemplate: "%{y:.4~g}" }));
+      const traces = types.map((type, place) => line(condition.types[type].step, condition.types[type][key], seriesColour(place), { name: plain(type), hovertemplate: "%{y:.4~g}" }));
       draw(this.grid, `condition-${key}`, title, traces, { xaxis: { title: "update" } }, note);
     }
   },

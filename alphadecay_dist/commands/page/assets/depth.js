@@ -30,10 +30,11 @@ const depthSection = {
     this.told = element("output", { id: "refresh-told" });
     this.runLabel = element("label", {}, "run", this.run);
     made.tools.append(this.runLabel, element("label", { className: "slider" }, "refresh", this.slider, this.told));
+    this.note = element("p", { className: "note" });
     this.maps = element("div", { className: "grid wide" });
     this.keys = element("div", { className: "between" });
     this.lines = element("div", { className: "grid wide" });
-    this.own.append(this.maps, this.keys, this.lines);
+    this.own.append(this.note, this.maps, this.keys, this.lines);
     this.choose = choose;
   },
 
@@ -45,6 +46,7 @@ const depthSection = {
     options(this.run, data.runs.map((own) => own.name), view.run);
     this.runLabel.hidden = data.runs.length < 2;
     this.slider.disabled = !refreshes;
+    this.note.textContent = thinning(run);
     if (!refreshes) {
       this.told.textContent = "no refresh";
       for (const key of Object.keys(QUANTITIES)) { hide(`map-${key}`); hide(`types-${key}`); }
@@ -68,30 +70,33 @@ const depthSection = {
     const z = cells.map((own) => own.map((places) => mean(places.map((place) => row[place]))));
     const told = cells.map((own) => own.map((places) => places.map((place) => {
       const status = refreshes.statuses[refreshes.status[view.place][place]];
-      return `${refreshes.modules[place].name}: ${shown(row[place], 5)} (${status})`;
+      return `${plain(refreshes.modules[place].name)}: ${shown(row[place], 5)} (${status})`;
     }).join("<br>") || "no such module"));
     const roomy = depths.length <= 12 && this.maps.clientWidth / (this.maps.clientWidth > 1100 ? 2 : 1) / depths.length > 46;
+    const gaps = cells.flatMap((own, y) => own.map((places, x) => [places, x, y]))
+      .filter(([places, x, y]) => places.length && z[y][x] === null);
     const chosen = refreshes.modules[view.module];
     const x = depths.indexOf(chosen?.depth), y = types.indexOf(chosen?.type);
     draw(this.maps, `map-${key}`, title, [{
-      type: "heatmap", z, x: depths.map((_, at) => at), y: types, zmin: low, zmax: high === low ? low + 1e-9 : high,
+      type: "heatmap", z, x: depths.map((_, at) => at), y: types.map(plain), zmin: low, zmax: high === low ? low + 1e-9 : high,
       colorscale: SCALES[theme()], xgap: 1.5, ygap: 1.5, text: told, hovertemplate: "%{text}<extra></extra>",
-      texttemplate: roomy ? "%{z:.3g}" : "", textfont: { size: 11 }, hoverongaps: false,
+      texttemplate: roomy ? "%{z:.3g}" : "", textfont: { size: 11 }, hoverongaps: true, showscale: high > low,
       colorbar: { thickness: 8, outlinewidth: 0, len: 1, tickfont: { size: 11 }, nticks: 5 },
     }], {
       height: 60 + 28 * Math.max(types.length, 4), hovermode: "closest",
       plot_bgcolor: cssColour("none"), margin: { l: 56, r: 8, t: 8, b: 38 },
       xaxis: { title: "block", showgrid: false, tickvals: ticks(depths), ticktext: ticks(depths).map((at) => depths[at]) },
-      yaxis: { autorange: "reversed", showgrid: false, automargin: true, dtick: 1, nticks: 0 },
+      yaxis: { autorange: "reversed", showgrid: false, automargin: true, type: "category", dtick: 1, nticks: 0 },
+      annotations: gaps.map(([, x, y]) => ({ x, y, text: "×", showarrow: false, font: { size: 14, color: cssColour("text") } })),
       shapes: x < 0 ? [] : [{ type: "rect", x0: x - 0.5, x1: x + 0.5, y0: y - 0.5, y1: y + 0.5, line: { color: SERIES[theme()][1], width: 2 } }],
-    }, "one colour scale for all refreshes; choose a cell", ({ points: [point] }) => this.choose({ cell: [point.y, point.x] }));
+    }, `one scale for all refreshes; choose a cell${gaps.length ? "; ×: undefined" : ""}`, ({ points: [point] }) => this.choose({ cell: point.pointNumber }));
   },
 
   drawLines(refreshes, { types, cells }, key, title, view) {
     const traces = types.map((type, number) => {
       const places = cells[number].flat();
       const means = refreshes.numbers[key].map((row) => mean(places.map((place) => row[place])));
-      return line(refreshes.step, means, seriesColour(number), { name: type, hovertemplate: "%{y:.4~g}", mode: "lines+markers", marker: { size: 4 } });
+      return line(refreshes.step, means, seriesColour(number), { name: plain(type), hovertemplate: "%{y:.4~g}", mode: "lines+markers", marker: { size: 4 } });
     });
     const at = refreshes.step[view.place];
     draw(this.lines, `types-${key}`, `${title} by type`, traces, {
@@ -100,6 +105,13 @@ const depthSection = {
     }, "means over depth");
   },
 };
+
+function thinning({ refreshes, spectra }) {  // what is left out of a long run
+  const told = [[refreshes, "refreshes"], [spectra, "refreshes with spectra"]]
+    .filter(([own]) => own && own.of > own.step.length)
+    .map(([own, what]) => `${shown(own.step.length)} of ${shown(own.of)} ${what}`);
+  return told.length ? `The page has ${told.join(", ")}, evenly spread.` : "";
+}
 
 function ticks(depths) {  // at most a dozen of them
   const every = Math.ceil(depths.length / 12);

@@ -1,33 +1,30 @@
-// Pieces of the page, and figures in them.
+// Figures: each is drawn when the reader comes near it.
 
-function element(tag, given = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), given);
-  made.append(...children);
-  return made;
-}
-
-function section(id, title) {
-  const tools = element("div", { className: "head" }, element("h2", { textContent: title }));
-  const own = element("section", { id }, tools);
-  document.getElementById("page").append(own);
-  return { own, tools };
-}
-
-const waiting = new Map();  // figures to be drawn, by id: what is on the screen goes first, the rest in turn
-let working = false;
+const AHEAD = "200px";  // of the screen, within which figures are drawn
+const waiting = new Map();  // figures to be drawn, by id: when the reader comes near
+const near = new Set(), unseen = new Set();  // their places; those of which it is not known
+const observer = new IntersectionObserver((found) => {
+  for (const { target, isIntersecting } of found) {
+    unseen.delete(target);
+    near[isIntersecting ? "add" : "delete"](target);
+  }
+  drawNear();
+}, { rootMargin: AHEAD });
 
 // A figure with its title, made at its first drawing and then changed in place.
 function draw(parent, id, title, traces, layout = {}, note = "", onClick = null) {
   let place = document.getElementById(id);
   if (!place) {
-    place = element("div", { id, className: "figure" });
+    place = element("div", { id, className: "figure", role: "img" });
     parent.append(element("div", { className: "panel" }, element("h3"), place));
+    unseen.add(place);
+    observer.observe(place);
   }
   const panel = place.parentElement;
   panel.hidden = false;
-  panel.firstChild.replaceChildren(title, element("small", { textContent: note }));
+  panel.firstChild.replaceChildren(`${title} `, element("small", { textContent: note }));
+  place.ariaLabel = `${title} ${note}`.trim();
   if (layout.height) place.style.height = `${layout.height}px`;
-  waiting.delete(id);
   waiting.set(id, { place, traces, layout: { ...basicLayout(), ...layout, ...axes(layout) }, onClick });
 }
 
@@ -38,25 +35,14 @@ function drawNow(id) {
   if (first && onClick) place.on("plotly_click", onClick);
 }
 
-function onScreen({ place }) {
-  const { top, bottom } = place.getBoundingClientRect();
-  return bottom > 0 && top < innerHeight;
+function drawNear() {
+  if (!window.Plotly) return;
+  for (const [id, { place }] of [...waiting]) if (near.has(place)) drawNow(id);
+  document.documentElement.dataset.drawn = !unseen.size;
 }
 
-function drawScreen() {
-  for (const [id, own] of [...waiting]) if (onScreen(own)) drawNow(id);
-  document.documentElement.dataset.drawn = !waiting.size;
-  if (waiting.size && !working) {
-    working = true;
-    setTimeout(drawRest, 0);
-  }
-}
-
-function drawRest() {
-  working = false;
-  const [id] = [...waiting].find(([, own]) => onScreen(own)) || [...waiting][0] || [];
-  if (id) drawNow(id);
-  drawScreen();
+function drawAll() {
+  if (window.Plotly) [...waiting.keys()].forEach(drawNow);
 }
 
 function hide(id) {
@@ -98,43 +84,6 @@ function line(x, y, colour, given = {}) {
   return { type: "scatter", mode: "lines", x, y, line: { color: colour, width: 1.6 }, ...given };
 }
 
-function keys(entries) {  // a legend in HTML: it wraps as text does
-  return element("ul", { className: "keys" }, ...entries.map(([name, colour]) => {
-    const swatch = element("i");
-    swatch.style.background = colour;
-    return element("li", {}, swatch, name);
-  }));
-}
-
-function table(head, rows, lefts = 1) {
-  const cell = (tag) => (value, place) => {
-    const made = element(tag, { className: place < lefts ? "left" : "" });
-    made.append(value instanceof Node ? value : shown(value));
-    return made;
-  };
-  return element("div", { className: "scroll" }, element("table", {},
-    element("thead", {}, element("tr", {}, ...head.map(cell("th")))),
-    element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map(cell("td")))))));
-}
-
-function facts(pairs) {
-  return element("dl", {}, ...pairs.flatMap(([name, value]) => [
-    element("dt", { textContent: name }), element("dd", { textContent: shown(value, 5) }),
-  ]));
-}
-
-function options(select, names, chosen) {  // only where they changed: an open list is not closed
-  if ([...select.options].map((own) => own.text).join("\n") !== names.join("\n")) {
-    select.replaceChildren(...names.map((name) => element("option", { textContent: name })));
-  }
-  select.selectedIndex = chosen;
-}
-
-function mean(values) {
-  const defined = values.filter((value) => value !== null && value !== undefined);
-  return defined.length ? defined.reduce((sum, value) => sum + value, 0) / defined.length : null;
-}
-
 // Unpacks plotly.js, which the page carries, and runs it.
 async function loadPlotly() {
   if (typeof DecompressionStream === "undefined") {
@@ -150,16 +99,18 @@ async function loadPlotly() {
   document.getElementById("plotly").remove();
 }
 
-function start(build, render) {
-  startTheme(() => window.Plotly && render());
-  loadPlotly().then(() => {
+function start(build, render) {  // what can be read is there before the figures are
+  const loading = loadPlotly();
+  startTheme(render);
+  build();
+  render();
+  onPrint(() => { render(); drawAll(); }, render);
+  loading.then(() => {
     document.getElementById("wait").remove();
-    build();
-    render();
-    addEventListener("beforeprint", () => [...waiting.keys()].forEach(drawNow));
+    drawNear();
     document.documentElement.dataset.ready = "true";
   }).catch((error) => {
-    document.getElementById("page").replaceChildren(`The page cannot be drawn: ${error.message}`);
+    document.getElementById("wait").textContent = `the figures cannot be drawn: ${error.message}`;
     throw error;
   });
 }

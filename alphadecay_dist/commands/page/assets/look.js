@@ -1,16 +1,16 @@
 // Light and dark, colours, and numbers as text.
 
-const SERIES = {
-  light: ["#0b66c3", "#d1495b", "#2a8c5a", "#b7791f", "#7a4fb5", "#1797a6", "#5d6b7a", "#e07b39", "#a04668", "#8a9a2b"],
-  dark: ["#6cb2ff", "#ff8b94", "#5fcf8f", "#edb458", "#b99bf0", "#5ad1de", "#a9b6c5", "#ff9f68", "#e38bb0", "#c2d15a"],
+const SERIES = {  // the first seven are told apart by the colour-blind too (deuteranopia, protanopia)
+  light: ["#316fc1", "#af2b3f", "#049884", "#9e5d0c", "#5428bd", "#359bc2", "#364271", "#fa543c", "#961b50", "#72993f"],
+  dark: ["#8591f8", "#ff9d90", "#369b56", "#e1d559", "#9c87c6", "#8adcff", "#b6e0d9", "#f68838", "#be94be", "#dadb8c"],
 };
 const SCALES = {  // of heat maps and of what follows time: from little to much
-  light: [[0, "#eef4fb"], [0.3, "#a9cdec"], [0.6, "#4b93cf"], [0.85, "#1a5a9c"], [1, "#0a2f5c"]],
+  light: [[0, "#dfebf7"], [0.3, "#a9cdec"], [0.6, "#3f86c4"], [0.85, "#1a5a9c"], [1, "#0a2f5c"]],
   dark: [[0, "#1d2a3a"], [0.3, "#23527d"], [0.6, "#3c8cc9"], [0.85, "#8cc8f2"], [1, "#e6f4ff"]],
 };
 const CHOICES = ["system", "light", "dark"];
 const system = matchMedia("(prefers-color-scheme: dark)");
-let chosenTheme = stored("theme") || "system";
+let chosenTheme = stored("theme") || "system", printing = false;
 
 function stored(key, value) {  // a browser may keep nothing for a file
   try {
@@ -22,6 +22,7 @@ function stored(key, value) {  // a browser may keep nothing for a file
 }
 
 function theme() {
+  if (printing) return "light";
   return chosenTheme === "system" ? (system.matches ? "dark" : "light") : chosenTheme;
 }
 
@@ -39,6 +40,12 @@ function startTheme(redraw) {
     stored("theme", chosenTheme);
     change();
   });
+}
+
+function onPrint(before, after) {  // dark ink on paper
+  const change = (now, redraw) => () => { printing = now; applyTheme(); redraw(); };
+  addEventListener("beforeprint", change(true, before));
+  addEventListener("afterprint", change(false, after));
 }
 
 function cssColour(name) {
@@ -67,6 +74,10 @@ function shown(value, digits = 4) {
   if (Number.isInteger(value) && size < 1e15) return value.toLocaleString("en");
   if (size >= 1e6 || size < 1e-4) return value.toExponential(digits - 2).replace("e+", "e");
   return size >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(digits)));
+}
+
+function plain(text) {  // for plotly, which takes tags in its texts for its own
+  return String(text).replace(/[&<>]/g, (sign) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[sign]);
 }
 
 function duration(seconds) {

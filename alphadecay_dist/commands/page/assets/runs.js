@@ -8,13 +8,15 @@ const CURVES = [  // column of metrics, title, unit
   ["speed", "", ""],
   ["decay", "mean weight decay", "over the tuned matrices"],
 ];
+const MOST_DOTS = 60;
+const SKIPPED = "skipped";
 const QUIET_EVENTS = ["started", "finished"];
 
 function runTable(runs) {
   const facts = [...new Set(runs.flatMap((run) => Object.keys(run.facts)))];
   const numbers = [...new Set(runs.map((run) => run.shown))];
   const timed = runs.some((run) => run.metrics.seconds);
-  const head = ["run", "state", "update", ...numbers, "loss", ...(timed ? ["time"] : []), ...facts];
+  const head = ["run", "state", "update", ...numbers, "training loss", ...(timed ? ["time"] : []), ...facts];
   return table(head, runs.map((run, place) => {
     const swatch = element("i", { className: "swatch" });
     swatch.style.background = seriesColour(place);
@@ -32,12 +34,12 @@ function runTable(runs) {
 }
 
 function curvesOf(run, name, colour) {
-  const { metrics } = run, about = { name: run.name, hovertemplate: "%{y:.5~g}" };
+  const { metrics } = run, about = { name: plain(run.name), hovertemplate: "%{y:.5~g}" };
   const dots = { mode: "lines+markers", marker: { size: 5 }, ...about };
   if (name === "loss") {
     return [
-      metrics.loss && line(metrics.step, metrics.loss, colour, { ...about, opacity: 0.45, name: `${run.name} training` }),
-      run.eval.step.length && line(run.eval.step, run.eval.loss, colour, { ...dots, name: `${run.name} validation` }),
+      metrics.loss && line(metrics.step, metrics.loss, colour, { ...about, opacity: 0.45, name: `${about.name} training` }),
+      run.eval.step.length && line(run.eval.step, run.eval.loss, colour, { ...dots, name: `${about.name} validation` }),
     ].filter(Boolean);
   }
   if (name === "shown") return run.eval.step.length ? [line(run.eval.step, run.eval[run.shown], colour, dots)] : [];
@@ -48,7 +50,7 @@ function curvesOf(run, name, colour) {
 function meanDecay(run, colour, dots, about) {
   if (run.metrics.mean_decay) return [line(run.metrics.step, run.metrics.mean_decay, colour, about)];
   const decays = run.refreshes && run.refreshes.numbers.weight_decay;
-  if (decays) return [line(run.refreshes.written_at, decays.map(mean), colour, { ...dots, line: { color: colour, width: 1.6, shape: "hv" } })];
+  if (decays) return [line(run.refreshes.written_at, decays.map(mean), colour, { ...dots, line: { color: colour, width: 1.6, shape: "hv" }, ...(decays.length > MOST_DOTS ? { mode: "lines" } : {}) })];
   const base = run.facts["weight decay"], { step } = run.metrics;
   const fixed = run.facts.policy === "none" ? 0 : base;
   return typeof fixed === "number" && step.length ? [line([step[0], step.at(-1)], [fixed, fixed], colour, about)] : [];
@@ -59,7 +61,7 @@ function marks(runs) {
     .filter((own) => !QUIET_EVENTS.includes(own.event))
     .map((own) => ({ ...own, run: run.name, colour: seriesColour(place) })));
   const skipped = runs.flatMap((run, place) => run.metrics.skipped
-    .map((step) => ({ step, event: "skipped update", run: run.name, colour: seriesColour(place) })));
+    .map((step) => ({ step, event: SKIPPED, run: run.name, colour: seriesColour(place) })));
   return [...found, ...skipped];
 }
 
@@ -72,6 +74,7 @@ function markLines(found) {
 
 function markTexts(found) {
   return found.map((own) => {
+    if (own.event === SKIPPED) return `${own.run}: update ${shown(own.step)} was skipped`;
     const when = own.time ? new Date(own.time * 1000).toLocaleString() : "";
     const reason = own.reason ? ` (${own.reason})` : "";
     return `${own.run}: ${own.event.replace("_", " ")} after update ${shown(own.step)}${reason}${when && `, ${when}`}`;
@@ -97,10 +100,10 @@ const runsSection = {
     this.keys.replaceChildren(keys(runs.map((run, place) => [run.name, seriesColour(place)])));
     for (const [name, title, unit] of CURVES) {
       const traces = runs.flatMap((run, place) => curvesOf(run, name, seriesColour(place)));
-      const own = { shown: [...new Set(runs.map((run) => run.shown))].join(", "), speed: `${runs[0].metrics.targets} per second` };
+      const own = { shown: [...new Set(runs.filter((run) => run.eval.step.length).map((run) => run.shown))].join(", "), speed: `${[...new Set(runs.map((run) => run.metrics.targets))].join(", ")} per second` };
       if (!traces.length) { hide(`curve-${name}`); continue; }
       draw(this.grid, `curve-${name}`, own[name] || title, traces, {
-        shapes, xaxis: { title: "update", rangemode: "tozero" }, yaxis: wideRange(traces) ? { type: "log", dtick: "D2" } : {},
+        shapes, xaxis: { title: "update", rangemode: "tozero" }, yaxis: wideRange(traces) ? { type: "log", dtick: "D2", tickformat: ",.4~g" } : {},
       }, { loss: "nats; pale: training, dots: validation", shown: "of the evaluations" }[name] || unit);
     }
     const every = Math.max(...runs.map((run) => run.metrics.every));

@@ -61,6 +61,8 @@ const spectrumSection = {
     const current = spectra ? nearest(spectra.step, step) : 0;
     if (all && all.some(Boolean)) this.drawSpectra(spectra.step, all, current);
     else hide("density");
+    const density = document.getElementById("density")?.parentElement;  // first, though another run had none
+    if (density && this.grid.firstChild !== density) this.grid.prepend(density);
     this.drawHistory(refreshes, view.module, step);
     this.grid.append(this.numbers);
     this.numbers.replaceChildren(element("h3", {}, "the chosen refresh"), facts([
@@ -75,24 +77,24 @@ const spectrumSection = {
       const own = all[place], now = place === current, colour = now ? SERIES[theme()][1] : shade(place / last);
       const group = { legendgroup: steps[place], opacity: now ? 1 : 0.75 };
       const points = { type: "scatter", mode: "markers", marker: { color: colour, size: now ? 6 : 4.5 }, hovertemplate: "%{x:.3~g}: %{y:.3~g}", ...group };
-      const made = [{ ...density(own), ...points, name: `update ${shown(steps[place])}, alpha ${shown(own.alpha, 4)}` }];
+      const made = [{ ...density(own), ...points, name: `${shown(steps[place])}: ${shown(own.alpha, 4)}` }];
       if (own.alpha === null) return made;
       shapes.push({ type: "line", x0: own.xmin, x1: own.xmin, y0: 0, y1: 1, yref: "paper", layer: "below", line: { color: colour, width: 1, dash: "dot" } });
       return [...made, { ...tail(own), type: "scatter", mode: "lines", hoverinfo: "skip", showlegend: false, line: { color: colour, width: now ? 2.4 : 1.4 }, ...group }];
     });
     draw(this.grid, "density", "density of eigenvalues", traces, {
       height: 340, margin: { l: 66, r: 12, t: 8, b: 38 }, shapes, hovermode: "closest", showlegend: true,
-      legend: { orientation: "v", x: 1, y: 1, xanchor: "right", yanchor: "top", tracegroupgap: 0, font: { size: 11 }, bgcolor: "rgba(0,0,0,0)" },
+      legend: { ...basicLayout().legend, title: { text: "update: alpha", side: "top", font: { size: 11 } }, font: { size: 11 } },
       xaxis: { type: "log", title: "eigenvalue", dtick: 1 }, yaxis: { type: "log", title: "density", dtick: 1 },
     }, "lines: fitted tails; dotted: xmin");
   },
 
   drawHistory(refreshes, module, step) {
     const at = [{ type: "line", x0: step, x1: step, y0: 0, y1: 1, yref: "paper", layer: "below", line: { color: cssColour("quiet"), width: 1 } }];
-    const found = Object.entries(QUANTITIES).filter(([key]) => refreshes.numbers[key] && module < refreshes.modules.length);
+    const found = module < refreshes.modules.length ? mappedAndMoved(refreshes.numbers) : [];
     if (!found.length) { hide("history"); return; }
     const [first, second] = found;
-    const traces = found.slice(0, 2).map(([key, title], place) => line(
+    const traces = found.map(([key, title], place) => line(
       refreshes.step, refreshes.numbers[key].map((row) => row[module]), seriesColour(place),
       { name: title, hovertemplate: "%{y:.4~g}", mode: "lines+markers", marker: { size: 4 }, ...(place ? { yaxis: "y2" } : {}) },
     ));
@@ -104,13 +106,19 @@ const spectrumSection = {
   },
 };
 
+function mappedAndMoved(numbers) {  // what the policy reads and what it changes
+  return [["value", "alpha"], ["lr_ratio", "weight_decay"]].map((keys) => keys.find((key) => numbers[key]))
+    .filter(Boolean).map((key) => [key, QUANTITIES[key]]);
+}
+
 function numbersOf(refreshes, { module, place }) {
   if (module >= refreshes.modules.length) return [];
+  const owner = refreshes.owner[place][module];
   const numbers = Object.entries(QUANTITIES).filter(([key]) => refreshes.numbers[key])
     .map(([key, title]) => [title, refreshes.numbers[key][place][module]]);
   return [
     ["refresh", `at update ${shown(refreshes.step[place])}, written at ${shown(refreshes.written_at[place])}`],
-    ...numbers, ["status", refreshes.statuses[refreshes.status[place][module]]], ["owner", `rank ${refreshes.owner[place][module]}`],
+    ...numbers, ["status", refreshes.statuses[refreshes.status[place][module]]], ["owner", owner === null ? null : `rank ${owner}`],
   ];
 }
 
@@ -118,7 +126,7 @@ function tailNumbers(histogram, step) {
   if (!histogram) return [];
   const size = histogram.alpha === null ? "none" : `${histogram.tail} of ${histogram.eigenvalues} eigenvalues`;
   return [
-    ["spectrum", `of update ${shown(step)}`], ["tail", size], ["xmin", histogram.xmin],
+    ["spectrum", `of update ${shown(step)}`], ["alpha of the tail", histogram.alpha], ["tail", size], ["xmin", histogram.xmin],
     ["largest eigenvalue", 10 ** histogram.high],
   ];
 }

@@ -1,9 +1,13 @@
 // A page of a table: means over seeds, differences between methods seed by seed, every cell.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const methods = [...new Set(data.cells.map((cell) => cell.place[data.methods]))];
+const methods = [...new Set(data.cells.map((cell) => methodOf(cell.place)))];
 const view = { number: Object.keys(data.numbers)[0], base: methods.includes("uniform") ? "uniform" : methods[0] };
 const SEED = "train.seed", parts = {};
+
+function methodOf(place) {  // a table may have seeds alone
+  return place[data.methods] ?? "all";
+}
 
 function bare(axis) {
   return axis.split(".").at(-1);
@@ -14,7 +18,7 @@ function rest(place) {  // of a place without its method, as text
 }
 
 function methodColour(place) {
-  return seriesColour(methods.indexOf(place[data.methods]));
+  return seriesColour(methods.indexOf(methodOf(place)));
 }
 
 function fixed(value) {
@@ -37,7 +41,7 @@ function seedsOf(row) {  // the number of each finished cell of a row
 function drawMeans() {
   const groups = [...new Set(data.rows.map((row) => rest(row.place)))];
   const traces = methods.flatMap((method) => {
-    const rows = data.rows.filter((row) => row.place[data.methods] === method && row.numbers[view.number]);
+    const rows = data.rows.filter((row) => methodOf(row.place) === method && row.numbers[view.number]);
     if (!rows.length) return [];
     const colour = seriesColour(methods.indexOf(method)), numbers = rows.map((row) => row.numbers[view.number]);
     const shift = 0.6 * (methods.indexOf(method) + 0.5) / methods.length - 0.3;
@@ -45,21 +49,21 @@ function drawMeans() {
     const seeds = rows.flatMap((row, place) => seedsOf(row).map(([seed, value]) => ({ seed, value, x: at[place] })));
     return [{
       type: "scatter", mode: "markers", x: seeds.map((own) => own.x), y: seeds.map((own) => own.value), marker: { color: colour, size: 5, opacity: 0.45 },
-      text: seeds.map((own) => `${method}, seed ${own.seed ?? "–"}`), hovertemplate: "%{text}: %{y:.5~g}<extra></extra>",
+      text: seeds.map((own) => `${plain(method)}, seed ${own.seed ?? "–"}`), hovertemplate: "%{text}: %{y:.5~g}<extra></extra>",
     }, {
       type: "scatter", mode: "markers", x: at, y: numbers.map((own) => own.mean), marker: { color: colour, size: 13, symbol: "line-ew-open", line: { width: 2.5 } },
       error_y: { type: "data", array: numbers.map((own) => own.deviation ?? 0), color: colour, thickness: 1.4, width: 4 },
-      text: numbers.map((own) => `${method}: ${spreadText(own)} (${counted(own.runs, "run", "runs")})`), hovertemplate: "%{text}<extra></extra>",
+      text: numbers.map((own) => `${plain(method)}: ${spreadText(own)} (${counted(own.runs, "run", "runs")})`), hovertemplate: "%{text}<extra></extra>",
     }];
   });
   draw(parts.figures, "figure-means", data.numbers[view.number], traces, {
     height: 320, hovermode: "closest", yaxis: { title: data.numbers[view.number] },
-    xaxis: { tickvals: groups.map((_, place) => place), ticktext: groups, range: [-0.5, groups.length - 0.5], showgrid: false },
+    xaxis: { tickvals: groups.map((_, place) => place), ticktext: groups.map(plain), range: [-0.5, groups.length - 0.5], showgrid: false },
   }, "dots: seeds; bars: mean ± standard deviation");
 }
 
 function drawPaired(found) {
-  const names = found.map((own) => `${own.place[data.methods]}<br>${rest(own.place)}`), y = found.map((_, place) => place);
+  const names = found.map((own) => `${plain(methodOf(own.place))}<br>${plain(rest(own.place))}`), y = found.map((_, place) => place);
   const colour = found.map((own) => methodColour(own.place));
   const dots = found.flatMap((own, place) => Object.entries(own.differences).map(([seed, value]) => ({ seed, value, place })));
   draw(parts.figures, "figure-paired", `difference to ${view.base}`, [
@@ -71,7 +75,7 @@ function drawPaired(found) {
     ...found.map((own, place) => ({  // a bar has one colour
       type: "scatter", mode: "markers", x: [own.mean], y: [place], marker: { size: 9, color: colour[place] },
       error_x: own.interval ? { type: "data", array: [own.interval[1] - own.mean], color: colour[place], thickness: 1.8, width: 5 } : {},
-      text: [`${own.place[data.methods]}: ${signed(own.mean)}`], hovertemplate: "%{text}<extra></extra>",
+      text: [`${plain(methodOf(own.place))}: ${signed(own.mean)}`], hovertemplate: "%{text}<extra></extra>",
     })),
   ], {
     height: Math.max(320, 70 + 40 * found.length), hovermode: "closest",
@@ -92,7 +96,7 @@ function render() {
   parts.paired.replaceChildren(found.length ? pairedTable(found)
     : element("p", { className: "note", textContent: `No seed is finished both with ${view.base} and with another.` }));
   parts.cells.replaceChildren(cellTable(names));
-  drawScreen();
+  drawNear();
 }
 
 function rowTable() {
@@ -116,8 +120,8 @@ function pairedTable(found) {
 function cellTable(names) {
   const axes = Object.keys(data.cells[0].place);
   return table([...axes.map(bare), "cell", "state", "update", ...names.map((name) => data.numbers[name])], data.cells.map((cell) => [
-    ...axes.map((axis) => cell.place[axis]), cell.number, cell.state + (cell.reason && cell.state === "failed" ? `: ${cell.reason}` : ""), cell.step,
-    ...names.map((name) => cell.numbers[name]),
+    ...axes.map((axis) => cell.place[axis]), cell.cell, cell.state + (cell.reason && cell.state === "failed" ? `: ${cell.reason}` : ""), cell.step,
+    ...names.map((name) => fixed(cell.numbers[name])),
   ]), axes.length);
 }
 
@@ -125,7 +129,7 @@ start(() => {
   const results = section("results", "Results");
   parts.number = element("select", { id: "number", onchange: () => { view.number = Object.keys(data.numbers)[parts.number.selectedIndex]; render(); } });
   parts.base = element("select", { id: "base", onchange: () => { view.base = methods[parts.base.selectedIndex]; render(); } });
-  results.tools.append(element("label", {}, "number", parts.number), element("label", {}, "against", parts.base));
+  results.tools.append(element("label", {}, "number", parts.number), element("label", { hidden: methods.length < 2 }, "against", parts.base));
   for (const name of ["keys", "rows", "paired", "cells"]) parts[name] = element("div", { id: name });
   parts.figures = element("div", { className: "grid wide" });
   results.own.append(parts.keys, parts.figures, parts.rows);

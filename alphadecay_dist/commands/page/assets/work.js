@@ -23,17 +23,16 @@ const workSection = {
   },
 
   renderStatuses(refreshes) {
-    const undefinedModules = undefinedOnes(refreshes);
-    if (!undefinedModules.length) {
+    const { undefined_ones: ones, undefined_pairs: pairs } = refreshes;
+    if (!pairs) {
       hide("statuses");
-      const all = `All ${shown(refreshes.modules.length)} matrices were defined at ${counted(refreshes.step.length, "refresh", "refreshes")}.`;
+      const all = `All ${shown(refreshes.modules.length)} matrices were defined at ${counted(refreshes.of, "refresh", "refreshes")}.`;
       this.told.replaceChildren(element("p", { className: "note", textContent: all }));
       return;
     }
     const head = ["module", "status", "refreshes", "first", "last"];
-    const rows = undefinedModules.slice(0, 50).map((own) => [own.name, own.status, own.steps.length, own.steps[0], own.steps.at(-1)]);
-    const more = undefinedModules.length - rows.length;
-    this.told.replaceChildren(table(head, rows, 2), element("p", { className: "note", textContent: more > 0 ? `and ${more} more` : "" }));
+    const more = pairs - ones.length;
+    this.told.replaceChildren(table(head, ones, 2), element("p", { className: "note", textContent: more > 0 ? `and ${more} more` : "" }));
     const traces = refreshes.statuses.map((status, code) => ({
       type: "bar", name: status, x: refreshes.step, marker: { color: refreshes.defined[code] ? shade(0.15 + 0.2 * code) : seriesColour(code + 1) },
       y: refreshes.status.map((row) => row.filter((own) => own === code).length), hovertemplate: "%{y}",
@@ -45,7 +44,7 @@ const workSection = {
     const step = refreshes.step[place], loads = counts(refreshes.owner[place]), received = refreshes.bytes[place];
     draw(this.grid, "seconds", "seconds a refresh", [
       line(refreshes.step, refreshes.seconds, seriesColour(0), { mode: "lines+markers", marker: { size: 4 }, hovertemplate: "%{y:.3~g} s" }),
-    ], { xaxis: { title: "update" }, yaxis: { rangemode: "tozero" } }, `on rank 0; ${duration(refreshes.seconds.reduce((a, b) => a + (b || 0), 0))} in all`);
+    ], { xaxis: { title: "update" }, yaxis: { rangemode: "tozero" } }, `on rank 0; ${duration(refreshes.seconds_in_all)} in all`);
     const ranks = Math.max(received.length, loads.length);
     if (ranks < 2) {
       this.note.textContent = `One rank owns all ${shown(refreshes.modules.length)} matrices: nothing travels.`;
@@ -62,17 +61,6 @@ const workSection = {
       { xaxis: category, yaxis: { title: "MiB" }, hovermode: "closest" }, `${bytes(received.reduce((a, b) => a + b, 0))} at update ${shown(step)}`);
   },
 };
-
-function undefinedOnes(refreshes) {
-  const found = new Map();
-  refreshes.status.forEach((row, place) => row.forEach((code, module) => {
-    if (refreshes.defined[code]) return;
-    const { name } = refreshes.modules[module], status = refreshes.statuses[code], key = `${name} ${status}`;
-    if (!found.has(key)) found.set(key, { name, status, steps: [] });
-    found.get(key).steps.push(refreshes.step[place]);
-  }));
-  return [...found.values()].sort((a, b) => b.steps.length - a.steps.length);
-}
 
 function counts(owners) {
   const found = [];
