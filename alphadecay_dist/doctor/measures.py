@@ -95,9 +95,10 @@ def versions() -> dict[str, str | None]:
 
 
 def source_digest(folder: Path) -> str:
-    """The first digits of a SHA-256 over names and contents of a package's files."""
+    """The first digits of a SHA-256 over names and contents of a package's files, those behind links too."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
+    files = [Path(own, name) for own, _, names in os.walk(folder, followlinks=True) for name in names]
+    for path in sorted(files):
         if path.suffix in (".py", ".yaml", ".json"):
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             digest.update(f"{path.relative_to(folder)} {content}\n".encode())
