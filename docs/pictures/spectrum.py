@@ -20,7 +20,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-HEAVY, LIGHT = "#0f8b8d", "#e07a1f"
+HEAVY = {"light": "#0f8b8d", "dark": "#3fc1c4"}
+LIGHT = {"light": "#e07a1f", "dark": "#f0974a"}
 INK = {"light": "#33383f", "dark": "#d5d9e0"}
 GREY = "#8a93a0"
 TYPES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -85,7 +86,7 @@ def draw(run: Path, out: Path, scheme: str, base: float = 0.1) -> None:
     """Write the picture for one scheme of colours, the same bytes for the same run."""
     refresh, spectra = last_line(run / "decay.jsonl"), last_line(run / "spectra.jsonl")
     ordered = sorted(refresh, key=lambda name: refresh[name]["alpha"])
-    chosen = {ordered[0]: HEAVY, ordered[-1]: LIGHT}
+    chosen = {ordered[0]: HEAVY[scheme], ordered[-1]: LIGHT[scheme]}
     inked = (
         "text.color",
         "axes.labelcolor",

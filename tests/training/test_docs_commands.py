@@ -25,7 +25,9 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf" *```{language}\n(.*?)```", PAGES[page].replace("\\\n", " "), re.DOTALL)
 
 
-TRAINER = re.compile(r".*?(?:train\.py|alphadecay train|alphadecay_dist train) (--.*?)(?: *#.*)?")
+TRAINER = re.compile(
+    r".*?(?:train\.py|train\.sbatch|alphadecay train|alphadecay_dist train) (--.*?)(?: *#.*)?"
+)
 COMMANDS = [
     (page, found[1])
     for page in PAGES
