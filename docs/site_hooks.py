@@ -14,6 +14,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "commands": commands.page,
     "messages": messages.page,
 }
+ROLE = re.compile(r":(?:attr|class|func|meth|mod):(?=<code)")  # Sphinx's, of docstrings
 MARK = re.compile(r"^<!-- generated: (.+) -->$", re.MULTILINE)
 PATHS = {outside.uri_of(path): path for path in outside.pages()}
 
@@ -32,3 +33,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     text = MARK.sub(lambda found: PARTS[found[1]](), markdown)
     uri = page.file.src_uri
     return outside.rewritten(text, PATHS.get(uri, f"docs/{uri}"))
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Leave out what docstrings say of a name's kind."""
+    return ROLE.sub("", html)

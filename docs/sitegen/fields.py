@@ -18,6 +18,7 @@ from alphadecay_dist.training.tasks.registry import DEFAULT, options_of
 from sitegen.text import escaped
 
 TASK = re.compile(r"\((\w+)\) ")  # before the meaning of a field that only one task has
+PAGE = re.compile(r"docs/([\w\\]+)\.md")  # that a meaning names
 EXPECTED = re.compile(r"expected (.+?)(?:;|: |, or (?:None|null)|$)")
 TOO_SMALL = ("-1", "[-1, -1]")
 NEEDED = {
@@ -32,12 +33,21 @@ def page() -> str:
     lines: list[str] = []
     section = ""
     for key, value, text in described():
-        if key.partition(".")[0] != section:
-            section = key.partition(".")[0]
+        task = TASK.match(text)
+        title = key.partition(".")[0] + (f" ({task[1]})" if task else "")
+        if title != section:
+            section = title
             lines += [f"## {section}", ""]
         lines += [f"`{key}`", f":   **{written(value)}** · {range_of(key, text)}", ""]
-        lines += [f"    {escaped(TASK.sub('', text))}", ""]
+        meaning = PAGE.sub(linked, escaped(TASK.sub("", text)))
+        lines += [f"    {meaning}", ""]
     return "\n".join(lines)
+
+
+def linked(found: re.Match[str]) -> str:
+    """A link in place of a page's name, as seen from reference/."""
+    name = found[1].replace("\\", "")
+    return f"[{name}.md](../{name}.md)"
 
 
 def range_of(key: str, text: str) -> str:

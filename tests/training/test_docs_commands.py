@@ -26,7 +26,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 TRAINER = re.compile(
-    r".*?(?:train\.py|train\.sbatch|alphadecay train|alphadecay_dist train) (--.*?)(?: *#.*)?"
+    r".*?(?:train\.py|train\.sbatch|alphadecay train|alphadecay_dist train) +(--.*?)(?: *#.*)?"
 )
 COMMANDS = [
     (page, found[1])
