@@ -138,6 +138,13 @@ def test_the_examples_of_the_other_pages(tmp_path, monkeypatch, capsys):
     assert examples(tmp_path, [resume], names) == decays
     (settings,) = blocks("settings.md", "python")
     assert set(examples(tmp_path, [settings], of_a_script()).values()) == {0.1}
+    one, watching = blocks("methods.md", "python")
+    names = of_a_script()
+    examples(tmp_path, [settings, one], names)
+    assert names["decay"].settings.policy == "adadecay"
+    examples(tmp_path, [watching], names | {"log_refresh": log_refresh})
+    (line,) = (tmp_path / "runs" / "mine" / "decay.jsonl").read_text().splitlines()
+    assert "stable_rank" in line
     (spectrum,) = blocks("concepts/spectrum.md", "python")
     exec(spectrum, {})
     light, heavy = map(float, capsys.readouterr().out.split())
@@ -155,6 +162,29 @@ def test_a_command_has_the_options_that_a_page_gives_it(page, call):
     words = cli.normalized([word.replace("PATH", "runs/x") for word in shlex.split(call)])
     args, rest = cli._parser(words).parse_known_args(words)
     args.left_over(rest)
+
+
+HERE = "tests/site/test_tutorials.py"
+RUN_BY = {  # what runs the examples of each page
+    "concepts/resume.md": HERE,
+    "concepts/spectrum.md": HERE,
+    "engines.md": "tests/test_engines_doc.py",
+    "hosts.md": "tests/integrations/test_docs.py",
+    "index.md": HERE,
+    "methods.md": HERE,
+    "muon.md": "tests/optimizers/test_docs.py",
+    "reliability.md": "tests/commands/test_export_universal.py",
+    "settings.md": HERE,
+    "spectral_condition.md": "tests/condition/test_docs.py",
+    "tutorial/first_run.md": HERE,
+    "tutorial/own_trainer.md": HERE,
+}
+
+
+def test_every_example_has_a_test():
+    assert {page for page in PAGES if blocks(page, "python")} == set(RUN_BY)
+    for page, test in RUN_BY.items():
+        assert page.rpartition("/")[2] in (DOCS.parent / test).read_text(encoding="utf-8"), page
 
 
 def test_calls_were_found():
