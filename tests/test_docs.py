@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FOLDERS = "alphadecay_dist|benchmarks|docs|ds_configs|examples|slurm|tests"
 PATH = re.compile(
     rf"(?<![\w./-])((?:{FOLDERS})/[\w./-]*\w"  # whatever begins with a folder of this repository

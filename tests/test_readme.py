@@ -51,3 +51,9 @@ def test_the_set_up_is_two_commands():
         "pip install -c constraints.txt -e . && deepspeed train.py --deepspeed ds_configs/zero2.json",
         "pip install -c constraints.txt -e '.[test]' && pytest",
     ]
+
+
+def test_it_is_short_and_leads_to_the_rest():
+    assert len(README.splitlines()) < 120
+    links = ["tutorial/first_run", "settings", "concepts/spectrum", "troubleshooting"]
+    assert [name for name in links if f"(docs/{name}.md)" not in README] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from alphadecay_dist import AlphaDecay, param_groups
 from alphadecay_dist.checkpoint.reader import newest
 from alphadecay_dist.checkpoint.restore import stored_tensors
-from alphadecay_dist.commands.formats import DECAYS, export_universal, trained
+from alphadecay_dist.commands.formats import export_universal, trained
 from alphadecay_dist.engines.zero.state import ZeroState
 from alphadecay_dist.training.config import config_from_dict
 from alphadecay_dist.training.data.batches import TrainingData, micro_batch, open_data
@@ -28,6 +29,8 @@ from tests.training.runs import final_weights, tiny_options, train_on
 pytestmark = [pytest.mark.ranks, pytest.mark.launcher]
 
 DONE, END = 7, 12  # a refresh between them
+PAGE = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text(encoding="utf-8")
+((LOADS, RESTORES),) = (code.splitlines() for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
 
 
 def engine_of(config, stage):
@@ -92,10 +95,11 @@ def go_on(run, exported, stage, resumed):
     checkpoint = newest(Path(run) / "checkpoints")
     config = config_from_dict(checkpoint.state()["config"])
     engine, decay = engine_of(config, stage)
-    engine.load_checkpoint(exported)
+    names = {"engine": engine, "decay": decay, "json": json, "Path": Path}
+    exec(LOADS.replace("DIR", exported), names)
     counters = {id(state["step"]) for state in engine.optimizer.optimizer.state.values()}
     assert (len(counters) == 1) == (stage == 3), "DeepSpeed shares one, and decay.load_state_dict mends it"
-    decay.load_state_dict(json.loads((Path(exported) / DECAYS).read_text()))
+    exec(RESTORES.replace("DIR", exported), names)
     check_loaded(engine, checkpoint)
     assert engine.global_steps == DONE
     groups = engine.optimizer.param_groups

@@ -15,14 +15,19 @@ from alphadecay_dist.training.config import config_from_dict, load_config
 from alphadecay_dist.training.tasks.language.model import config_of
 from tests.training.runs import ROOT
 
-PAGES = {page.name: page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md"))}
+DOCS = ROOT / "docs"
+PAGES = {
+    page.relative_to(DOCS).as_posix(): page.read_text(encoding="utf-8") for page in sorted(DOCS.rglob("*.md"))
+}
 
 
 def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGES[page].replace("\\\n", " "), re.DOTALL)
+    return re.findall(rf" *```{language}\n(.*?)```", PAGES[page].replace("\\\n", " "), re.DOTALL)
 
 
-TRAINER = re.compile(r".*?(?:train\.py|alphadecay train|alphadecay_dist train) (--.*?)(?: *#.*)?")
+TRAINER = re.compile(
+    r".*?(?:train\.py|train\.sbatch|alphadecay train|alphadecay_dist train) +(--.*?)(?: *#.*)?"
+)
 COMMANDS = [
     (page, found[1])
     for page in PAGES
