@@ -7,6 +7,7 @@ import alphadecay_dist.openmp  # noqa: F401  (before torch is loaded)
 # isort: split
 
 import argparse
+import os
 import sys
 from importlib import import_module
 
@@ -31,6 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"alphadecay: error: {error}", file=sys.stderr)
         return USER_ERROR
+    except BrokenPipeError:  # who read the output has seen enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed
+        return 1
 
 
 def _run_as_rank(words: list[str]) -> int:

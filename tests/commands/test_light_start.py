@@ -182,3 +182,12 @@ def test_a_command_of_another_package_is_a_row_and_a_module(tmp_path, monkeypatc
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     assert "doubles a number" in capsys.readouterr().out
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly():
+    """As in ``alphadecay table ... | head``."""
+    command = [sys.executable, "-m", "alphadecay_dist", "table", "slurm/table.yaml", "--dry-run"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as ended:
+        ended.stdout.close()
+        assert ended.stderr.read() == b""
+    assert ended.returncode == 1

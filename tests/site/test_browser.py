@@ -109,9 +109,7 @@ def test_no_page_asks_a_network_or_is_too_wide(site, chromium, width, scheme, st
         response = tab.page.goto(site[0] + address(page))
         assert response.status == 200, page
         assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), page
-        assert tab.page.evaluate("[...document.images].every(one => one.complete && one.naturalWidth > 0)"), (
-            page
-        )
+        tab.until("[...document.images].every(one => one.complete && one.naturalWidth > 0)")
         backgrounds.add(tab.page.evaluate("getComputedStyle(document.body).backgroundColor"))
     (background,) = backgrounds
     assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == (scheme == "dark")

@@ -95,9 +95,16 @@ def test_the_command_serves_until_ctrl_c(tmp_path):
         "--watch",
         "--port=0",
     ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it,
+    try:  # and so would what they start
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
         url = process.stdout.readline().split()[0]
         with urllib.request.urlopen(url, timeout=60) as answer:
             assert answer.read().startswith(b"<!doctype html>")
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
+    finally:
+        process.kill()
