@@ -30,12 +30,11 @@ ROOMS = [
 ]
 PLACE = {room: place for place, rooms in enumerate(ROOMS) for room in rooms}
 
-# Weights and spectra move in exchange.py alone, and what is made of them back in returns.py; collectives.py
-# has plain data and sums; links.py times messages that hold nothing.
+# Weights, gradients and spectra move in exchange.py alone; collectives.py has plain data and sums; links.py
+# times messages that hold nothing.
 COLLECTIVE_HOMES = {
     "sharding/exchange.py",
     "sharding/collectives.py",
-    "sharding/returns.py",
     "doctor/links.py",
 }
 COLLECTIVE = re.compile(

@@ -172,7 +172,7 @@ class Matrices:
         told = getattr(self._modules[""], "get_input_embeddings", lambda: None)
         try:
             own = told()
-        except (AttributeError, NotImplementedError):  # transformers raises where a model has none
+        except NotImplementedError:  # transformers' own, where a model has none
             own = None
         names = [name for name, module in self.embeddings.items() if module is own]
         return next(iter([*names, *self.embeddings]), None)

@@ -1,4 +1,4 @@
-"""The only file that moves weights or spectra between ranks: it executes a schedule.
+"""The only file that moves weights, gradients or spectra between ranks: it executes a schedule.
 
 1. Each rank packs its pieces of the others' matrices of a round, owner by owner, into one buffer.
 2. One ``all_to_all_single`` a round takes every piece to the owner alone; where the schedule says so, the
@@ -170,9 +170,8 @@ class Exchange:
             packed[start : start + transfer.numel].copy_(self._local_part(transfer))
             start += transfer.numel
         buffer = buffers.to_receive(sum(received), current.slot)  # (elements,), sender by sender
-        with translate_rank_loss(_weights(flight)):
-            work = dist.all_to_all_single(buffer, packed, received, sent, group=self._group, async_op=True)
-        flight.buffer, flight.packed, flight.work = buffer, packed, work
+        flight.work = swap(buffer, packed, received, sent, what=_weights(flight), group=self._group)
+        flight.buffer, flight.packed = buffer, packed
         self.bytes_received += buffer.nbytes
         self.bytes_sent += packed.nbytes
         return flight
@@ -270,6 +269,32 @@ class Exchange:
             numbers = iter(everyone[rank])
             shared.update({name: tuple(itertools.islice(numbers, widths[name])) for name in names})
         return shared
+
+
+def swap(
+    arriving: Tensor,
+    packed: Tensor,
+    received: Sequence[int],
+    sent: Sequence[int],
+    *,
+    what: str,
+    group: dist.ProcessGroup | None,
+) -> dist.Work:
+    """Start to send every rank its part of ``packed``, and to receive what is sent here. Collective.
+
+    Args:
+        arriving: (sum of ``received``,), filled rank by rank once the work is waited for.
+        packed: (sum of ``sent``,), rank by rank, kept as it is until then.
+        received: elements by rank.
+        sent: elements by rank.
+        what: is moved, for messages.
+        group: the ranks.
+
+    Raises:
+        RuntimeError: a rank was lost.
+    """
+    with translate_rank_loss(what):
+        return dist.all_to_all_single(arriving, packed, received, sent, group=group, async_op=True)
 
 
 def _share_memory(one: Tensor, other: Tensor) -> bool:

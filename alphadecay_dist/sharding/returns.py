@@ -1,7 +1,7 @@
 """The way back of an exchange: what owners made of whole blocks goes to all ranks that hold pieces of them.
 
 After a round of :meth:`alphadecay_dist.sharding.exchange.Exchange.rounds`, each owner cuts what it made of
-its blocks as the layouts say, and one ``all_to_all_single`` a replica takes every piece to its holders: a
+its blocks as the layouts say, and one :func:`.exchange.swap` a replica takes every piece to its holders: a
 rank gets back as many elements as it gave. Replicas, who gave nothing, get theirs one after the other, so
 that an owner never packs more than one copy of a round. What an owner holds itself crosses no network.
 """
@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alphadecay_dist.sharding.collectives import Collectives, translate_rank_loss
+from alphadecay_dist.sharding.exchange import swap
 from alphadecay_dist.sharding.layout import Overlap, Piece, ShardSource
 from alphadecay_dist.sharding.schedule import Schedule
 
@@ -125,8 +126,10 @@ class Returns:
             if way.name in made:
                 packed[start : start + way.numel].copy_(self._cut(way, made))
             start += way.numel
-        with translate_rank_loss("what owners made of their matrices"):
-            dist.all_to_all_single(arriving, packed, received, sent, group=self._group)
+        what = "what owners made of their matrices"
+        work = swap(arriving, packed, received, sent, what=what, group=self._group)
+        with translate_rank_loss(what):
+            work.wait()
         self.bytes_received += arriving.nbytes
         start = 0
         for way in passage.incoming:
