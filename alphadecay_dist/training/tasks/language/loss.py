@@ -68,9 +68,9 @@ class _SummedLoss(torch.autograd.Function):
             total += functional.nll_loss(logs, wanted, ignore_index=IGNORE, reduction="sum")
             if of_hidden is not None and of_weight is not None:
                 # The softmax less one at the target, and nothing where the label is padding.
-                known = (wanted != IGNORE).unsqueeze(1)
-                slope = logs.exp_().scatter_add_(1, wanted.clamp_min(0).unsqueeze(1), -known.float())
-                slope = _slope_of_shape(slope * known, logits, scale, cap).to(raw.dtype)
+                known = (wanted != IGNORE).unsqueeze(1).to(logs.dtype)  # a bool would be converted for each logit
+                slope = logs.exp_().scatter_add_(1, wanted.clamp_min(0).unsqueeze(1), -known).mul_(known)
+                slope = _slope_of_shape(slope, logits, scale, cap).to(raw.dtype)
                 of_hidden[start : start + rows] = slope @ weight
                 of_weight += slope.T @ piece
                 if of_bias is not None:
