@@ -81,8 +81,8 @@ def _tokenizer() -> bytes:
     return train_tokenizer((text for _, text in corpus.rows(0, 0)), SIZES["vocab_size"], NFKC).proto
 
 
-def launch(*command: object) -> tuple[int, str]:
-    """Run a command from the project's root, without network, home or prompt: exit code and whole output."""
+def launch(*command: object, folder: Path = ROOT) -> tuple[int, str]:
+    """Run a command in a folder, without network, home or prompt: exit code and whole output."""
     unwanted = ("OMP_NUM_THREADS", "RANK", "WORLD_SIZE", "LOCAL_RANK")
     environment = {k: v for k, v in os.environ.items() if k not in unwanted and not k.startswith("WANDB")}
     environment |= {
@@ -92,7 +92,7 @@ def launch(*command: object) -> tuple[int, str]:
     }
     done = subprocess.run(
         [str(part) for part in command],
-        cwd=ROOT,
+        cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
