@@ -55,15 +55,21 @@ def summary(lines: Sequence[Line]) -> str:
     return "\n".join([title, "", *_table(lines), "", _order(lines)])
 
 
-def suggestion(lines: Sequence[Line]) -> str:
-    """Which matrices of the blocks pass at the median of their samples, as optimizers would be told."""
-    names = _suggested(lines)
+def suggestion(lines: Sequence[Line], least: float = 1) -> str:
+    """Which matrices of the blocks pass at the median of their samples, as optimizers would be told.
+
+    Args:
+        lines: of condition.jsonl, at least one.
+        least: the ratio nr / st from which on a matrix passes: 1 is the condition; from 2 on a spectral step
+            is the better one for certain in the random-feature model of its paper (arXiv 2512.04299).
+    """
+    names = _suggested(lines, least)
     if not names:
         return f"Suggestion: no matrix of the blocks passes; none for Muon.\n{WARNING}"
     patterns = ",\n".join(f'    "{name}"' for name in names)
     code = SPELLINGS.format(patterns=f"(\n{patterns},\n)")
     return (
-        f"A suggestion, no more: nr / st is 1 or more at the median of their samples.\n{WARNING}\n\n"
+        f"A suggestion, no more: nr / st is {least:g} or more at the median of their samples.\n{WARNING}\n\n"
         f"train.py: --optimizer.name=muon --optimizer.muon_modules='{','.join(names)}'\n\n{code}"
     )
 
@@ -117,7 +123,7 @@ def _is_of_a_block(own: Mapping[str, Any]) -> bool:
     return own["type"] not in (EMBED, OUTPUT) and own.get("st_method") != COUNTS
 
 
-def _suggested(lines: Sequence[Line]) -> list[str]:
+def _suggested(lines: Sequence[Line], least: float) -> list[str]:
     """Weights of the blocks all parts of which pass, as patterns that match no other one, else by name."""
     ratios: dict[str, dict[str, list[float]]] = {}  # by weight and part
     for line in lines:
@@ -126,7 +132,7 @@ def _suggested(lines: Sequence[Line]) -> list[str]:
                 numbers = ratios.setdefault(own["weight"], {}).setdefault(name, [])
                 numbers += [] if own["ratio"] is None else [own["ratio"]]
     passing = {
-        weight: all(own and statistics.median(own) >= 1 for own in parts.values())
+        weight: all(own and statistics.median(own) >= least for own in parts.values())
         for weight, parts in ratios.items()
     }
     others = {own["weight"] for line in lines for own in line["matrices"].values()}

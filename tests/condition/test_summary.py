@@ -71,6 +71,13 @@ def test_a_suggestion_names_layers_where_not_all_pass():
     assert "embed" not in code
 
 
+def test_a_suggestion_for_a_higher_ratio_is_a_shorter_one():
+    text = suggestion(LINES, 2.5)
+    assert "nr / st is 2.5 or more at the median" in text
+    assert '"layers.*.mlp.down_proj"' in text
+    assert "v_proj" not in text
+
+
 def test_embeddings_of_positions_are_no_matrices_of_a_block():
     """Nor does a pattern take more than what passes."""
     wpe = own("wpe", "wpe", 50.0) | {"st_method": "counts"}

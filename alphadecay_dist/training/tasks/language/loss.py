@@ -67,8 +67,9 @@ class _SummedLoss(torch.autograd.Function):
             logs = logits.log_softmax(-1)
             total += functional.nll_loss(logs, wanted, ignore_index=IGNORE, reduction="sum")
             if of_hidden is not None and of_weight is not None:
-                # The softmax less one at the target, and nothing where the label is padding.
-                known = (wanted != IGNORE).unsqueeze(1).to(logs.dtype)  # a bool would be converted for each logit
+                # The softmax less one at the target, and nothing where the label is padding. Not a bool:
+                # that would be converted for each logit.
+                known = (wanted != IGNORE).unsqueeze(1).to(logs.dtype)
                 slope = logs.exp_().scatter_add_(1, wanted.clamp_min(0).unsqueeze(1), -known).mul_(known)
                 slope = _slope_of_shape(slope, logits, scale, cap).to(raw.dtype)
                 of_hidden[start : start + rows] = slope @ weight
