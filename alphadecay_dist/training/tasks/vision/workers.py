@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
@@ -15,6 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.process.preemption import SIGNALS
+
+PARENT_LOOKED_FOR = 5.0  # seconds between two looks, as torch has it
 
 
 class Jobs(Dataset, ABC):
@@ -50,7 +53,7 @@ class Results:
             batch_size=None,
             sampler=numbers,
             num_workers=workers,
-            worker_init_fn=_on_start,
+            worker_init_fn=functools.partial(_on_start, os.getpid()),
             multiprocessing_context="fork",  # they have the model's libraries loaded, and the images
             generator=torch.Generator(),  # whose draws nobody uses; the process's own is the training's
         )
@@ -83,17 +86,23 @@ class Results:
         return result
 
 
-def _on_start(_worker: int) -> None:
+def _on_start(parent: int, _worker: int) -> None:
     """What asks a run to stop is not for the processes that read for it: they end after it, or by it alone.
 
     A cluster sends its signals to every process, and the run still needs images until its ranks have agreed
     to stop. So they are blocked from the fork on, see :class:`Results`.
     """
-    threading.Thread(target=_end_by_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_by_parent, args=(parent,), daemon=True).start()
 
 
 def _end_by_parent(parent: int) -> None:
-    """End where the process that this one reads for says so."""
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
-        pass
+    """End where the process that this one reads for says so, or is no more.
+
+    torch's own watch takes whoever is the parent when it begins for that process: where that one died before,
+    this one would wait for work forever.
+    """
+    while os.getppid() == parent:
+        told = signal.sigtimedwait([signal.SIGTERM], PARENT_LOOKED_FOR)
+        if told is not None and told.si_pid == parent:
+            break
     os._exit(0)

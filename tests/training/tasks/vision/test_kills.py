@@ -41,6 +41,7 @@ def test_signals_to_all_its_processes_and_a_kill_lose_nothing(tmp_path):
         else:
             process.kill()
         assert process.wait(60) == code
+        wait_until(lambda: not processes_of(broken), 60)
     assert run(1, "ddp", broken, options) == whole
     assert same_tensors(broken, tmp_path / "whole")
 
