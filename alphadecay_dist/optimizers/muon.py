@@ -28,6 +28,7 @@ from alphadecay_dist.optimizers.newton_schulz import COEFFICIENTS, EPS, STEPS, r
 from alphadecay_dist.optimizers.places import TRAVEL, OnEachRank, OnOwners, Place, UpdateSource
 from alphadecay_dist.params.fused import Cut
 from alphadecay_dist.params.groups import names_in
+from alphadecay_dist.sharding.buffers import needing_memory
 from alphadecay_dist.sharding.collectives import Collectives
 from alphadecay_dist.sharding.layout import Layout
 
@@ -105,7 +106,7 @@ class ShardedMuon(torch.optim.Muon):
         matrices = list(self._matrices())
         rules = {own.name: self._rule(own) for own in matrices}
         self._settle_places(matrices, rules)
-        with self._ranks.raise_on_all_ranks():
+        with self._ranks.raise_on_all_ranks(), needing_memory("the updates of Muon"):
             updates = self._updates(matrices)
             for place, names in self._places:
                 place.prepare({name: updates[name] for name in names})

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from alphadecay_dist.sharding.buffers import needing_memory
 from alphadecay_dist.sharding.collectives import Collectives, translate_rank_loss
 from alphadecay_dist.sharding.exchange import swap
 from alphadecay_dist.sharding.layout import Overlap, Piece, ShardSource
@@ -91,11 +92,16 @@ class Returns:
         self.bytes_received = 0
 
     def room(self) -> Room:
-        """Memory for all rounds, for the largest of them. May fail on this rank alone; not collective."""
+        """Memory for all rounds, for the largest of them. May fail on this rank alone; not collective.
+
+        Raises:
+            RunError: this rank has none.
+        """
         moving = [passage for passages in self._rounds for passage in passages if passage.moving]
         sent = max((sum(way.numel for way in passage.outgoing) for passage in moving), default=0)
         received = max((sum(way.numel for way in passage.incoming) for passage in moving), default=0)
-        return Room(self._empty(sent), self._empty(received))
+        with needing_memory("what owners made of their matrices"):
+            return Room(self._empty(sent), self._empty(received))
 
     def send(self, number: int, made: Mapping[str, Tensor], room: Room) -> None:
         """Bring back what was made of one round's blocks. Collective.
@@ -112,7 +118,7 @@ class Returns:
     def _pass(self, passage: _Passage, made: Mapping[str, Tensor], room: Room) -> None:
         for way in passage.own:
             if way.name in made:
-                self._put(way, self._cut(way, made))
+                self._take(way, made, self._held(way))
         if not passage.moving:
             return
         sent, received = [0] * self._world_size, [0] * self._world_size  # elements, by rank
@@ -124,7 +130,7 @@ class Returns:
         start = 0
         for way in passage.outgoing:
             if way.name in made:
-                packed[start : start + way.numel].copy_(self._cut(way, made))
+                self._take(way, made, packed[start : start + way.numel])
             start += way.numel
         what = "what owners made of their matrices"
         work = swap(arriving, packed, received, sent, what=what, group=self._group)
@@ -133,20 +139,20 @@ class Returns:
         self.bytes_received += arriving.nbytes
         start = 0
         for way in passage.incoming:
-            self._put(way, arriving.narrow(0, start, way.numel))
+            self._held(way).copy_(arriving.narrow(0, start, way.numel))
             start += way.numel
 
-    def _cut(self, way: _Return, made: Mapping[str, Tensor]) -> Tensor:
-        """What a holder gets of a block, flat."""
+    def _take(self, way: _Return, made: Mapping[str, Tensor], values: Tensor) -> None:
+        """Write what a holder gets of a block to flat values; that takes no memory, so it cannot fail."""
         source = self._sources[self._schedule.routes.blocks[way.name].source]
         rows = made[way.name].view(-1, *source.shape[1:])  # as the tensor's, which a Grid cuts
-        return way.overlap.place.take(rows)
+        way.overlap.place.take(rows, values)
 
-    def _put(self, way: _Return, values: Tensor) -> None:
-        """Write what came back into this rank's piece."""
+    def _held(self, way: _Return) -> Tensor:
+        """What this rank holds of the tensor where that comes back, flat."""
         local = self._sources[self._schedule.routes.blocks[way.name].source].local()
         assert local is not None
-        local.narrow(0, way.overlap.local.start, way.numel).copy_(values)
+        return local.narrow(0, way.overlap.local.start, way.numel)
 
     def _empty(self, numel: int) -> Tensor:
         return torch.empty(numel, dtype=self._dtype, device=self._device)
