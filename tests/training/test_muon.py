@@ -70,6 +70,7 @@ def losses(run):
 # DeepSpeed rounds its products elsewhere than torch's Muon does.
 ENGINES = [
     ("fsdp2", 3, 2e-4),
+    ("0", 2, 2e-4),
     ("2", 3, 1e-3),
     *(pytest.param(name, 2, 2e-4, marks=pytest.mark.long) for name in ("ddp", "hsdp")),
 ]
@@ -133,6 +134,7 @@ SOME = {
     ("engine", "policies"),
     [
         ("fsdp2", ("alphadecay",)),
+        ("0", ("alphadecay",)),
         ("2", ("llr", "cautious")),
         pytest.param("3", ("alphadecay",), marks=pytest.mark.long),
     ],
