@@ -182,6 +182,25 @@ def test_a_bad_update_is_skipped_and_leaves_the_momentum(tmp_path, engine):
 
 
 @pytest.mark.parametrize(
+    "engine", ["2", *(pytest.param(own, marks=pytest.mark.long) for own in ("fsdp2", "3"))]
+)
+def test_a_run_that_goes_back_has_the_momentum_of_then(tmp_path, engine):
+    """At a constant rate, update 3 after the way back is update 4 where 3 was skipped."""
+    own, found = {"optimizer__schedule": "constant", "optimizer__warmup": 0, "decay__interval": 9}, []
+    for policy, last in (("skip", 5), ("rollback", 4)):
+        sizes = {"train__steps": last, "checkpoint__every": 1, "train__on_nonfinite": policy}
+        options = options_of(tmp_path, decay__apply="auto", **own, **sizes)
+        argv = argv_of(engine_of(tmp_path, engine), tmp_path / policy, options)
+        assert run_ranks(poisoned, 2, argv, gradient_nan, (3,)) == [0, 0]
+        stored = stored_tensors(newest(tmp_path / policy / "checkpoints"))
+        found.append(
+            {(name, kind): own.read() for name, kinds in stored.items() for kind, own in kinds.items()}
+        )
+    skipped, went_back = found
+    assert all(torch.equal(skipped[key], went_back[key]) for key in skipped)
+
+
+@pytest.mark.parametrize(
     ("engine", "options", "words"),
     [
         ("2", {}, "train.clip: found 1.0 with DeepSpeed's Muon, expected 0: it would clip"),
