@@ -93,7 +93,7 @@ class ShardedMuon(torch.optim.Muon):
         self._process_group = process_group
         self._budget = memory_budget
         self._places: list[tuple[Place, list[str]]] = []
-        self._placed: list[nn.Parameter] = []
+        self._placed: list[tuple[str, nn.Parameter]] = []
         self._ranks = Collectives(None)
 
     @torch.no_grad()
@@ -181,9 +181,9 @@ class ShardedMuon(torch.optim.Muon):
 
     def _settle_places(self, matrices: list[_Matrix], rules: Mapping[str, Rule]) -> None:
         """Where each matrix is orthogonalised, worked out again where the groups have got other ones."""
-        parameters = [own.parameter for own in matrices]
-        if len(parameters) == len(self._placed) and all(
-            one is other for one, other in zip(parameters, self._placed, strict=True)
+        named = [(own.name, own.parameter) for own in matrices]  # attach() and a load give other names
+        if len(named) == len(self._placed) and all(
+            one[0] == other[0] and one[1] is other[1] for one, other in zip(named, self._placed, strict=True)
         ):
             return
         self._placed, self._places = [], []
@@ -198,7 +198,7 @@ class ShardedMuon(torch.optim.Muon):
             self._places.append((owners, [own.name for own in sharded]))
         if whole:
             self._places.append((OnEachRank(whole, self._budget), list(whole)))
-        self._placed = parameters
+        self._placed = named
 
 
 def _sources(sharded: Sequence[_Matrix], group: dist.ProcessGroup | None) -> list[UpdateSource]:
