@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from alphadecay_dist.engines.native.dtensor import DTensorSource
 from alphadecay_dist.engines.native.shares import local_gradient
+from alphadecay_dist.errors import UserError
 from alphadecay_dist.optimizers.batches import Rule
 from alphadecay_dist.optimizers.newton_schulz import COEFFICIENTS, EPS, STEPS, rate_ratio
 from alphadecay_dist.optimizers.places import TRAVEL, OnEachRank, OnOwners, Place, UpdateSource
@@ -192,6 +193,12 @@ class ShardedMuon(torch.optim.Muon):
         group = (self._process_group or dist.group.WORLD) if sharded else None
         self._ranks = Collectives(group)
         if sharded:
+            self._ranks.require_equal(
+                "the ranks of Muon's process group hold the matrices with different ranks",
+                [f"{own.name}: mesh of ranks {_mesh_of(own)}" for own in sharded],
+                "shard all matrices over one mesh, or give process_group= the ranks of one",
+                kind=UserError,
+            )
             with self._ranks.raise_on_all_ranks():
                 sources = _sources(sharded, group)
             owners = OnOwners(sources, rules, group, self._budget)
@@ -240,6 +247,12 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
         return local_gradient(parameter)
     assert parameter.grad is not None
     return parameter.grad
+
+
+def _mesh_of(own: _Matrix) -> list[int]:
+    assert isinstance(own.parameter, DTensor)
+    found: list[int] = own.parameter.device_mesh.mesh.flatten().tolist()
+    return found
 
 
 def _layout(own: _Matrix, ranks: Mapping[int, int]) -> Layout:
