@@ -233,12 +233,11 @@ def test_what_cannot_be_is_refused_before_ranks_meet(tmp_path, engine, options, 
         resolve(train.parse(argv_of(engine, tmp_path / "run", asked)))
 
 
-def test_deepspeeds_muon_refuses_policies_that_read_gradients(tmp_path):
-    for policy in ("adadecay_original", "awd"):
-        options = options_of(tmp_path, decay__policy=policy)
-        assert "DeepSpeed's Muon has orthogonalised them before the step" in error_of_ranks(
-            argv_of("2", tmp_path / policy, options)
-        )
+def test_deepspeeds_muon_refuses_what_reads_gradients(tmp_path):
+    for key, value in {"decay__policy": "awd", "telemetry__spectral_condition": 2}.items():
+        argv = argv_of("2", tmp_path / key, options_of(tmp_path, **{key: value}))
+        assert "DeepSpeed's Muon has orthogonalised them before the step; use FSDP2" in error_of_ranks(argv)
+        assert not (tmp_path / key).exists()
 
 
 def test_a_dry_run_tells_the_groups(tmp_path):

@@ -226,8 +226,8 @@ class ZeroHost:
         own = self._engine.optimizer
         if is_deepspeeds_muon(self._inner):
             return (
-                "DeepSpeed's Muon has orthogonalised them before the step; take a policy that reads no "
-                "gradients, or FSDP2 or DDP"
+                "DeepSpeed's Muon has orthogonalised them before the step; use FSDP2 or DDP, or take a "
+                "policy that reads none"
             )
         if own is self._inner or hasattr(own, "averaged_gradients"):
             return None
