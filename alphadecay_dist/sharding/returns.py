@@ -8,9 +8,10 @@ that an owner never packs more than one copy of a round. What an owner holds its
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -19,6 +20,7 @@ from alphadecay_dist.sharding.buffers import needing_memory
 from alphadecay_dist.sharding.collectives import Collectives, translate_rank_loss
 from alphadecay_dist.sharding.exchange import swap
 from alphadecay_dist.sharding.layout import Overlap, Piece, ShardSource
+from alphadecay_dist.sharding.ownership import Counts
 from alphadecay_dist.sharding.schedule import Schedule
 
 
@@ -181,6 +183,31 @@ class Returns:
             holder = _holder(piece, copy)
             if overlap is not None and holder is not None:
                 yield _Return(name, overlap, owner, holder)
+
+
+def returned(schedule: Schedule, shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> Counts:
+    """Bytes that each rank receives from others on all ways back of a run, (W,): pure.
+
+    Args:
+        schedule: of the exchange.
+        shapes: of the tensors that its blocks lie in, by name.
+        itemsize: bytes of an element as it travels.
+    """
+    routes = schedule.routes
+    total = np.zeros(routes.world_size, np.int64)  # (W,), elements
+    known: dict[Hashable, Counts] = {}  # of what lies alike
+    for name, owner in schedule.plan.owners.items():
+        block = routes.blocks[name]
+        layout, shape = routes.layouts[block.source], shapes[block.source]
+        key = layout, block.index, shape
+        if key not in known:
+            known[key] = np.zeros(routes.world_size, np.int64)
+            for piece in layout.pieces:
+                overlap = piece.index.overlap(block.index, shape)
+                known[key][list(piece.holders)] += overlap.local.numel if overlap else 0
+        total += known[key]
+        total[owner] -= known[key][owner]
+    return total * itemsize
 
 
 def _holder(piece: Piece, copy: int) -> int | None:

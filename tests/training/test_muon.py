@@ -234,10 +234,11 @@ def test_what_cannot_be_is_refused_before_ranks_meet(tmp_path, engine, options, 
 
 
 def test_deepspeeds_muon_refuses_what_reads_gradients(tmp_path):
-    for key, value in {"decay__policy": "awd", "telemetry__spectral_condition": 2}.items():
-        argv = argv_of("2", tmp_path / key, options_of(tmp_path, **{key: value}))
+    policies = [("decay__policy", name) for name in ("adadecay_original", "awd")]
+    for key, value in [*policies, ("telemetry__spectral_condition", 2)]:
+        argv = argv_of("2", tmp_path / "run", options_of(tmp_path, **{key: value}))
         assert "DeepSpeed's Muon has orthogonalised them before the step; use FSDP2" in error_of_ranks(argv)
-        assert not (tmp_path / key).exists()
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_dry_run_tells_the_groups(tmp_path):
