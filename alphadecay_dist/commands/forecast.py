@@ -168,10 +168,10 @@ class Forecast:
             *_assumptions(self.machine, self.interval),
             *_owners(self.owners, self.loads),
             f"{'a rank':<18}{'least':>12}{'mean':>12}{'most':>12}",
-            _line("spectra, s", np.array(self.loads), 1),
-            _line("received, MiB", self.schedule.received, 2**20),
-            _line("sent, MiB", self.schedule.sent, 2**20),
-            _line("peak, MiB", self.schedule.peak, 2**20),
+            ranks_line("spectra, s", np.array(self.loads), 1),
+            ranks_line("received, MiB", self.schedule.received, 2**20),
+            ranks_line("sent, MiB", self.schedule.sent, 2**20),
+            ranks_line("peak, MiB", self.schedule.peak, 2**20),
         ]
         return "\n".join(lines)
 
@@ -380,6 +380,7 @@ def _from_hf(path: Path) -> nn.Module:
         raise UserError(f"--config {path}: transformers cannot build a model of it: {reason}") from None
 
 
-def _line(what: str, values: np.ndarray, unit: float) -> str:
+def ranks_line(what: str, values: np.ndarray, unit: float) -> str:
+    """Least, mean and most of the ranks, as a row of :meth:`Forecast.text`."""
     numbers = (values.min() / unit, values.mean() / unit, values.max() / unit)
     return f"{what:<18}" + "".join(f"{number:>12.4g}" for number in numbers)

@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from alphadecay_dist.commands.forecast import forecast, job_of_hf, job_of_recipe
+    from alphadecay_dist.commands.muon_plan import forecast_muon
     from alphadecay_dist.engines.expected_layouts import Sharding
 
     job = job_of_recipe(recipe) if recipe is not None else job_of_hf(args.config)
@@ -99,10 +100,15 @@ def run(args: argparse.Namespace) -> None:
     machine = replace(_machine(args, job), **rank)
     if args.dtype or SHARDINGS[name].masters:
         refreshed["dtype"] = getattr(torch, args.dtype or "float32")
-    found = forecast(replace(job, **refreshed), sharding, machine)
+    job = replace(job, **refreshed)
+    found = forecast(job, sharding, machine)
+    muon = None if recipe is None else forecast_muon(recipe, job, sharding)
     if recipe is not None and not recipe.decay.reads_spectra and not args.json:
         print(f"policy {recipe.decay.policy}: reads no spectra, so its runs gather none of what follows")
-    print(json.dumps(found.as_dict()) if args.json else found.text())
+    if args.json:
+        print(json.dumps({**found.as_dict(), "muon": None if muon is None else muon.as_dict()}))
+        return
+    print(found.text() if muon is None else f"{found.text()}\n{muon.text()}")
 
 
 def _given_of_job(args: argparse.Namespace) -> dict[str, Any]:

@@ -87,13 +87,23 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
         if trainer is not None:
             self._join(trainer)
 
-    def optimizer(self, kind: type[torch.optim.Optimizer], **options: Any) -> tuple[Any, dict[str, Any]]:
+    def optimizer(
+        self, kind: Callable[..., torch.optim.Optimizer], **options: Any
+    ) -> tuple[Any, dict[str, Any]]:
         """What a Trainer takes as ``optimizer_cls_and_kwargs``, with this object among its ``callbacks``.
 
         Args:
-            kind: of the optimizer, such as torch.optim.AdamW.
+            kind: of the optimizer, such as torch.optim.AdamW; or a function of the groups that makes it.
             **options: of it, such as ``lr``; no groups and no weight decay.
+
+        Raises:
+            UserError: Muon alone, which cannot take what is no matrix.
         """
+        if _is_muon(kind):
+            raise UserError(
+                "optimizer: found Muon, which takes matrices alone, expected a function of all "
+                "groups that gives it the tuned ones and AdamW the rest: see docs/hosts.md"
+            )
 
         def over_groups(model: nn.Module) -> torch.optim.Optimizer:
             return kind(self._groups(model), **options)
@@ -239,6 +249,10 @@ RESTORED = (
     "restore_callback_states_from_checkpoint: found True, expected False: AlphaDecayCallback takes its state "
     "up itself, and another object could not"
 )
+
+
+def _is_muon(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, torch.optim.Muon)
 
 
 def _factory_of(make: Callable[[nn.Module], torch.optim.Optimizer]) -> Any:

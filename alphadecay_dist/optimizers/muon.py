@@ -23,11 +23,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from alphadecay_dist.engines.native.dtensor import DTensorSource
 from alphadecay_dist.engines.native.shares import local_gradient
+from alphadecay_dist.errors import UserError
 from alphadecay_dist.optimizers.batches import Rule
 from alphadecay_dist.optimizers.newton_schulz import COEFFICIENTS, EPS, STEPS, rate_ratio
 from alphadecay_dist.optimizers.places import TRAVEL, OnEachRank, OnOwners, Place, UpdateSource
 from alphadecay_dist.params.fused import Cut
 from alphadecay_dist.params.groups import names_in
+from alphadecay_dist.sharding.buffers import needing_memory
 from alphadecay_dist.sharding.collectives import Collectives
 from alphadecay_dist.sharding.layout import Layout
 
@@ -92,7 +94,7 @@ class ShardedMuon(torch.optim.Muon):
         self._process_group = process_group
         self._budget = memory_budget
         self._places: list[tuple[Place, list[str]]] = []
-        self._placed: list[nn.Parameter] = []
+        self._placed: list[tuple[str, nn.Parameter]] = []
         self._ranks = Collectives(None)
 
     @torch.no_grad()
@@ -105,7 +107,7 @@ class ShardedMuon(torch.optim.Muon):
         matrices = list(self._matrices())
         rules = {own.name: self._rule(own) for own in matrices}
         self._settle_places(matrices, rules)
-        with self._ranks.raise_on_all_ranks():
+        with self._ranks.raise_on_all_ranks(), needing_memory("the updates of Muon"):
             updates = self._updates(matrices)
             for place, names in self._places:
                 place.prepare({name: updates[name] for name in names})
@@ -180,9 +182,9 @@ class ShardedMuon(torch.optim.Muon):
 
     def _settle_places(self, matrices: list[_Matrix], rules: Mapping[str, Rule]) -> None:
         """Where each matrix is orthogonalised, worked out again where the groups have got other ones."""
-        parameters = [own.parameter for own in matrices]
-        if len(parameters) == len(self._placed) and all(
-            one is other for one, other in zip(parameters, self._placed, strict=True)
+        named = [(own.name, own.parameter) for own in matrices]  # attach() and a load give other names
+        if len(named) == len(self._placed) and all(
+            one[0] == other[0] and one[1] is other[1] for one, other in zip(named, self._placed, strict=True)
         ):
             return
         self._placed, self._places = [], []
@@ -191,13 +193,19 @@ class ShardedMuon(torch.optim.Muon):
         group = (self._process_group or dist.group.WORLD) if sharded else None
         self._ranks = Collectives(group)
         if sharded:
+            self._ranks.require_equal(
+                "the ranks of Muon's process group hold the matrices with different ranks",
+                [f"{own.name}: mesh of ranks {_mesh_of(own)}" for own in sharded],
+                "shard all matrices over one mesh, or give process_group= the ranks of one",
+                kind=UserError,
+            )
             with self._ranks.raise_on_all_ranks():
                 sources = _sources(sharded, group)
             owners = OnOwners(sources, rules, group, self._budget)
             self._places.append((owners, [own.name for own in sharded]))
         if whole:
             self._places.append((OnEachRank(whole, self._budget), list(whole)))
-        self._placed = parameters
+        self._placed = named
 
 
 def _sources(sharded: Sequence[_Matrix], group: dist.ProcessGroup | None) -> list[UpdateSource]:
@@ -239,6 +247,12 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
         return local_gradient(parameter)
     assert parameter.grad is not None
     return parameter.grad
+
+
+def _mesh_of(own: _Matrix) -> list[int]:
+    assert isinstance(own.parameter, DTensor)
+    found: list[int] = own.parameter.device_mesh.mesh.flatten().tolist()
+    return found
 
 
 def _layout(own: _Matrix, ranks: Mapping[int, int]) -> Layout:

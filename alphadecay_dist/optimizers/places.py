@@ -24,7 +24,7 @@ from alphadecay_dist.sharding.ownership import default_budget, plan
 from alphadecay_dist.sharding.planning import exchange_device, require_one_schedule
 from alphadecay_dist.sharding.returns import Returns, Room
 from alphadecay_dist.sharding.routes import Routes
-from alphadecay_dist.sharding.schedule import schedule_of
+from alphadecay_dist.sharding.schedule import Schedule, schedule_of
 
 TRAVEL = torch.bfloat16  # in which torch.optim.Muon orthogonalises: nothing is lost on the way
 
@@ -108,6 +108,30 @@ class UpdateSource:
         return self.values if self.values.numel() else None
 
 
+def schedule_of_updates(
+    shapes: Mapping[str, tuple[int, ...]],
+    layouts: Mapping[str, Layout],
+    rules: Mapping[str, Rule],
+    world_size: int,
+    budget: int | None,
+) -> Schedule:
+    """Owners and rounds of a step's updates on their way to owners: pure.
+
+    Args:
+        shapes: of the matrices, by name.
+        layouts: of each.
+        rules: of each, which tell how much work it is.
+        world_size: number of ranks.
+        budget: bytes that a rank may hold at once, a third of them for the exchange; None is the default.
+    """
+    blocks = [Block(name, name, Flat(0, shape[0] * shape[1]), shape) for name, shape in shapes.items()]
+    costs = {name: rules[name].work(shape) for name, shape in shapes.items()}
+    nbytes = {block.name: block.index.numel * TRAVEL.itemsize for block in blocks}
+    routes = Routes(layouts, shapes, blocks, world_size, TRAVEL.itemsize)
+    most = (default_budget(nbytes) if budget is None else budget) // 3
+    return schedule_of(plan(costs, nbytes, world_size, most, shapes, routes.move), routes)
+
+
 class OnOwners:
     """Matrices in pieces: each goes to one owner rank, which orthogonalises it, and back to all its holders.
 
@@ -134,17 +158,10 @@ class OnOwners:
     ) -> None:
         self._sources = {source.name: source for source in sources}
         device = exchange_device(sources, group)
-        blocks = [
-            Block(own.name, own.name, Flat(0, own.shape[0] * own.shape[1]), own.shape) for own in sources
-        ]
         shapes = {own.name: own.shape for own in sources}
-        costs = {name: rules[name].work(shape) for name, shape in shapes.items()}
-        nbytes = {block.name: block.index.numel * TRAVEL.itemsize for block in blocks}
-        world_size = 1 if group is None else dist.get_world_size(group)
         layouts = {own.name: own.layout for own in sources}
-        routes = Routes(layouts, shapes, blocks, world_size, TRAVEL.itemsize)
-        most = (default_budget(nbytes) if budget is None else budget) // 3
-        schedule = schedule_of(plan(costs, nbytes, world_size, most, shapes, routes.move), routes)
+        world_size = 1 if group is None else dist.get_world_size(group)
+        schedule = schedule_of_updates(shapes, layouts, rules, world_size, budget)
         require_one_schedule(sources, schedule, TRAVEL, device, group)
         self._exchange = Exchange(sources, schedule, TRAVEL, device, group)
         self._returns = Returns(sources, schedule, TRAVEL, device, group)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from alphadecay_dist.errors import RunError
 from alphadecay_dist.sharding.schedule import Schedule
 
 
@@ -63,3 +64,27 @@ class Buffers:
     def _hold(self, nbytes: int) -> None:
         self._held += nbytes
         self.peak = max(self.peak, self._held)
+
+
+@contextmanager
+def needing_memory(what: str) -> Iterator[None]:
+    """Work that takes memory; where there is none, say so in one line.
+
+    Args:
+        what: the memory is for, for messages.
+
+    Raises:
+        RunError: there is no memory for it.
+    """
+    try:
+        yield
+    except RunError:
+        raise
+    except (MemoryError, RuntimeError) as error:  # torch has no type of its own for it on CPUs
+        if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise RunError(
+            f"no memory for {what} ({type(error).__name__}: {reason}); give a smaller memory_budget, or more "
+            "ranks"
+        ) from error

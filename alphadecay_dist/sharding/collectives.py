@@ -220,10 +220,13 @@ def drain_on_error(matrices: Iterator[T]) -> Iterator[Iterator[T]]:
 
     Args:
         matrices: collective to run through.
+
+    Raises:
+        RunError: of the exchange, which raises it on all ranks.
     """
     try:
         yield matrices
-    except RankLostError:
+    except (RankLostError, RunError):
         raise
     except Exception as error:
         warn(f"the spectra of this rank failed: {type(error).__name__}: {error}")

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alphadecay_dist.errors import warn
-from alphadecay_dist.sharding.buffers import Buffers
+from alphadecay_dist.sharding.buffers import Buffers, needing_memory
 from alphadecay_dist.sharding.collectives import Collectives, collective_device, translate_rank_loss
 from alphadecay_dist.sharding.layout import Flat, Grid, ShardSource
 from alphadecay_dist.sharding.routes import Transfer
@@ -110,6 +110,7 @@ class Exchange:
         Raises:
             RuntimeError: a rank does not hold what its layout says, at the call and on every rank; or a rank
                 died, while it runs.
+            RunError: a rank has no memory for its part, at the call or while it runs; on every rank.
         """
         with self._ranks.raise_on_all_ranks():
             buffers = self.buffers()
@@ -120,9 +121,11 @@ class Exchange:
 
         Raises:
             RuntimeError: this rank does not hold what its layout says.
+            RunError: it has no memory for them.
         """
         self._check_held()
-        return Buffers(self.schedule, self._rank, self.dtype, self.device)
+        with needing_memory("what ranks send each other"):
+            return Buffers(self.schedule, self._rank, self.dtype, self.device)
 
     def rounds(self, buffers: Buffers) -> Iterator[Iterator[tuple[str, Tensor]]]:
         """The same blocks, those of one round after those of another; each is run to its end before the next.
@@ -132,6 +135,9 @@ class Exchange:
 
         Args:
             buffers: of :meth:`buffers`, which all ranks have to have.
+
+        Raises:
+            RunError: a rank has no memory for a round, while they are run through; on every rank.
         """
         self.bytes_received = self.bytes_sent = self.peak_bytes = 0
         return self._gather(buffers)
@@ -164,12 +170,14 @@ class Exchange:
             sent[transfer.owner] += transfer.numel
         for transfer in own.incoming:
             received[transfer.sender] += transfer.numel
-        packed = buffers.to_send(sum(sent))  # (elements,), owner by owner
-        start = 0
-        for transfer in own.outgoing:
-            packed[start : start + transfer.numel].copy_(self._local_part(transfer))
-            start += transfer.numel
-        buffer = buffers.to_receive(sum(received), current.slot)  # (elements,), sender by sender
+        told = self._ranks.raise_on_all_ranks() if self.schedule.allocates else nullcontext()
+        with told, needing_memory(_weights(flight)):
+            packed = buffers.to_send(sum(sent))  # (elements,), owner by owner
+            start = 0
+            for transfer in own.outgoing:
+                packed[start : start + transfer.numel].copy_(self._local_part(transfer))
+                start += transfer.numel
+            buffer = buffers.to_receive(sum(received), current.slot)  # (elements,), sender by sender
         flight.work = swap(buffer, packed, received, sent, what=_weights(flight), group=self._group)
         flight.buffer, flight.packed = buffer, packed
         self.bytes_received += buffer.nbytes

@@ -49,9 +49,9 @@ class Flat:
         """Write flat values to this place in a contiguous block."""
         block.view(-1)[self.start : self.stop].copy_(values)
 
-    def take(self, block: Tensor) -> Tensor:
-        """The flat values at this place in a contiguous block: what :meth:`put` would write there."""
-        return block.view(-1)[self.start : self.stop]
+    def take(self, block: Tensor, values: Tensor) -> None:
+        """Write what :meth:`put` would take for this place in a contiguous block to flat values."""
+        values.copy_(block.view(-1)[self.start : self.stop])
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,13 @@ class Grid:
             origin = tuple(slice(at, at + part.numel) for part, at in box)
             block[target].copy_(values[origin])
 
-    def take(self, block: Tensor) -> Tensor:
-        """The values at this place in a block, flat and in the order of the piece."""
-        values = block.new_empty(self.shape)
+    def take(self, block: Tensor, values: Tensor) -> None:
+        """Write what :meth:`put` would take for this place in a block to flat values."""
+        values = values.view(self.shape)
         for box in itertools.product(*map(with_offsets, self.ranges)):
             target = tuple(slice(part.start, part.stop) for part, _ in box)
             origin = tuple(slice(at, at + part.numel) for part, at in box)
-            values[origin] = block[target]
-        return values.view(-1)
+            values[origin].copy_(block[target])
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,19 @@ that an owner never packs more than one copy of a round. What an owner holds its
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from alphadecay_dist.sharding.buffers import needing_memory
 from alphadecay_dist.sharding.collectives import Collectives, translate_rank_loss
 from alphadecay_dist.sharding.exchange import swap
 from alphadecay_dist.sharding.layout import Overlap, Piece, ShardSource
+from alphadecay_dist.sharding.ownership import Counts
 from alphadecay_dist.sharding.schedule import Schedule
 
 
@@ -91,11 +94,16 @@ class Returns:
         self.bytes_received = 0
 
     def room(self) -> Room:
-        """Memory for all rounds, for the largest of them. May fail on this rank alone; not collective."""
+        """Memory for all rounds, for the largest of them. May fail on this rank alone; not collective.
+
+        Raises:
+            RunError: this rank has none.
+        """
         moving = [passage for passages in self._rounds for passage in passages if passage.moving]
         sent = max((sum(way.numel for way in passage.outgoing) for passage in moving), default=0)
         received = max((sum(way.numel for way in passage.incoming) for passage in moving), default=0)
-        return Room(self._empty(sent), self._empty(received))
+        with needing_memory("what owners made of their matrices"):
+            return Room(self._empty(sent), self._empty(received))
 
     def send(self, number: int, made: Mapping[str, Tensor], room: Room) -> None:
         """Bring back what was made of one round's blocks. Collective.
@@ -112,7 +120,7 @@ class Returns:
     def _pass(self, passage: _Passage, made: Mapping[str, Tensor], room: Room) -> None:
         for way in passage.own:
             if way.name in made:
-                self._put(way, self._cut(way, made))
+                self._take(way, made, self._held(way))
         if not passage.moving:
             return
         sent, received = [0] * self._world_size, [0] * self._world_size  # elements, by rank
@@ -124,7 +132,7 @@ class Returns:
         start = 0
         for way in passage.outgoing:
             if way.name in made:
-                packed[start : start + way.numel].copy_(self._cut(way, made))
+                self._take(way, made, packed[start : start + way.numel])
             start += way.numel
         what = "what owners made of their matrices"
         work = swap(arriving, packed, received, sent, what=what, group=self._group)
@@ -133,20 +141,20 @@ class Returns:
         self.bytes_received += arriving.nbytes
         start = 0
         for way in passage.incoming:
-            self._put(way, arriving.narrow(0, start, way.numel))
+            self._held(way).copy_(arriving.narrow(0, start, way.numel))
             start += way.numel
 
-    def _cut(self, way: _Return, made: Mapping[str, Tensor]) -> Tensor:
-        """What a holder gets of a block, flat."""
+    def _take(self, way: _Return, made: Mapping[str, Tensor], values: Tensor) -> None:
+        """Write what a holder gets of a block to flat values; that takes no memory, so it cannot fail."""
         source = self._sources[self._schedule.routes.blocks[way.name].source]
         rows = made[way.name].view(-1, *source.shape[1:])  # as the tensor's, which a Grid cuts
-        return way.overlap.place.take(rows)
+        way.overlap.place.take(rows, values)
 
-    def _put(self, way: _Return, values: Tensor) -> None:
-        """Write what came back into this rank's piece."""
+    def _held(self, way: _Return) -> Tensor:
+        """What this rank holds of the tensor where that comes back, flat."""
         local = self._sources[self._schedule.routes.blocks[way.name].source].local()
         assert local is not None
-        local.narrow(0, way.overlap.local.start, way.numel).copy_(values)
+        return local.narrow(0, way.overlap.local.start, way.numel)
 
     def _empty(self, numel: int) -> Tensor:
         return torch.empty(numel, dtype=self._dtype, device=self._device)
@@ -175,6 +183,31 @@ class Returns:
             holder = _holder(piece, copy)
             if overlap is not None and holder is not None:
                 yield _Return(name, overlap, owner, holder)
+
+
+def returned(schedule: Schedule, shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> Counts:
+    """Bytes that each rank receives from others on all ways back of a run, (W,): pure.
+
+    Args:
+        schedule: of the exchange.
+        shapes: of the tensors that its blocks lie in, by name.
+        itemsize: bytes of an element as it travels.
+    """
+    routes = schedule.routes
+    total = np.zeros(routes.world_size, np.int64)  # (W,), elements
+    known: dict[Hashable, Counts] = {}  # of what lies alike
+    for name, owner in schedule.plan.owners.items():
+        block = routes.blocks[name]
+        layout, shape = routes.layouts[block.source], shapes[block.source]
+        key = layout, block.index, shape
+        if key not in known:
+            known[key] = np.zeros(routes.world_size, np.int64)
+            for piece in layout.pieces:
+                overlap = piece.index.overlap(block.index, shape)
+                known[key][list(piece.holders)] += overlap.local.numel if overlap else 0
+        total += known[key]
+        total[owner] -= known[key][owner]
+    return total * itemsize
 
 
 def _holder(piece: Piece, copy: int) -> int | None:

@@ -93,6 +93,11 @@ class Schedule:
         """Whether a rank's buffers serve all rounds: where the budget has room for them and a matrix."""
         return bool(self.kept[rank] <= self.plan.budget)
 
+    @property
+    def allocates(self) -> bool:
+        """Whether any rank takes memory anew in a round, which may fail there alone."""
+        return bool((self.kept > self.plan.budget).any())
+
     def room(self, rank: int) -> int | None:
         """Bytes of matrices that a rank may hold while the next is put together, to stay within the budget.
 

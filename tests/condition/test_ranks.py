@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import deepspeed
 import pytest
 import torch
 import torch.distributed as dist
@@ -105,6 +106,25 @@ def check_engines(ranks):
         under_deepspeed(stage, wanted)
     under_deepspeed(2, wanted, **OFFLOAD)
     under_deepspeed(3, wanted, **OFFLOAD, sub_group_size=5000)
+
+
+def check_loss_scale():
+    """In fp16 the scale is on the gradients that are sampled, and off the norms that are told."""
+    model, _ = filled(TUNABLE)
+    config = {"train_micro_batch_size_per_gpu": 1, "fp16": {"enabled": True, "loss_scale": 4096}}
+    config |= {"zero_optimization": {"stage": 2}, "zero_force_ds_cpu_optimizer": False}
+    optimizer = torch.optim.AdamW(model.parameters())
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    condition = SpectralCondition(model, engine=engine)
+    engine.backward(engine(batch(dist.get_rank()).half()))
+    sample = condition.step()
+    for name, (rank, norm, *_) in expected(dist.get_world_size()).items():
+        own = sample.matrices[name]
+        assert (own.nr, own.grad_norm) == pytest.approx((rank, norm), rel=1e-3), name
+
+
+def test_a_loss_scale_is_in_no_number():
+    run_ranks(check_loss_scale, 2)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from alphadecay_dist import AlphaDecay, param_groups
+from alphadecay_dist.errors import RunError
 from alphadecay_dist.spectral import batch
 from tests.controllers import SETTINGS, decays_in, setup
 from tests.engines.tiny import TUNABLE, Uneven, engine_of, matrices_of
@@ -115,6 +116,32 @@ def check_failures():
     refreshed()
     assert (batch.analyze, torch.linalg.eigvalsh, torch.empty) == (analyze, eigvalsh, empty)
     return found
+
+
+def check_no_memory(budget):
+    """On rank 1, for what it sends and receives: for all rounds at once, or with that budget in each."""
+    engine, model, optimizer = engine_of(3, TUNABLE)
+    decay = AlphaDecay(model, optimizer, engine=engine, memory_budget=budget, **SETTINGS)
+    before, empty = decay.refresh(), torch.empty
+
+    def no_memory(*size, **options):
+        if options.get("dtype", torch.uint8).is_floating_point:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return empty(*size, **options)
+
+    if dist.get_rank() == 1:
+        torch.empty = no_memory
+    with pytest.raises(RunError, match=r"^(rank 1: )?no memory for .*give a smaller memory_budget") as found:
+        decay.refresh()
+    torch.empty = empty
+    assert decay.refresh().modules == before.modules
+    return str(found.value).removeprefix("rank 1: ")
+
+
+@pytest.mark.parametrize("budget", [None, 1])
+def test_one_rank_without_memory_is_heard_of_on_all(budget):
+    first, *others = run_ranks(check_no_memory, 3, budget, timeout=60)
+    assert others == [first] * 2
 
 
 def test_whatever_fails_on_one_rank_marks_its_modules_and_hangs_nobody():

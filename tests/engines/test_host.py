@@ -85,6 +85,16 @@ def check_muon():
         controller(model, engine.optimizer, engine=engine)
 
 
+def check_torchs_muon():
+    model = Uneven(TUNABLE)
+    optimizer = torch.optim.Muon(param_groups(model, weight_decay=0.1)[:-1], lr=0.1)
+    config = {**MUON, "zero_allow_untested_optimizer": True}
+    del config["optimizer"]
+    engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    with pytest.raises(UserError, match="found Muon at ZeRO stage 1, which gives it pieces"):
+        controller(model, optimizer, engine=engine)
+
+
 MUON = {
     "train_micro_batch_size_per_gpu": 1,
     "optimizer": {"type": "Muon", "params": {"lr": 1e-3}},
@@ -94,8 +104,9 @@ MUON = {
 
 
 @pytest.mark.ranks
-def test_deepspeeds_own_muon_is_refused_by_its_name():
-    run_ranks(check_muon, 1)
+@pytest.mark.parametrize("check", [check_muon, check_torchs_muon])
+def test_muon_that_has_no_names_or_no_matrices_is_refused(check):
+    run_ranks(check, 1)
 
 
 def wrapper_of(optimizer):

@@ -15,8 +15,9 @@ import transformers as hf
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
 
-from alphadecay_dist import AlphaDecay, param_groups
+from alphadecay_dist import AlphaDecay, ShardedMuon, param_groups
 from alphadecay_dist.decay.policies import MATRIX_RATE, POLICIES
+from alphadecay_dist.optimizers.pair import MuonWithAdamW
 from tests.models import LAYERS, LLAMA
 
 UPDATES, ACCUMULATION, INTERVAL = 12, 2, 3
@@ -55,7 +56,17 @@ def texts_for(ranks):
     return Texts(UPDATES * ACCUMULATION * ranks)
 
 
-def plain_run(ranks, policy="alphadecay", *, clip=CLIP, reduced_each=False):
+def adamw(groups):
+    return torch.optim.AdamW(groups, lr=RATE)
+
+
+def muon(groups):
+    """Muon for the matrices of the policy, AdamW for the rest."""
+    sides = [[own for own in groups if (own["module"] == "untuned") == rest] for rest in (False, True)]
+    return MuonWithAdamW(ShardedMuon(sides[0], lr=10 * RATE), adamw(sides[1]))
+
+
+def plain_run(ranks, policy="alphadecay", *, clip=CLIP, reduced_each=False, optimizer_of=adamw):
     """Our own loop in one process, on what so many ranks would see.
 
     Args:
@@ -63,13 +74,14 @@ def plain_run(ranks, policy="alphadecay", *, clip=CLIP, reduced_each=False):
         policy: of the decays.
         clip: norm to which gradients are clipped; 0 is none.
         reduced_each: average over the ranks after each micro-batch, not after the last one.
+        optimizer_of: makes it of param groups.
 
     Returns:
         The decay of each module and the weights at the end.
     """
     model, texts = tiny_model(), texts_for(ranks)
     apart = POLICIES[policy].moves == MATRIX_RATE
-    optimizer = torch.optim.AdamW(param_groups(model, weight_decay=BASE, matrices_apart=apart), lr=RATE)
+    optimizer = optimizer_of(param_groups(model, weight_decay=BASE, matrices_apart=apart))
     decay = AlphaDecay(model, optimizer, policy=policy, weight_decay=BASE, **SETTINGS)
     for update in range(UPDATES):
         places = range(update * ACCUMULATION * ranks, (update + 1) * ACCUMULATION * ranks)

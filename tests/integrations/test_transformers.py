@@ -26,6 +26,7 @@ from tests.integrations.hosts import (
     ZERO,
     Texts,
     decays_of,
+    muon,
     plain_run,
     require_same,
     serve_ranks_without_gpus,
@@ -86,13 +87,17 @@ def one_line(arguments, texts, **given):
     return trainer, AlphaDecayCallback(trainer, **given)
 
 
-def two_arguments(arguments, texts, **given):
+def two_arguments(arguments, texts, make=None, **given):
     decay = AlphaDecayCallback(**given)
-    optimizer = decay.optimizer(torch.optim.AdamW, lr=RATE)
+    optimizer = decay.optimizer(make) if make else decay.optimizer(torch.optim.AdamW, lr=RATE)
     trainer = InOrder(
         tiny_model(), arguments, train_dataset=texts, optimizer_cls_and_kwargs=optimizer, callbacks=[decay]
     )
     return trainer, decay
+
+
+def with_muon(arguments, texts, **given):
+    return two_arguments(arguments, texts, muon, **given)
 
 
 def trained(engine, folder, policy="alphadecay", *, resumed=False, updates=UPDATES, clip=CLIP, made=one_line):
@@ -162,6 +167,13 @@ def test_two_arguments_of_the_trainer_are_as_good_as_one_line(tmp_path, engine, 
     run_ranks(check, ranks, engine, str(tmp_path), "alphadecay", expected, clip, two_arguments)
 
 
+@pytest.mark.parametrize(("engine", "ranks"), [("fsdp2", 2), pytest.param("ddp", 2, marks=pytest.mark.long)])
+def test_muon_has_its_decays_and_is_resumed(tmp_path, engine, ranks):
+    """Without clipping, whose sums round: Muon's products in bf16 make much of a last bit."""
+    expected = plain_run(ranks, clip=0, optimizer_of=muon)
+    run_ranks(check, ranks, engine, str(tmp_path), "alphadecay", expected, 0, with_muon)
+
+
 def fsdp_on_cpus(folder):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -190,6 +202,8 @@ def test_what_the_trainer_cannot_have_is_named(tmp_path):
     alone = AlphaDecayCallback(interval=3).optimizer(torch.optim.AdamW)
     with pytest.raises(UserError, match="callbacks: found no AlphaDecayCallback, expected the one whose"):
         Trainer(tiny_model(), args, optimizer_cls_and_kwargs=alone).create_optimizer()
+    with pytest.raises(UserError, match="optimizer: found Muon, which takes matrices alone, expected"):
+        AlphaDecayCallback(interval=3).optimizer(torch.optim.Muon, lr=0.02)
     with pytest.raises(UserError, match="restore_callback_states_from_checkpoint: found True"):
         AlphaDecayCallback.from_state({"args": {}, "attributes": {}})
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from alphadecay_dist.optimizers import muon, places
 from alphadecay_dist.optimizers.muon import ShardedMuon
+from alphadecay_dist.sharding.buffers import Buffers
 from alphadecay_dist.sharding.exchange import Exchange
 from alphadecay_dist.sharding.returns import Returns
 from tests.multirank import run_ranks
@@ -17,7 +18,7 @@ from tests.optimizers.test_muon import TIGHT, give_gradients, sharded
 
 # What the last rank has no memory for, and what all ranks say of it.
 FAULTS = {
-    "momentum": (muon, "_gradient", "RuntimeError: rank 1: MemoryError: no room"),
+    "momentum": (muon, "_gradient", r"RunError: rank 1: no memory for the updates of Muon \(MemoryError: no"),
     "products": (
         places,
         "orthogonalized",
@@ -25,7 +26,8 @@ FAULTS = {
         "room; give a smaller memory_budget, or more ranks",
     ),
     "matrix": (Exchange, "_put_together", r"RunError: rank 1: Muon: 0\.\d could not be put together, see"),
-    "way back": (Returns, "room", "RuntimeError: rank 1: MemoryError: no room"),
+    "round": (Buffers, "_allocate", r"RunError: rank 1: no memory for weights of 0\.\d and others \(Memory"),
+    "way back": (Returns, "_empty", "RunError: rank 1: no memory for what owners made of their matrices"),
 }
 
 

@@ -308,7 +308,7 @@ def check_killed():
     rank = dist.get_rank()
     whole = value_of("m", (61, 67), torch.float32)
     parts = [(0, 1000, (0,)), (1000, 3000, (1,)), (3000, 4087, (2,))]
-    exchange, _ = exchange_of([Source(name, whole, parts, rank) for name in "abc"], SMALL, dist.group.WORLD)
+    exchange, _ = exchange_of([Source(name, whole, parts, rank) for name in "abc"], LARGE, dist.group.WORLD)
     gathering = exchange.matrices()
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -70,6 +70,7 @@ def losses(run):
 # DeepSpeed rounds its products elsewhere than torch's Muon does.
 ENGINES = [
     ("fsdp2", 3, 2e-4),
+    ("0", 2, 2e-4),
     ("2", 3, 1e-3),
     *(pytest.param(name, 2, 2e-4, marks=pytest.mark.long) for name in ("ddp", "hsdp")),
 ]
@@ -133,6 +134,7 @@ SOME = {
     ("engine", "policies"),
     [
         ("fsdp2", ("alphadecay",)),
+        ("0", ("alphadecay",)),
         ("2", ("llr", "cautious")),
         pytest.param("3", ("alphadecay",), marks=pytest.mark.long),
     ],
@@ -180,6 +182,25 @@ def test_a_bad_update_is_skipped_and_leaves_the_momentum(tmp_path, engine):
 
 
 @pytest.mark.parametrize(
+    "engine", ["2", *(pytest.param(own, marks=pytest.mark.long) for own in ("fsdp2", "3"))]
+)
+def test_a_run_that_goes_back_has_the_momentum_of_then(tmp_path, engine):
+    """At a constant rate, update 3 after the way back is update 4 where 3 was skipped."""
+    own, found = {"optimizer__schedule": "constant", "optimizer__warmup": 0, "decay__interval": 9}, []
+    for policy, last in (("skip", 5), ("rollback", 4)):
+        sizes = {"train__steps": last, "checkpoint__every": 1, "train__on_nonfinite": policy}
+        options = options_of(tmp_path, decay__apply="auto", **own, **sizes)
+        argv = argv_of(engine_of(tmp_path, engine), tmp_path / policy, options)
+        assert run_ranks(poisoned, 2, argv, gradient_nan, (3,)) == [0, 0]
+        stored = stored_tensors(newest(tmp_path / policy / "checkpoints"))
+        found.append(
+            {(name, kind): own.read() for name, kinds in stored.items() for kind, own in kinds.items()}
+        )
+    skipped, went_back = found
+    assert all(torch.equal(skipped[key], went_back[key]) for key in skipped)
+
+
+@pytest.mark.parametrize(
     ("engine", "options", "words"),
     [
         ("2", {}, "train.clip: found 1.0 with DeepSpeed's Muon, expected 0: it would clip"),
@@ -212,12 +233,12 @@ def test_what_cannot_be_is_refused_before_ranks_meet(tmp_path, engine, options, 
         resolve(train.parse(argv_of(engine, tmp_path / "run", asked)))
 
 
-def test_deepspeeds_muon_refuses_policies_that_read_gradients(tmp_path):
-    for policy in ("adadecay_original", "awd"):
-        options = options_of(tmp_path, decay__policy=policy)
-        assert "DeepSpeed's Muon has orthogonalised them before the step" in error_of_ranks(
-            argv_of("2", tmp_path / policy, options)
-        )
+def test_deepspeeds_muon_refuses_what_reads_gradients(tmp_path):
+    policies = [("decay__policy", name) for name in ("adadecay_original", "awd")]
+    for key, value in [*policies, ("telemetry__spectral_condition", 2)]:
+        argv = argv_of("2", tmp_path / "run", options_of(tmp_path, **{key: value}))
+        assert "DeepSpeed's Muon has orthogonalised them before the step; use FSDP2" in error_of_ranks(argv)
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_dry_run_tells_the_groups(tmp_path):

@@ -31,8 +31,8 @@ class FlatGradient:
         self._piece = piece
 
     def local(self) -> Tensor | None:
-        """This rank's piece in fp32, (n,): some stages keep bf16."""
-        return None if self._piece is None else self._piece.float()
+        """This rank's piece, (n,), as it lies: some stages keep bf16, which is copied to fp32."""
+        return self._piece
 
 
 def flat_gradients(engine: Any, weights: Sequence[Weight], ranks: Collectives) -> list[ShardSource]:

@@ -34,7 +34,7 @@ from alphadecay_dist.engines.updated import dtypes_of, parameters_of
 from alphadecay_dist.engines.versions import require
 from alphadecay_dist.engines.zero import config as zero_config
 from alphadecay_dist.engines.zero.gradients import flat_gradients
-from alphadecay_dist.engines.zero.marks import is_deepspeeds_muon
+from alphadecay_dist.engines.zero.marks import is_deepspeeds_muon, is_torchs_muon
 from alphadecay_dist.engines.zero.shares import gradient_scale, zero_shares
 from alphadecay_dist.engines.zero.updated import fragments_of, partitions_of
 from alphadecay_dist.errors import UserError, warn
@@ -122,8 +122,18 @@ class ZeroHost:
                 "deepspeed.initialize(optimizer=...), see docs/muon.md"
             )
         if not watches:
+            self._refuse_flat_muon()
             refuse_unservable(engine)
             self._warn_of_clipping()
+
+    def _refuse_flat_muon(self) -> None:
+        """Refuse torch's Muon where DeepSpeed gives it flat tensors, at whose first step it would fail."""
+        stage = self._engine.zero_optimization_stage()
+        if stage and is_torchs_muon(self._inner):
+            raise UserError(
+                f"optimizer: found {type(self._inner).__name__} at ZeRO stage {stage}, which gives it pieces "
+                "of flat tensors, expected DeepSpeed's Muon as docs/muon.md makes it, or stage 0"
+            )
 
     def _warn_of_clipping(self) -> None:
         """Of a norm that clips what Muon has orthogonalised, as DeepSpeed's default does."""
@@ -216,8 +226,8 @@ class ZeroHost:
         own = self._engine.optimizer
         if is_deepspeeds_muon(self._inner):
             return (
-                "DeepSpeed's Muon has orthogonalised them before the step; take a policy that reads no "
-                "gradients, or FSDP2 or DDP"
+                "DeepSpeed's Muon has orthogonalised them before the step; use FSDP2 or DDP, or take a "
+                "policy that reads none"
             )
         if own is self._inner or hasattr(own, "averaged_gradients"):
             return None

@@ -37,3 +37,8 @@ def is_deepspeeds_muon(optimizer: object) -> bool:
 def _hooks(model: nn.Module) -> list[Callable[..., Any]]:
     hooks = [*model._forward_pre_hooks.values(), *model._forward_hooks.values()]
     return [hook for hook in hooks if getattr(hook, "__module__", None) == "deepspeed.runtime.engine"]
+
+
+def is_torchs_muon(optimizer: Any) -> bool:
+    """Whether torch's Muon, or one made of it, has a group; it needs whole matrices."""
+    return any("ns_coefficients" in group for group in optimizer.param_groups)
