@@ -68,22 +68,71 @@ def test_every_command_has_its_options():
 
 def test_all_errors_are_listed():
     text = messages.page()
-    assert {message.room for message in messages.messages()} <= set(messages.ROOMS) | {"cli.py"}
+    assert {message.room for message in messages.raised()} == set(messages.ROOMS)
     for message in messages.messages():
-        assert messages.shown(messages.split(message.text)[0]) in text, message
-    assert len(messages.messages()) > 400
+        assert f"| {messages.cells(message.text)[0]} |" in text, message
+    assert len(messages.messages()) > 600
+
+
+CODE = """
+TAIL = "do g"
+def _made(what: str) -> UserError:
+    return UserError(f"made: {what}; mend it")
+def _why(what):
+    return f"why {what}; wait"
+def all_of(x, text, error):
+    raise UserError(f"a: found {x}, " "expected b; do c")
+    raise KeyError("d")
+    raise UserError(text)
+    raise UserError(f"e: found f; {TAIL}")
+    raise _made("broken" if x else "old")
+    raise UserError(_why("not"))
+    kind = UserError if x else RunError
+    raise kind("g: remove it")
+    ranks.require_equal("they differ", lines, "load one")
+"""
 
 
 def test_a_message_is_read_from_its_call(tmp_path, monkeypatch):
     monkeypatch.setattr(messages, "PACKAGE", tmp_path)
     file = tmp_path / "engines" / "a.py"
     file.parent.mkdir()
-    file.write_text(
-        'raise UserError(f"a: found {x}, " "expected b; do c")\nraise ValueError("d")\nUserError(text)\n'
+    file.write_text(CODE)
+    found = list(messages.of_file(file))
+    assert found[0] == messages.Message(
+        "UserError", "engines", "engines/a.py", "a: found {}, expected b; do c"
     )
-    (found,) = messages.of_file(file)
-    assert found == messages.Message("UserError", "engines", "engines/a.py", "a: found {}, expected b; do c")
-    assert messages.split(found.text) == ("a: found {}, expected b", "do c")
+    assert [message.text for message in found if message.known] == [
+        "a: found {}, expected b; do c",
+        "e: found f; do g",
+        "made: broken; mend it",
+        "made: old; mend it",
+        "why not; wait",
+        "g: remove it",
+        "they differ: {}; load one",
+    ]
+    assert [message.text for message in found if not message.known] == ["{}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "cells"),
+    [
+        ("a: found {}, expected b; do c", ("a: found …, expected b", "do c")),
+        ("a: found {}, expected b", ("a: found …", "expected b")),
+        ("a: {} is odd: remove it", ("a: … is odd", "remove it")),
+        (
+            "a: cannot be written: {}",
+            ("a: cannot be written: …", "the end says why: mostly rights, or a full disk"),
+        ),
+        (
+            "{}: found no whole checkpoint",
+            ("…: found no whole checkpoint", "the directory has none, or the save was broken off"),
+        ),
+        ("nobody knows", ("nobody knows", "")),
+    ],
+)
+def test_what_to_do_is_the_message_s_or_the_page_s_or_a_rule_s(text, cells):
+    assert messages.cells(text) == cells
 
 
 def test_links_lead_where_the_site_has_what_they_name():
