@@ -7,9 +7,11 @@ import re
 import pytest
 from sitegen import commands, fields, messages, outside
 
+import alphadecay_dist
 from alphadecay_dist.commands import COMMANDS
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.config import defaults, load_config
+from tests.site import DOCS
 
 FIELDS = fields.page()
 ENTRY = re.compile(r"^`([\w.]+)`\n:   \*\*(.*?)\*\* · (.*)\n\n    (.+)$", re.MULTILINE)
@@ -53,6 +55,18 @@ def test_a_range_follows_the_check(monkeypatch):
     assert fields.range_of("train.seq_len", "") == "2 or more"
     monkeypatch.setitem(load_config.__globals__["AT_LEAST"], "train.seq_len", 7)
     assert fields.range_of("train.seq_len", "") == "7 or more"
+
+
+def test_the_api_has_all_that_pages_import():
+    pages = [*DOCS.rglob("*.md"), DOCS.parent / "README.md"]
+    lines = re.findall(
+        r"^from alphadecay_dist.* import (.+)$", "\n".join(page.read_text() for page in pages), re.MULTILINE
+    )
+    shown = {name for line in lines for name in line.split(", ")} | set(alphadecay_dist.__all__) - {
+        "spectral"
+    }
+    listed = re.findall(r"^::: [\w.]+\.(\w+)$", (DOCS / "reference" / "api.md").read_text(), re.MULTILINE)
+    assert shown <= set(listed)
 
 
 def test_every_command_has_its_options():
