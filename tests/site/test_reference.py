@@ -19,16 +19,23 @@ ENTRIES = {key: (default, taken, text) for key, default, taken, text in ENTRY.fi
 AT_LEAST = {
     key: int(found[1])
     for key, (_, taken, _) in ENTRIES.items()
-    if (found := re.match(r"(\d+) or more", taken))
+    if (found := re.match(r"(\d+) (?:or more|to \d)", taken))
+}
+AT_MOST = {
+    key: int(found[1])
+    for key, (_, taken, _) in ENTRIES.items()
+    if (found := re.match(r"\d+ to (\d+)", taken))
 }
 
 
 def test_every_field_has_a_default_a_range_and_a_meaning():
     assert set(ENTRIES) == set(defaults())
-    assert ENTRIES["train.seq_len"] == ("256", "2 or more", "tokens a sequence.")
+    assert ENTRIES["train.seq_len"] == ("256", "2 to 4294967296", "tokens a sequence.")
     assert ENTRIES["train.stop_after"][:2] == ("null", "1 or more, or `null`")
     assert ENTRIES["decay.interval"][:2] == ("500", "1 or more updates")
     assert ENTRIES["optimizer.betas"][:2] == (r"\[0.9, 0.999\]", r"two numbers in \[0, 1)")
+    assert ENTRIES["optimizer.momentum"][:2] == ("0.95", r"a number in \[0, 1)")
+    assert ENTRIES["data.lanes"][:2] == ("1", r"a divisor of train.global\_batch")
     assert ENTRIES["optimizer.muon_lr"][:2] == ("null", "0 or more, or `null`")
     assert ENTRIES["train.on_nonfinite"][:2] == ("stop", "`stop`, `skip`, `rollback`")
     assert ENTRIES["data.prepared"][:2] == ("null", "text, or `null`")
@@ -51,10 +58,16 @@ def test_a_range_is_what_is_checked(key):
     assert not accepted(key, AT_LEAST[key] - 1)
 
 
+@pytest.mark.parametrize("key", AT_MOST)
+def test_a_range_ends_where_the_check_does(key):
+    assert accepted(key, AT_MOST[key])
+    assert not accepted(key, AT_MOST[key] + 1)
+
+
 def test_a_range_follows_the_check(monkeypatch):
-    assert fields.range_of("train.seq_len", "") == "2 or more"
     monkeypatch.setitem(load_config.__globals__["AT_LEAST"], "train.seq_len", 7)
-    assert fields.range_of("train.seq_len", "") == "7 or more"
+    monkeypatch.setitem(load_config.__globals__["AT_MOST"], "train.seq_len", 9)
+    assert fields.range_of("train.seq_len", "") == "7 to 9"
 
 
 def test_the_api_has_all_that_pages_import():
