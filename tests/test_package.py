@@ -45,13 +45,28 @@ def program(*command, cwd=ROOT, path=ROOT, **variables):
     return done.returncode, done.stdout
 
 
-def build(out, source=ROOT, mask="022", zone="UTC"):
+def build(out, source=ROOT, mask="022", zone="UTC", locale="C.UTF-8"):
     """Build both from a tree; the files by ending."""
     command = 'umask "$1" && exec "$2" "$3" "$4"'
     parts = ("sh", "-c", command, "sh", mask, sys.executable, source / ".ci" / "build.py", out)
-    code, printed = program(*parts, cwd=out.parent, SOURCE_DATE_EPOCH="1700000000", TZ=zone)
+    code, printed = program(*parts, cwd=out.parent, SOURCE_DATE_EPOCH="1700000000", TZ=zone, LC_ALL=locale)
     assert code == 0, printed
     return out / f"{NAME}-py3-none-any.whl", out / f"{NAME}.tar.gz"
+
+
+def test_a_build_without_a_place_says_how_it_is_called(tmp_path):
+    assert program(sys.executable, ROOT / ".ci" / "build.py", cwd=tmp_path) == (
+        1,
+        "usage: python .ci/build.py OUT\n",
+    )
+
+
+def test_pages_name_the_wheel_of_this_version():
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    named = {
+        name for page in pages for name in re.findall(r"alphadecay_dist-[\d.]+-[\w-]+\.whl", page.read_text())
+    }
+    assert named == {f"{NAME}-py3-none-any.whl"}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +85,7 @@ def unpacked(built, tmp_path_factory):
 
 @pytest.mark.launcher
 def test_both_are_the_same_bytes_each_time_and_from_the_sdist(built, tmp_path):
-    again = build(tmp_path / "again", mask="077", zone="Asia/Tokyo")
+    again = build(tmp_path / "again", mask="077", zone="Asia/Tokyo", locale="POSIX")
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in built]
     with tarfile.open(built[1]) as sdist:
         sdist.extractall(tmp_path, filter="data")
