@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import configparser
+import hashlib
+import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tarfile
@@ -163,6 +166,30 @@ def test_the_workflows_call_what_there_is():
             }
     assert called == {".ci/run", ".ci/release", "constraints.txt", "tests/compat/__main__.py"}
     assert [name for name in called if not (ROOT / name).is_file()] == []
+
+
+def test_the_subject_of_the_bill_of_materials_is_the_release(tmp_path):
+    (tmp_path / "a.whl").write_bytes(b"wheel")
+    (tmp_path / "a.tar.gz").write_bytes(b"sdist")
+    reference = [{"type": "distribution", "url": "file:///somewhere/a.whl"}]
+    own = {"bom-ref": "own", "name": "alphadecay-dist", "version": "1.2", "externalReferences": reference}
+    others = [{"bom-ref": name, "name": name, "version": "3"} for name in ("torch", "pip")]
+    needs = [{"ref": "own", "dependsOn": ["torch"]}, {"ref": "torch"}, {"ref": "pip"}]
+    found = {
+        "specVersion": "1.6",
+        "metadata": {"tools": 1},
+        "components": [own, *others],
+        "dependencies": needs,
+    }
+    bom = runpy.run_path(str(ROOT / ".ci" / "sbom.py"))["of_release"](found, tmp_path)
+    subject = bom["metadata"]["component"]
+    assert (subject["purl"], bom["metadata"]["tools"]) == ("pkg:pypi/alphadecay-dist@1.2", 1)
+    assert [component["name"] for component in bom["components"]] == ["torch"]
+    assert [need["ref"] for need in bom["dependencies"]] == ["own", "torch"]
+    assert [reference["url"] for reference in subject["externalReferences"]] == ["a.tar.gz", "a.whl"]
+    digests = [reference["hashes"][0]["content"] for reference in subject["externalReferences"]]
+    assert digests == [hashlib.sha256(content).hexdigest() for content in (b"sdist", b"wheel")]
+    assert "somewhere" not in json.dumps(bom)
 
 
 def names(lines):
