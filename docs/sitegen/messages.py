@@ -17,7 +17,6 @@ from sitegen.advice import from_rules
 from sitegen.text import escaped
 from sitegen.texts import (
     PACKAGE,
-    UNKNOWN,
     Function,
     Place,
     Texts,
@@ -53,6 +52,7 @@ ROOMS = {  # folders of the package, and what their errors are about
     "slurm": "SLURM",
     "json_fields.py": "Values in files",
 }
+BLANK = " .:;{}"  # what a text has that says nothing
 PAGE = Path(__file__).parents[1] / "troubleshooting.md"
 ROW = re.compile(r"^\| `(.+?)` \| (.+) \|$", re.MULTILINE)  # what stands first in a row is a message
 ENDS = re.compile(  # where what was found ends, and what to do begins
@@ -81,7 +81,7 @@ class Message:
     @property
     def known(self) -> bool:
         """Whether it has words of its own; else it passes on what another says."""
-        return bool(self.text.replace(UNKNOWN, "").strip(" :;."))
+        return bool(self.text.strip(BLANK))
 
 
 @functools.cache
@@ -162,7 +162,14 @@ def kind_of(node: ast.expr, place: Place) -> str | None:
 def said(node: ast.expr, place: Place) -> Texts:
     """The texts of an error: as they stand where that says what to do, else with names followed."""
     (own,) = plain(node)
-    return (own,) if split(own)[1].strip(" .{}") and not place.given else texts(node, place)
+    if split(own)[1].strip(BLANK) and not place.given:
+        return (own,)
+    parts = node.values if isinstance(node, ast.JoinedStr) else []
+    cuts = [cut for cut, part in enumerate(parts, 1) if isinstance(part, ast.Constant) and "; " in part.value]
+    (before,) = plain(ast.JoinedStr(parts[: cuts[-1]])) if cuts else ("",)
+    if not before.strip(BLANK) or place.given:
+        return texts(node, place)
+    return tuple(before + end for end in texts(ast.JoinedStr(parts[cuts[-1] :]), place))
 
 
 @functools.cache
@@ -185,7 +192,7 @@ def split(text: str) -> tuple[str, str]:
 def cells(text: str) -> tuple[str, str]:
     """A message's two cells: what is said, and what to do, which another may have to say."""
     found, advice = split(text)
-    if advice.strip(" .{}"):
+    if advice.strip(BLANK):
         return escaped(found).replace("{}", "…"), escaped(advice).replace("{}", "…")
     above = next((do for row, do in explained() if dotted(text).startswith(row)), None)
     return escaped(text).replace("{}", "…"), above or from_rules(dotted(text)) or ""
