@@ -168,6 +168,15 @@ def test_the_workflows_call_what_there_is():
     assert [name for name in called if not (ROOT / name).is_file()] == []
 
 
+def test_a_release_shows_what_was_built_with_its_bill_of_materials():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())["jobs"]
+    (command,) = (step["run"] for step in jobs["show"]["steps"] if "run" in step)
+    assert command.startswith("gh release create")
+    assert command.endswith("out/dist/* out/sbom.json")
+    written = re.findall(r'"\$out/([\w.]+)"', (ROOT / ".ci" / "release").read_text())
+    assert {"dist", "sbom.json"} <= set(written)
+
+
 def test_the_subject_of_the_bill_of_materials_is_the_release(tmp_path):
     (tmp_path / "a.whl").write_bytes(b"wheel")
     (tmp_path / "a.tar.gz").write_bytes(b"sdist")
