@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,10 @@ def of_release(found: dict[str, Any], dist: Path) -> dict[str, Any]:
     left_out = {part["bom-ref"] for part in found["components"] if part["name"] in INSTALLERS}
     parts = [part for part in found["components"] if part is not own and part["bom-ref"] not in left_out]
     needs = [need for need in found["dependencies"] if need["ref"] not in left_out]
-    return {
-        **found,
-        "metadata": {**found["metadata"], "component": own},
-        "components": parts,
-        "dependencies": needs,
-    }
+    metadata = {**found["metadata"], "component": own}
+    bom = {**found, "metadata": metadata, "components": parts, "dependencies": needs}
+    content = uuid.uuid5(uuid.NAMESPACE_URL, json.dumps(bom, sort_keys=True))
+    return {**bom, "serialNumber": f"urn:uuid:{content}"}  # attest-sbom takes none without it
 
 
 def main() -> None:

@@ -64,12 +64,13 @@ def test_a_build_without_a_place_says_how_it_is_called(tmp_path):
     )
 
 
-def test_pages_name_the_wheel_of_this_version():
+def test_pages_and_the_citation_name_this_version():
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     named = {
         name for page in pages for name in re.findall(r"alphadecay_dist-[\d.]+-[\w-]+\.whl", page.read_text())
     }
     assert named == {f"{NAME}-py3-none-any.whl"}
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +191,10 @@ def test_the_subject_of_the_bill_of_materials_is_the_release(tmp_path):
         "components": [own, *others],
         "dependencies": needs,
     }
-    bom = runpy.run_path(str(ROOT / ".ci" / "sbom.py"))["of_release"](found, tmp_path)
+    of_release = runpy.run_path(str(ROOT / ".ci" / "sbom.py"))["of_release"]
+    bom = of_release(found, tmp_path)
+    assert re.fullmatch(r"urn:uuid:[0-9a-f-]{36}", bom["serialNumber"])  # which the attestation asks for
+    assert of_release(found, tmp_path)["serialNumber"] == bom["serialNumber"]
     subject = bom["metadata"]["component"]
     assert (subject["purl"], bom["metadata"]["tools"]) == ("pkg:pypi/alphadecay-dist@1.2", 1)
     assert [component["name"] for component in bom["components"]] == ["torch"]
