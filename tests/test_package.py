@@ -223,6 +223,14 @@ def test_the_base_is_seven_packages_and_what_they_bring(setup):
     assert required <= {name.replace("_", "-") for name in names(d.name for d in closure(*BASE))}
 
 
+def test_all_that_the_base_brings_is_pinned_and_so_audited():
+    """The weekly audit reads constraints.txt."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {name.replace("_", "-") for name in names(line for line in lines if line[:1].isalnum())}
+    brought = {found.name.replace("_", "-").lower() for found in closure(*BASE)} - {"pip", "setuptools"}
+    assert brought - pinned == set()
+
+
 def test_what_is_imported_is_required_or_an_extra(setup):
     brought = names(found.name for found in closure(*BASE))
     extras = setup["options.extras_require"]
