@@ -1,7 +1,7 @@
-"""Build wheel and sdist, the same bytes each time: SOURCE_DATE_EPOCH=... python .ci/build.py OUT.
+"""Build wheel and sdist, the same bytes each time: python .ci/build.py OUT.
 
-They are built from a copy of what belongs to them, with the installed setuptools. Times are
-SOURCE_DATE_EPOCH's; users, groups and the permissions of this machine are left out.
+They are built from a copy of what belongs to them, with the installed setuptools. Times are those of
+SOURCE_DATE_EPOCH, or of the last commit; users, groups and the permissions of this machine are left out.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import gzip
 import io
 import os
 import shutil
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -45,10 +46,20 @@ def rewrite(sdist: Path, epoch: int) -> None:
     sdist.write_bytes(gzip.compress(packed.getvalue(), mtime=epoch))
 
 
+def last_commit() -> str:
+    """When the last commit was made, in seconds."""
+    command = ["git", "log", "-1", "--format=%ct"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def main() -> None:
     """Build both into the directory that is named."""
+    if len(sys.argv) != 2:
+        sys.exit("usage: python .ci/build.py OUT")
     out = Path(sys.argv[1]).resolve()
     out.mkdir(parents=True, exist_ok=True)
+    if "SOURCE_DATE_EPOCH" not in os.environ:
+        os.environ["SOURCE_DATE_EPOCH"] = last_commit()
     epoch = int(os.environ["SOURCE_DATE_EPOCH"])
     os.umask(0o022)
     with tempfile.TemporaryDirectory() as folder:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import configparser
+import hashlib
+import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tarfile
@@ -45,13 +48,29 @@ def program(*command, cwd=ROOT, path=ROOT, **variables):
     return done.returncode, done.stdout
 
 
-def build(out, source=ROOT, mask="022", zone="UTC"):
+def build(out, source=ROOT, mask="022", zone="UTC", locale="C.UTF-8"):
     """Build both from a tree; the files by ending."""
     command = 'umask "$1" && exec "$2" "$3" "$4"'
     parts = ("sh", "-c", command, "sh", mask, sys.executable, source / ".ci" / "build.py", out)
-    code, printed = program(*parts, cwd=out.parent, SOURCE_DATE_EPOCH="1700000000", TZ=zone)
+    code, printed = program(*parts, cwd=out.parent, SOURCE_DATE_EPOCH="1700000000", TZ=zone, LC_ALL=locale)
     assert code == 0, printed
     return out / f"{NAME}-py3-none-any.whl", out / f"{NAME}.tar.gz"
+
+
+def test_a_build_without_a_place_says_how_it_is_called(tmp_path):
+    assert program(sys.executable, ROOT / ".ci" / "build.py", cwd=tmp_path) == (
+        1,
+        "usage: python .ci/build.py OUT\n",
+    )
+
+
+def test_pages_and_the_citation_name_this_version():
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    named = {
+        name for page in pages for name in re.findall(r"alphadecay_dist-[\d.]+-[\w-]+\.whl", page.read_text())
+    }
+    assert named == {f"{NAME}-py3-none-any.whl"}
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +89,7 @@ def unpacked(built, tmp_path_factory):
 
 @pytest.mark.launcher
 def test_both_are_the_same_bytes_each_time_and_from_the_sdist(built, tmp_path):
-    again = build(tmp_path / "again", mask="077", zone="Asia/Tokyo")
+    again = build(tmp_path / "again", mask="077", zone="Asia/Tokyo", locale="POSIX")
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in built]
     with tarfile.open(built[1]) as sdist:
         sdist.extractall(tmp_path, filter="data")
@@ -150,6 +169,42 @@ def test_the_workflows_call_what_there_is():
     assert [name for name in called if not (ROOT / name).is_file()] == []
 
 
+def test_a_release_shows_what_was_built_with_its_bill_of_materials():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())["jobs"]
+    (command,) = (step["run"] for step in jobs["show"]["steps"] if "run" in step)
+    assert command.startswith("gh release create")
+    assert command.endswith("out/dist/* out/sbom.json")
+    written = re.findall(r'"\$out/([\w.]+)"', (ROOT / ".ci" / "release").read_text())
+    assert {"dist", "sbom.json"} <= set(written)
+
+
+def test_the_subject_of_the_bill_of_materials_is_the_release(tmp_path):
+    (tmp_path / "a.whl").write_bytes(b"wheel")
+    (tmp_path / "a.tar.gz").write_bytes(b"sdist")
+    reference = [{"type": "distribution", "url": "file:///somewhere/a.whl"}]
+    own = {"bom-ref": "own", "name": "alphadecay-dist", "version": "1.2", "externalReferences": reference}
+    others = [{"bom-ref": name, "name": name, "version": "3"} for name in ("torch", "pip")]
+    needs = [{"ref": "own", "dependsOn": ["torch"]}, {"ref": "torch"}, {"ref": "pip"}]
+    found = {
+        "specVersion": "1.6",
+        "metadata": {"tools": 1},
+        "components": [own, *others],
+        "dependencies": needs,
+    }
+    of_release = runpy.run_path(str(ROOT / ".ci" / "sbom.py"))["of_release"]
+    bom = of_release(found, tmp_path)
+    assert re.fullmatch(r"urn:uuid:[0-9a-f-]{36}", bom["serialNumber"])  # which the attestation asks for
+    assert of_release(found, tmp_path)["serialNumber"] == bom["serialNumber"]
+    subject = bom["metadata"]["component"]
+    assert (subject["purl"], bom["metadata"]["tools"]) == ("pkg:pypi/alphadecay-dist@1.2", 1)
+    assert [component["name"] for component in bom["components"]] == ["torch"]
+    assert [need["ref"] for need in bom["dependencies"]] == ["own", "torch"]
+    assert [reference["url"] for reference in subject["externalReferences"]] == ["a.tar.gz", "a.whl"]
+    digests = [reference["hashes"][0]["content"] for reference in subject["externalReferences"]]
+    assert digests == [hashlib.sha256(content).hexdigest() for content in (b"sdist", b"wheel")]
+    assert "somewhere" not in json.dumps(bom)
+
+
 def names(lines):
     """Names of distributions as they are compared, without versions and extras."""
     return {re.match(r"[\w.-]+", line).group().lower().replace("_", "-") for line in lines}
@@ -166,6 +221,14 @@ def test_the_base_is_seven_packages_and_what_they_bring(setup):
     required = names(setup["options"]["install_requires"].split())
     assert required >= set(BASE)
     assert required <= {name.replace("_", "-") for name in names(d.name for d in closure(*BASE))}
+
+
+def test_all_that_the_base_brings_is_pinned_and_so_audited():
+    """The weekly audit reads constraints.txt."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {name.replace("_", "-") for name in names(line for line in lines if line[:1].isalnum())}
+    brought = {found.name.replace("_", "-").lower() for found in closure(*BASE)} - {"pip", "setuptools"}
+    assert brought - pinned == set()
 
 
 def test_what_is_imported_is_required_or_an_extra(setup):

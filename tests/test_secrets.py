@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,9 +65,34 @@ def test_a_run_of_two_ranks_with_all_loggers_writes_and_prints_none(tmp_path):
     assert code == 0, printed
     assert len(left_behind(tmp_path / "run")["metrics"]) == 2
     written = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert {"config.yaml", "status.json", "inputs.json", "state.json"} <= written
+    assert {"config.yaml", "status.json", "events.jsonl", "inputs.json", "state.json"} <= written
     assert any(name.endswith(".wandb") for name in written)
     assert any("tfevents" in name for name in written)
+    assert cli.main(["report", str(tmp_path / "run")]) == 0
+    assert cli.main(["export", str(tmp_path / "run"), "--to", "hf", "--output", str(tmp_path / "hf")]) == 0
+    assert {path.name for path in (tmp_path / "hf").iterdir()} >= {"README.md", "model.safetensors"}
+    assert (tmp_path / "run" / "report.html").exists()
+    assert leaks(tmp_path, printed) == []
+
+
+CRASH = """
+import sys
+import train
+from alphadecay_dist.training.loop import Trainer
+
+Trainer.run = lambda trainer: 1 / 0
+train.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.launcher
+@pytest.mark.usefixtures("secrets")
+def test_a_crash_with_its_traceback_shows_none(tmp_path):
+    options = tiny_options(tmp_path, train__steps=2, logging__wandb="offline")
+    code, printed = program(sys.executable, "-c", CRASH, *options, f"--output_dir={tmp_path}/run")
+    assert code == 1
+    assert "ZeroDivisionError" in printed
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
     assert leaks(tmp_path, printed) == []
 
 

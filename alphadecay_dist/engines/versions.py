@@ -40,6 +40,12 @@ def require(package: str) -> None:
         )
 
 
+def without_extra(extra: str, error: ModuleNotFoundError) -> VersionError:
+    """The error of a module whose package comes with an extra, where that was not installed."""
+    package = str(error.name).partition(".")[0]
+    return VersionError(f"{package} is not installed; pip install 'alphadecay-dist[{extra}]'")
+
+
 def installed() -> dict[str, str]:
     """The versions of these packages that are here, by name."""
     found = {}

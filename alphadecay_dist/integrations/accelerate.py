@@ -18,15 +18,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from accelerate import Accelerator
 from torch import nn
 from torch.amp.grad_scaler import OptState
 
 from alphadecay_dist.control.controller import AlphaDecay
 from alphadecay_dist.control.refresh import Refresh
+from alphadecay_dist.engines.versions import without_extra
 from alphadecay_dist.errors import UserError
 from alphadecay_dist.integrations.asked import warn_if_another_runs
 from alphadecay_dist.integrations.engine_step import before_engine_step
+
+try:
+    from accelerate import Accelerator
+except ModuleNotFoundError as error:
+    raise without_extra("hf", error) from None
 
 
 class AcceleratedDecay:

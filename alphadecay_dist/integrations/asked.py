@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
-
+from alphadecay_dist.engines.versions import without_extra
 from alphadecay_dist.errors import warn
+
+try:
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType
+except ModuleNotFoundError as error:
+    raise without_extra("hf", error) from None
 
 # By these variables accelerate knows what a plugin, the Trainer's arguments or its launcher asked for.
 ASKED = {

@@ -16,12 +16,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 
 from alphadecay_dist.control.controller import AlphaDecay
 from alphadecay_dist.control.module_types import means_by_type
 from alphadecay_dist.decay.settings import Settings, settings_from
+from alphadecay_dist.engines.versions import without_extra
 from alphadecay_dist.errors import UserError
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ModuleNotFoundError as error:
+    raise without_extra("lightning", error) from None
 
 
 class AlphaDecayCallback(Callback):

@@ -52,7 +52,8 @@ def param_groups(
         no_decay: glob patterns of full parameter names, such as ``["*norm*", "*bias"]``, that get decay 0 as
             well, whatever ``untuned`` gives them. A matrix that would be tuned is then not tuned, as with
             timm's ``no_weight_decay`` and transformers' no-decay group: 0 is what was asked for.
-        modules: see :func:`tuned_weights`.
+        modules: glob patterns of the names to tune in place of the usual ones, such as ``"*.attn.c_attn"``;
+            see :func:`alphadecay_dist.params.inventory.tuned_weights`.
         follow: what shares the group of a tuned weight, as in the released code: ``"bias"`` is the bias of
             its module, ``"batchnorm"`` a BatchNorm2d named like a convolution (``bn1`` and ``conv1``);
             ``"layernorm"``, there an option that is off, a LayerNorm after the Linear that comes last before

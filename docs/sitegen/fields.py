@@ -1,7 +1,8 @@
 """Every field of a recipe, with its default and its range, for reference/recipe.md.
 
 Names, defaults and meanings are those of the dataclasses. A range is what the trainer itself says that it
-expects where it is given a number that is too small: so the page cannot differ from what is checked.
+expects where it is given a number that is too small, or too large: so the page cannot differ from what is
+checked.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ TASK = re.compile(r"\((\w+)\) ")  # before the meaning of a field that only one 
 PAGE = re.compile(r"docs/([\w\\]+)\.md")  # that a meaning names
 EXPECTED = re.compile(r"expected (.+?)(?:;|: |, or (?:None|null)|$)")
 TOO_SMALL = ("-1", "[-1, -1]")
+TOO_LARGE = (str(2**62),)
+LEAST, MOST = re.compile(r"(\d+) or more"), re.compile(r"(\d+) or less")
 NEEDED = {
     "optimizer": ["optimizer.name=muon"],
     "decay.farms_aspect": ["decay.farms_rows=64"],
+    "decay.farms_grid": ["decay.farms_rows=64"],
 }  # else refused as unused
 OPEN = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
@@ -58,9 +62,21 @@ def range_of(key: str, text: str) -> str:
     if key in WORDS or key in SEVERAL:
         words = ", ".join(f"`{word}`" for word in WORDS.get(key) or SEVERAL[key])
         return ("any of " if key in SEVERAL else "") + words + none
-    said = expected_of(key, task[1] if task else DEFAULT)
+    said = between(
+        *(expected_of(key, task[1] if task else DEFAULT, tries) for tries in (TOO_SMALL, TOO_LARGE))
+    )
     size = ", or with a unit such as 256MiB" if key in SIZES else ""
     return (escaped(said) if said else plain(hint)) + size + none
+
+
+def between(small: str | None, large: str | None) -> str | None:
+    """One range of what is expected in place of a number too small, and of one too large."""
+    least, most = LEAST.fullmatch(small or ""), MOST.fullmatch(large or "")
+    if least and most:
+        return f"{least[1]} to {most[1]}"
+    if least and large and large.startswith("a divisor of "):
+        return large.rstrip(" 0123456789")
+    return large if least and large and large.endswith((")", "]")) else small
 
 
 def hint_of(key: str, task: str) -> Any:
@@ -76,10 +92,10 @@ def plain(hint: Any) -> str:
     return OPEN.get(kinds[0], "names or patterns")
 
 
-def expected_of(key: str, task: str) -> str | None:
-    """What the trainer says that it expects in place of a number that is too small."""
+def expected_of(key: str, task: str, tries: tuple[str, ...]) -> str | None:
+    """What the trainer says that it expects in place of the first of some values that it refuses."""
     others = [f"model.task={task}", *NEEDED.get(key, NEEDED.get(key.partition(".")[0], []))]
-    for value in TOO_SMALL:
+    for value in tries:
         try:
             load_config("demo", [*others, f"{key}={value}"])
         except UserError as error:

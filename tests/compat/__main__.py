@@ -63,15 +63,15 @@ class Environment:
         self.python, self.folder = python, folder
         self.faults: list[str] = []
 
-    def run(self, name: str, *arguments: str) -> bool:
-        """Run the interpreter at the root of the repository; what it prints goes to a file."""
-        path = self.folder / f"{name.replace(' ', '_').replace(',', '')}.log"
-        settings = {"PYTHONPATH": str(ROOT), "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
+    def run(self, name: str, *arguments: str, cwd: Path = ROOT, path: Path | str = ROOT) -> bool:
+        """Run the interpreter, at the root of the repository; what it prints goes to a file."""
+        log = self.folder / f"{name.replace(' ', '_').replace(',', '')}.log"
+        settings = {"PYTHONPATH": str(path), "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
         search = f"{self.python.parent}{os.pathsep}{os.environ['PATH']}"
-        with path.open("w", encoding="utf-8") as output:
+        with log.open("w", encoding="utf-8") as output:
             code = subprocess.run(
                 [str(self.python), *arguments],
-                cwd=ROOT,
+                cwd=cwd,
                 env={**os.environ, **settings, "PATH": search},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -79,16 +79,23 @@ class Environment:
                 check=False,
             ).returncode
         if code:
-            text = path.read_text(encoding="utf-8", errors="replace")
+            text = log.read_text(encoding="utf-8", errors="replace")
             gone = sorted(set(GONE.findall(text)))
             self.faults.append(f"{name} ({'; '.join(gone)})" if gone else name)
-            print(f"{name}: exit code {code}; all of it is in {path}\n{text[-2000:]}", file=sys.stderr)
+            print(f"{name}: exit code {code}; all of it is in {log}\n{text[-2000:]}", file=sys.stderr)
         return code == 0
 
     def versions(self) -> list[str]:
         """Of Python and the packages."""
         command = [str(self.python), "-c", VERSIONS.format(repr(PACKAGES))]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    def wheel(self) -> None:
+        """The trainer of what pip installed, where nothing of the repository is."""
+        empty = self.folder / "empty"
+        empty.mkdir()
+        train = ("-m", "alphadecay_dist", "train", "--deepspeed", "zero2", "--logging.wandb=off")
+        self.run("the wheel alone", *train, f"--train.steps={STOP}", "--eval.every=0", cwd=empty, path="")
 
     def demo(self, name: str) -> None:
         """The demo in one go, and stopped and started again: the same numbers, bit for bit."""
@@ -152,6 +159,8 @@ def main() -> int:
     environment.run("tests on ranks", *PYTEST, "-m", "ranks", *RANKS)
     for name in RUNS:
         environment.demo(name)
+    if not args.installed:
+        environment.wheel()
     seconds = time.monotonic() - started
     result = f"FAILED: {'; '.join(environment.faults)}" if environment.faults else "passed"
     print(f"| {' | '.join(environment.versions())} | {date.today()} | {result}, {seconds / 60:.0f} min |")

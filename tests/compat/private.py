@@ -45,13 +45,20 @@ class Owner:
         installed = version(self.package)
         if int(installed.partition(".")[0]) < self.since:
             return []
-        found = self.find()
+        found, why = self._found()
         return [
-            f"{self.package} {installed}: no private attribute {name} of {self.what}; read by "
+            f"{self.package} {installed}: no private attribute {name} of {self.what}{why}; read by "
             f"{', '.join(readers().get(name, ()))}"
             for name in self.names
             if not hasattr(found, name)
         ]
+
+    def _found(self) -> tuple[Any, str]:
+        """The owner, or None and why there is none: the others are looked at all the same."""
+        try:
+            return self.find(), ""
+        except Exception as error:  # another release may fail in any way
+            return None, f", which was not found ({type(error).__name__}: {' '.join(str(error).split())})"
 
 
 def _fsdp1() -> Any:

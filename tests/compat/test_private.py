@@ -32,6 +32,13 @@ def test_one_that_is_gone_is_named_with_its_readers():
     assert replace(gone, since=99).missing() == []
 
 
+def test_an_owner_that_is_gone_is_named_with_what_is_read_of_it():
+    owner = Owner("torch", "FSDP1's handle", ("_handle",), lambda: torch.nn.Linear(1, 1)._handle)
+    (line,) = owner.missing()
+    assert "no private attribute _handle of FSDP1's handle, which was not found (AttributeError: " in line
+    assert "; read by alphadecay_dist/engines/native/fsdp1.py" in line
+
+
 @pytest.mark.parametrize(
     ("code", "seen"),
     [

@@ -76,6 +76,26 @@ def test_what_is_not_installed_is_named(monkeypatch):
         require("deepspeed")
 
 
+@pytest.mark.parametrize(
+    ("host", "package", "extra"),
+    [
+        ("accelerate", "accelerate", "hf"),
+        ("asked", "accelerate", "hf"),
+        ("lightning", "lightning", "lightning"),
+    ],
+)
+def test_a_host_without_its_package_names_the_extra(host, package, extra):
+    code = f"import sys; sys.modules[{package!r}] = None; import alphadecay_dist.integrations.{host}"
+    environment = {**os.environ, "PYTHONPATH": python_path(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stderr.splitlines()[-1] == (
+        f"alphadecay_dist.errors.VersionError: {package} is not installed; "
+        f"pip install 'alphadecay-dist[{extra}]'"
+    )
+
+
 OTHER = """
 import importlib.metadata, runpy, sys, warnings
 package, found, sys.argv = sys.argv[1], sys.argv[2], sys.argv[3:]

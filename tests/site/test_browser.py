@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import re
 import subprocess
 import sys
@@ -86,6 +87,9 @@ def test_what_is_generated_is_on_the_pages(site):
     assert "train.seq_len" in texts["reference/recipe"]
     assert "--world_size" in texts["reference/commands"]
     assert "min_ratio" in texts["reference/api"]
+    api = html.unescape(re.sub(r"<[^>]+>", "", texts["reference/api"]))
+    assert 'untuned: str = "base"' in api  # the constant's value
+    assert re.search(r"Dicts with params, [^–]* in followers\.", api)  # one thing is returned, in a paragraph
     assert "fetch it again" in texts["troubleshooting"]
     assert not any("generated:" in text or ":meth:" in text for text in texts.values())
 

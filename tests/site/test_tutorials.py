@@ -155,7 +155,12 @@ def test_the_examples_of_the_other_pages(tmp_path, monkeypatch, capsys):
 
 PAGES = [page.relative_to(DOCS).as_posix() for page in sorted(DOCS.rglob("*.md"))]
 ALPHADECAY = re.compile(r"(?:.*--no.python )?alphadecay ((?!train)\w+ .*?)(?: *#.*| *\| .*)?$")
-CALLS = [(page, found[1]) for page in PAGES for line in lines(page) if (found := ALPHADECAY.match(line))]
+CALLS = [
+    (page, found[1])
+    for page in [*PAGES, "../README.md"]
+    for line in lines(page)
+    if (found := ALPHADECAY.match(line))
+]
 
 
 @pytest.mark.parametrize(("page", "call"), CALLS)
@@ -189,6 +194,7 @@ def test_every_example_has_a_test():
 
 
 def test_calls_were_found():
+    assert "../README.md" in dict(CALLS)
     assert {call.split()[0] for _, call in CALLS} >= {"plan", "spectrum", "report", "data", "doctor", "table"}
 
 

@@ -19,6 +19,7 @@ DOCS = ROOT / "docs"
 PAGES = {
     page.relative_to(DOCS).as_posix(): page.read_text(encoding="utf-8") for page in sorted(DOCS.rglob("*.md"))
 }
+PAGES["README.md"] = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -59,4 +60,4 @@ def test_the_plan_for_gpus_that_are_not_at_hand(capsys):
 
 
 def test_commands_were_found():
-    assert {page for page, _ in COMMANDS} >= {"trainer.md", "data.md", "vision.md"}
+    assert {page for page, _ in COMMANDS} >= {"README.md", "trainer.md", "data.md", "vision.md"}
