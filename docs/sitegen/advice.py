@@ -44,7 +44,10 @@ RULES = (  # a pattern in the message, and what to do; the first that fits count
         r"cannot train \.\.\. pieces",
         "the corpus is too small for this vocabulary: lower the model's `vocab_size`",
     ),
-    (r"eos_token|has no token", "correct the tokenizer's files, or take them again from where they came"),
+    (
+        r"eos_token|has no token|^tokenizer_config",
+        "correct the tokenizer's files, or take them again from where they came",
+    ),
     (r"is not divisible by|^model\.name \.\.\.: a directory without", "correct the model's JSON"),
     (
         r"^train\.seq_len: found \.\.\., above",

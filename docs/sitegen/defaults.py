@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+import ast
 from typing import Any
 
 import griffe
+
+from sitegen.texts import PACKAGE, defined, module_of
+
+PARTS_OF_NO_VALUE = (ast.Name, ast.Call, ast.FunctionDef)
 
 
 class Values(griffe.Extension):
@@ -40,9 +44,14 @@ def _put(member: Any) -> None:
 
 
 def _value(name: griffe.ExprName) -> griffe.Expr | str:
-    """What a name stands for, if that is a text or a number of this package."""
+    """What a name stands for, if this package has it as a text or numbers; nothing is imported for it."""
     module, _, constant = name.canonical_path.rpartition(".")
-    if not module.startswith("alphadecay_dist"):
+    path = PACKAGE.parent / f"{module.replace('.', '/')}.py"
+    if not path.is_file():
         return name
-    value = getattr(import_module(module), constant, None)
-    return repr(value) if isinstance(value, str | int | float | tuple) else name
+    found = defined(constant, module_of(path))
+    while found is not None and isinstance(found[1], ast.Name):
+        found = defined(found[1].id, found[0])
+    if found is None or any(isinstance(node, PARTS_OF_NO_VALUE) for node in ast.walk(found[1])):
+        return name
+    return ast.unparse(found[1])

@@ -54,13 +54,10 @@ class Place:
 def module_of(path: Path) -> Module:
     """A file, read."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    constants = {
-        target.id: node.value
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
+    assigned = [node for node in tree.body if isinstance(node, ast.Assign)]
+    constants = dict(
+        pair for node in assigned for target in node.targets for pair in _pairs(target, node.value)
+    )
     imports = {
         alias.asname or alias.name: (node.module, alias.name)
         for node in ast.walk(tree)
@@ -69,6 +66,15 @@ def module_of(path: Path) -> Module:
     }
     functions = {node.name: node for node in ast.walk(tree) if isinstance(node, Function)}
     return Module(tree, constants, functions, imports)
+
+
+def _pairs(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, ast.expr]]:
+    """Names and what they are given, also several in one line."""
+    if isinstance(target, ast.Name):
+        yield target.id, value
+    elif isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+        for inner, own in zip(target.elts, value.elts, strict=True):
+            yield from _pairs(inner, own)
 
 
 def defined(name: str, module: Module) -> tuple[Module, ast.expr | Function] | None:
