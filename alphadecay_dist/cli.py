@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     if command in COMMANDS and COMMANDS[command].on_every_rank:
         return exit_code_of(lambda: _run_as_rank(words), f"alphadecay {command}")
     try:
-        return _run(words)
+        return _run_and_flush(words)
     except UserError as error:
         print(f"alphadecay: error: {error}", file=sys.stderr)
         return USER_ERROR
@@ -42,6 +42,14 @@ def _run_as_rank(words: list[str]) -> int:
     settle_rank()
     end_with_launcher()
     return _run(words)
+
+
+def _run_and_flush(words: list[str]) -> int:
+    """Run a command, and write out what it printed: where nobody reads that, it is known here."""
+    try:
+        return _run(words)
+    finally:
+        sys.stdout.flush()
 
 
 def _run(words: list[str]) -> int:

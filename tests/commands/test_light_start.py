@@ -184,10 +184,17 @@ def test_a_command_of_another_package_is_a_row_and_a_module(tmp_path, monkeypatc
     assert "doubles a number" in capsys.readouterr().out
 
 
-def test_a_reader_that_has_seen_enough_ends_a_command_quietly():
+@pytest.mark.parametrize(
+    ("words", "unbuffered"),  # what is printed goes out at the end, or line by line
+    [(["table", "slurm/table.yaml", "--dry-run"], ""), (["table", "adamw:60m"], "1"), (["--help"], "")],
+)
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly(words, unbuffered):
     """As in ``alphadecay table ... | head``."""
-    command = [sys.executable, "-m", "alphadecay_dist", "table", "slurm/table.yaml", "--dry-run"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as ended:
+    command = [sys.executable, "-m", "alphadecay_dist", *words]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=environment
+    ) as ended:
         ended.stdout.close()
         assert ended.stderr.read() == b""
     assert ended.returncode == 1
