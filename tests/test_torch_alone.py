@@ -6,10 +6,11 @@ import os
 import re
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,13 +19,12 @@ def closure(*packages):
     """The distributions of packages and of all that they require, extras left out."""
     found, waiting = {}, list(packages)
     while waiting:
-        name = re.match(r"[\w.-]+", waiting.pop()).group().lower()
-        if name not in found:
-            try:
-                found[name] = distribution(name)
-            except PackageNotFoundError:  # required on another platform
-                continue
-            waiting += [line for line in found[name].requires or [] if "extra ==" not in line]
+        wanted = Requirement(waiting.pop())
+        name = wanted.name.lower()
+        # What another Python or platform needs may still be found here: setuptools brings some for itself.
+        if name not in found and (wanted.marker is None or wanted.marker.evaluate({"extra": ""})):
+            found[name] = distribution(name)
+            waiting += found[name].requires or []
     return found.values()
 
 
