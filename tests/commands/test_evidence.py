@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from alphadecay_dist.training.data.corpus import demo_files
+from alphadecay_dist.training.outputs.run_files import read_status
 from tests.training.runs import ROOT, SIZES, launch, left_behind
 
 TABLE = "docs/results/english_methods.yaml"
@@ -54,7 +55,9 @@ def test_the_command_trains_goes_on_and_writes_the_numbers(folder):
     numbers = (folder / TABLE).with_suffix(".json")
     numbers.write_text("of an earlier run")
     code, said = repeat("--train.stop_after=4")
-    assert code != 0, said
+    assert code == 75, said
+    ends = [read_status(cell) for cell in (folder / "runs" / "english_methods").iterdir()]
+    assert [(end["state"], end["step"]) for end in ends] == [("preempted", 4)] * 2
     assert numbers.read_text() == "of an earlier run"
     code, said = repeat()
     assert code == 0, said

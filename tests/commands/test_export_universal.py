@@ -29,7 +29,7 @@ from tests.training.runs import final_weights, tiny_options, train_on
 pytestmark = [pytest.mark.ranks, pytest.mark.launcher]
 
 DONE, END = 7, 12  # a refresh between them
-PAGE = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
 ((LOADS, RESTORES),) = (code.splitlines() for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
 
 

@@ -53,7 +53,7 @@ def test_the_models_and_the_section_of_the_trainers_page():
 
 def test_the_plan_for_gpus_that_are_not_at_hand(capsys):
     (line,) = (
-        line for block in blocks("engines.md", "bash") for line in block.splitlines() if "--profile" in line
+        line for block in blocks("plan.md", "bash") for line in block.splitlines() if "--profile" in line
     )
     assert cli.main(shlex.split(line)[1:]) == 0
     assert "refresh: at least " in capsys.readouterr().out

@@ -123,7 +123,7 @@ OLDER = {
 }
 
 
-@pytest.mark.skipif(not CONVERTS, reason="fields of transformers 4")
+@pytest.mark.skipif(not CONVERTS, reason="transformers 4 has the older names itself")
 @pytest.mark.parametrize("kind", OLDER)
 def test_older_names_of_values_are_taken_as_transformers_takes_them(tmp_path, kind):
     values = {**SIZES, "num_key_value_heads": 4, "pad_token_id": 3, "model_type": kind, **OLDER[kind]}
