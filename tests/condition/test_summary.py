@@ -111,7 +111,6 @@ def a_layer(width=8):
     return nn.ModuleDict({"self_attn": nn.ModuleDict(attention), "mlp": nn.ModuleDict(mlp)})
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 def test_a_suggestion_is_code_that_divides_a_model():
     text = suggestion(LINES)
     model = nn.ModuleDict({"layers": nn.ModuleList(a_layer() for _ in range(2)), "embed": nn.Embedding(9, 8)})
