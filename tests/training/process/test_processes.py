@@ -90,11 +90,13 @@ def test_variables_that_are_wrong_are_one_line_and_exit_code_2(tmp_path, variabl
     assert not (tmp_path / "run").exists()
 
 
-def test_a_smaller_micro_batch_is_said_in_one_line(tmp_path):
-    options = tiny_options(tmp_path, train__micro_batch=7, train__steps=1)
+def test_a_smaller_micro_batch_and_slow_bf16_are_said_in_a_line_each(tmp_path):
+    options = tiny_options(tmp_path, train__micro_batch=7, train__steps=1, train__dtype="bfloat16")
+    as_avx2 = {"ATEN_CPU_CAPABILITY": "avx2"}  # torch then uses no AVX-512, whatever the CPU has
     ((code, text),) = started(
-        tmp_path, [{}], [["--output_dir", str(tmp_path / "run"), *options, "--dry-run"]]
+        tmp_path, [as_avx2], [["--output_dir", str(tmp_path / "run"), *options, "--dry-run"]]
     )
     assert code == 0, text
-    (line,) = [line for line in text.splitlines() if line.startswith("micro-batches of")]
-    assert line.startswith("micro-batches of 6 sequences: train.micro_batch is 7")
+    size, slow = [line for line in text.splitlines() if line.startswith(("micro-batches of", "train.dtype:"))]
+    assert size.startswith("micro-batches of 6 sequences: train.micro_batch is 7")
+    assert slow.startswith("train.dtype: bfloat16 is many times slower than float32 on this CPU")
