@@ -6,27 +6,18 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from alphadecay_dist.commands.cells import HOURS, SEED, Cell
+from alphadecay_dist.commands.comparable import data_of, deviations, mixtures
 from alphadecay_dist.commands.paired import paired
 from alphadecay_dist.commands.published import Published, Table
 from alphadecay_dist.commands.published_facts import facts
-from alphadecay_dist.errors import UserError
-from alphadecay_dist.training.config import flat, load_config
-from alphadecay_dist.training.tasks.registry import task_named
 
 FORMATS = ("markdown", "csv", "json")
 FINISHED = "finished"
-OF_THE_RECIPE = (
-    "model.task",
-    "model.name",
-    "data.source",
-    "data.pack",
-)  # what decides results beside a cell's options
 
 
 @dataclass(frozen=True)
@@ -85,35 +76,6 @@ def rows_of(table: Table) -> list[Row]:
     return [_row(dict(place), cells) for place, cells in groups.items()]
 
 
-def deviations(cells: Iterable[Cell]) -> list[str]:
-    """In which settings runs are not what their cells say, a line for those that differ alike.
-
-    Such a run's results compare with no published ones.
-    """
-    found: dict[str, list[str]] = {}
-    for cell in cells:
-        path = cell.folder / "config.yaml"
-        if path.is_file():
-            line = _deviation(cell, path)
-            if line:
-                found.setdefault(line, []).append(cell.name)
-    return [f"not the table's settings ({_some(names)}): {line}" for line, names in found.items()]
-
-
-def _deviation(cell: Cell, path: Path) -> str:
-    """What a run's own config has otherwise than its cell."""
-    try:
-        kept = dict(flat(load_config(str(path.absolute()))))
-        asked = dict(flat(replace(cell, given={}).config()))
-    except UserError as error:
-        return str(error)
-    of_the_task = (key for key in task_named(asked["model.task"]).fixed if key.startswith("task."))
-    keys = (*OF_THE_RECIPE, *of_the_task, *cell.options)
-    return ", ".join(
-        f"{key} {kept.get(key)}, not {asked[key]}" for key in keys if kept.get(key) != asked[key]
-    )
-
-
 def render(table: Table, form: str) -> str:
     """The table in one of ``FORMATS``."""
     if form == "json":
@@ -125,7 +87,8 @@ def render(table: Table, form: str) -> str:
 
 
 def _notes(table: Table) -> list[str]:
-    return [*deviations(table.cells.values()), *table.notes]
+    cells = list(table.cells.values())
+    return [*deviations(cells), *mixtures(cells), *table.notes]
 
 
 def _row(place: Mapping[str, str], cells: Sequence[Cell]) -> Row:
@@ -206,7 +169,13 @@ def tree_of(table: Table) -> dict[str, Any]:
     """The results as plain data: rows, differences between methods by seed, cells, notes."""
     results = {number: cell.result() for number, cell in table.cells.items()}
     cells = [
-        {"cell": number, "place": dict(cell.place), "folder": str(cell.folder), **results[number]}
+        {
+            "cell": number,
+            "place": dict(cell.place),
+            "folder": str(cell.folder),
+            "data": data_of(cell),
+            **results[number],
+        }
         for number, cell in table.cells.items()
     ]
     differences = [asdict(own) for own in paired(list(table.cells.values()), list(results.values()))]
@@ -229,8 +198,3 @@ def _shown(number: Statistic | Published | None) -> str:
 def _cell_text(text: str) -> str:
     """A text that does not end a column."""
     return text.replace("|", "\\|")
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -10,8 +10,10 @@ import statistics
 import pytest
 
 from alphadecay_dist import cli
+from alphadecay_dist.commands.comparable import data_of
 from alphadecay_dist.commands.published import Choice, published_table
 from alphadecay_dist.commands.results import render, rows_of, statistic
+from alphadecay_dist.errors import UserError
 from alphadecay_dist.training.config import to_yaml
 from alphadecay_dist.training.outputs.run_files import RunFiles
 
@@ -126,6 +128,33 @@ def test_runs_with_other_settings_than_the_tables_are_named(table):
         f"- not the table's settings ({cell.name}): data.source demo, not c4, train.steps 20, not 20000"
         in lines
     )
+
+
+def test_runs_that_read_other_data_under_the_same_name_are_named(table):
+    def begun(cell, digest):
+        marks = {"data.source": {"a.jsonl.gz": {"bytes": 5, "sha256": digest}}}
+        inputs = {"tokenizer": "t", "revision": None, "data": marks}
+        RunFiles(cell.folder).text("inputs.json", json.dumps(inputs))
+        return data_of(cell)
+
+    cells = [cell for cell in table.cells.values() if cell.place["method"] == "alphadecay"]
+    first, _, last = [begun(cell, digest) for cell, digest in zip(cells, "aab", strict=True)]
+    (line,) = [line for line in render(table, "markdown").splitlines() if "not the same data" in line]
+    assert line == (
+        "- not the same data under the name c4, so compare within each alone: "
+        f"{first} ({cells[0].name}, {cells[1].name}); {last} ({cells[2].name})"
+    )
+    begun(cells[2], "a")
+    assert "not the same data" not in render(table, "markdown")
+    tree = json.loads(render(table, "json"))
+    assert [cell["data"] for cell in tree["cells"]] == [None] * 6 + [first] * 3
+
+
+def test_a_broken_record_of_a_runs_data_is_one_line(table):
+    cell = table.cells[max(table.cells)]
+    RunFiles(cell.folder).text("inputs.json", "[]")
+    with pytest.raises(UserError, match=r"inputs\.json: cannot be read .*, expected what alphadecay train"):
+        render(table, "json")
 
 
 def test_an_evaluation_of_an_earlier_version_has_no_number_as_published(table):
