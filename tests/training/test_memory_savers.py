@@ -83,6 +83,46 @@ def test_checkpointing_and_compiling_take_other_architectures_blocks(kind):
     assert blocks == {f"{layers}.0", f"{layers}.1"}
 
 
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "vocab_size": 512,
+    "max_position_embeddings": 256,
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("compiled", [False, True])
+def test_bf16_learns_what_float32_does_and_sees_no_later_token(compiled):
+    """On this CPU: each kind of CPU has kernels of its own, and the compiler writes others for each."""
+    if compiled and not shutil.which("g++"):
+        pytest.skip("torch.compile needs a C++ compiler")
+    config = models.config_of("own", LLAMA, 256)
+    tokens = torch.randint(512, (4, 256), generator=torch.Generator().manual_seed(0))
+
+    def gradients(dtype, train):
+        model, drawn = models.build_model(config, train), random_values(models.build_on_meta(config), 0)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                sharp = name.endswith(("q_proj.weight", "k_proj.weight"))  # so that attention chooses
+                parameter.copy_((3 if sharp else 1) * drawn(name))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = model(tokens, tokens)
+            loss.backward()
+            later = torch.where(torch.arange(256) < 128, tokens, 7)
+            before = [model.model(ids).last_hidden_state[:, :128] for ids in (tokens, later)]
+        assert torch.equal(*before)
+        return {"loss": loss.detach()} | {name: own.grad for name, own in model.named_parameters()}
+
+    expected = gradients(torch.float32, TrainConfig())
+    for name, found in gradients(torch.bfloat16, TrainConfig(compile=compiled)).items():
+        torch.testing.assert_close(found.norm(), expected[name].norm(), rtol=2e-2, atol=0)
+        assert torch.cosine_similarity(found.flatten(), expected[name].flatten(), 0) > 0.999, name
+
+
 @pytest.mark.launcher
 @pytest.mark.ranks
 @pytest.mark.parametrize(
