@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alphadecay_dist import SpectralCondition
 from tests.engines.fsdp1 import wrapped
-from tests.engines.tiny import TUNABLE, engine_of, filled
+from tests.engines.tiny import TUNABLE, allow_fp16, engine_of, filled
 from tests.multirank import run_ranks
 
 pytestmark = [pytest.mark.ranks, pytest.mark.filterwarnings("ignore:.*FSDP.*")]
@@ -110,6 +110,7 @@ def check_engines(ranks):
 
 def check_loss_scale():
     """In fp16 the scale is on the gradients that are sampled, and off the norms that are told."""
+    allow_fp16()
     model, _ = filled(TUNABLE)
     config = {"train_micro_batch_size_per_gpu": 1, "fp16": {"enabled": True, "loss_scale": 4096}}
     config |= {"zero_optimization": {"stage": 2}, "zero_force_ds_cpu_optimizer": False}

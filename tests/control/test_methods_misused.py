@@ -10,7 +10,7 @@ from torch import nn
 from alphadecay_dist import AlphaDecay, UserError, param_groups
 from alphadecay_dist.decay.settings import Settings
 from tests.controllers import SETTINGS, decays_in, setup, update
-from tests.engines.tiny import TUNABLE, Uneven, engine_of
+from tests.engines.tiny import TUNABLE, Uneven, allow_fp16, engine_of
 from tests.multirank import run_ranks
 
 
@@ -292,6 +292,7 @@ def test_ranks_with_different_settings_are_told(options):
 
 def without_gradients(kind, stage):
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled
+    allow_fp16()
     config = {
         "train_batch_size": 1,
         "train_micro_batch_size_per_gpu": 1,

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
 from alphadecay_dist.engines.zero import config as zero_config
@@ -45,6 +46,11 @@ class Pairs(Uneven):
     def _blocks(self, linears: list[nn.Linear]) -> list[nn.ModuleDict]:
         pairs = zip(linears[::2], linears[1::2], strict=True)
         return [nn.ModuleDict({"up": up, "down": down}) for up, down in pairs]
+
+
+def allow_fp16() -> None:
+    """Let DeepSpeed train in fp16 on this CPU: it asks for AVX512-FP16, and torch computes without."""
+    get_accelerator().is_fp16_supported = lambda: True
 
 
 def value_of(name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

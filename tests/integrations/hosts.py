@@ -143,8 +143,9 @@ def require_same(found, expected):
     decays, weights = ({name.removeprefix("net."): own for name, own in part.items()} for part in found)
     none = {name for name, own in expected[0].items() if own is None}  # a policy that only watches has none
     assert {name for name, own in decays.items() if own is None} == none
+    # A host that clips by the shards' norms sums in another order, and Adam spreads what that rounds off.
     assert {**decays, **dict.fromkeys(none, 0.0)} == pytest.approx(
-        {**expected[0], **dict.fromkeys(none, 0.0)}, rel=1e-6
+        {**expected[0], **dict.fromkeys(none, 0.0)}, rel=2e-5
     )
     for name, weight in expected[1].items():
         torch.testing.assert_close(
