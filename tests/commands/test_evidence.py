@@ -14,7 +14,6 @@ from tests.training.runs import ROOT, SIZES, launch, left_behind
 
 TABLE = "docs/results/english_methods.yaml"
 TINY = {
-    "train.compile": False,
     "train.global_batch": 4,
     "train.micro_batch": 4,
     "train.seq_len": 32,
@@ -30,7 +29,7 @@ TINY = {
 def folder(tmp_path):
     """Two cells of the table, a tiny model in place of its own, and the demo's text for the corpus."""
     shutil.copytree(ROOT / "docs" / "results", tmp_path / "docs" / "results")
-    (tmp_path / "docs" / "results" / "llama_3m.json").write_text(
+    (tmp_path / "docs" / "results" / "llama_2m.json").write_text(
         json.dumps({**SIZES, "max_position_embeddings": 256})
     )
     table = yaml.safe_load((tmp_path / TABLE).read_text())
