@@ -1,8 +1,8 @@
 // Light and dark, colours, and numbers as text.
 
 const SERIES = {  // the first seven are told apart by the colour-blind too (deuteranopia, protanopia)
-  light: ["#316fc1", "#af2b3f", "#049884", "#9e5d0c", "#5428bd", "#359bc2", "#364271", "#fa543c", "#961b50", "#72993f"],
-  dark: ["#8591f8", "#ff9d90", "#369b56", "#e1d559", "#9c87c6", "#8adcff", "#b6e0d9", "#f68838", "#be94be", "#dadb8c"],
+  light: ["#316fc1", "#af2b3f", "#049884", "#9e5d0c", "#5428bd", "#359bc2", "#364271", "#fa543c", "#c837b4", "#72993f"],
+  dark: ["#8591f8", "#ff9d90", "#369b56", "#e1d559", "#9c87c6", "#8adcff", "#b6e0d9", "#f68838", "#e64fb0", "#9a7b4f"],
 };
 const SCALES = {  // of heat maps and of what follows time: from little to much
   light: [[0, "#dfebf7"], [0.3, "#a9cdec"], [0.6, "#3f86c4"], [0.85, "#1a5a9c"], [1, "#0a2f5c"]],
