@@ -135,7 +135,7 @@ class Advice:
         self._began = False
         self._first = host.updates()  # before any call of step()
         self._unsaid: str | None = coverage.line()
-        self._notice(f"{tuned} are tuned; {coverage.too_small()}")
+        self._notice(f"{tuned} are {'tuned' if self._moves else 'watched'}; {coverage.too_small()}")
         for doubt in doubts(host, settings):
             self._say(doubt)
 

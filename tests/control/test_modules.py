@@ -43,6 +43,13 @@ def test_an_undefined_module_shows_why():
     assert decay.modules["layers.4.up"] == TunedModule("layers.4.up", (50, 90), None, 0.1, "zero")
 
 
+def test_a_monitor_says_that_it_watches(caplog):
+    model = Uneven(TUNABLE)
+    AlphaDecay(model, torch.optim.AdamW(model.parameters()), policy="monitor")
+    (line,) = caplog.messages
+    assert "weights are watched; " in line
+
+
 def test_what_is_tuned_is_said_at_construction_and_what_is_not_at_the_first_refresh(caplog):
     torch.manual_seed(0)
     model = Uneven([*TUNABLE, (40, 90)])
