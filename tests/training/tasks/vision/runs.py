@@ -18,6 +18,7 @@ from tests.training.runs import argv_of, left_behind, without_times
 
 TRAIN, VALIDATION = 60, 22  # two updates of 24 an epoch, 12 images are left over; a padded evaluation
 STEPS = 7
+WIDTH = 64
 
 
 def write_idx(folder, train=TRAIN, validation=VALIDATION):
@@ -44,7 +45,7 @@ def options_of(source, **changes):
         "task.channels": 1,
         "task.classes": 10,
         "task.patch_size": 4,
-        "task.width": 64,
+        "task.width": WIDTH,
         "task.depth": 2,
         "task.heads": 2,
         "task.drop_path": 0.4,

@@ -10,6 +10,7 @@ from tests.multirank import run_ranks
 from tests.training.runs import left_behind
 from tests.training.tasks.vision.runs import (
     STEPS,
+    WIDTH,
     options_of,
     refused,
     run,
@@ -65,6 +66,19 @@ def test_the_average_is_the_plain_one(alone):
             assert not torch.allclose(tensor, weights[-1][name, "weight"], atol=1e-5)
 
 
+def without_key_biases(tensors):
+    """All but the biases of the keys: softmax takes none of them in, so their gradient is rounding alone.
+
+    AdamW makes steps of it, which differ with whatever changes the rounding.
+    """
+    kept = dict(tensors)
+    for name, kind in tensors:
+        if name.endswith("qkv.bias"):
+            queries, _, values = tensors[name, kind].split(WIDTH)
+            kept[name, kind] = torch.cat([queries, values])
+    return kept
+
+
 MORE = [pytest.param(engine, marks=pytest.mark.long) for engine in ("ddp", "1")]
 
 
@@ -83,9 +97,9 @@ def test_every_engine_is_the_run_of_one_process(alone, source, tmp_path, engine)
             assert module["alpha"] == pytest.approx(other["modules"][name]["alpha"], abs=1e-5)
     for line, other in zip(found["eval"], expected["eval"], strict=True):
         assert line == pytest.approx(other, abs=1e-5)
-    theirs = tensors_of(before)
-    for key, tensor in tensors_of(tmp_path / "run").items():
-        torch.testing.assert_close(tensor, theirs[key], atol=2e-4, rtol=1e-3)
+    theirs = without_key_biases(tensors_of(before))
+    for key, tensor in without_key_biases(tensors_of(tmp_path / "run")).items():
+        torch.testing.assert_close(tensor, theirs[key], atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("engine", "world_size"), [("fsdp2", 2), ("3", 2)])
